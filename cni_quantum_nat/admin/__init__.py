@@ -1,0 +1,1 @@
+"""A person waits for this code: the commands of the operator, one file each."""

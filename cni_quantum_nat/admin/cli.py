@@ -1,0 +1,54 @@
+"""The command line: what a person asks for. `quantum-nat --help` is its manual."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from .. import __version__
+from ..hotpath.errors import CniError
+from ..hotpath.state import DEFAULT_DIRECTORY
+from . import list as list_command
+
+_DESCRIPTION = """\
+Quantum NAT has two uses.
+
+A container runtime (containerd, CRI-O, podman, cnitool) runs it as a CNI plugin: with CNI_COMMAND in the
+environment and a network configuration on standard input. A configuration list names it after the plugin that makes
+the interface: {"type": "quantum-nat", "capabilities": {"portMappings": true}}.
+
+A person runs it with one of the commands below.
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="quantum-nat", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"quantum-nat {__version__}")
+    parser.add_argument(
+        "--state-dir",
+        default=DEFAULT_DIRECTORY,
+        metavar="DIRECTORY",
+        help="where the records are: the networks' stateDir (default: %(default)s)",
+    )
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
+    list_command.add_to(commands)
+    return parser
+
+
+def run() -> int:
+    """Run the command, and return the exit status: 0, 1 after a failure, 2 for unusable arguments."""
+    parser = _parser()
+    arguments = parser.parse_args()
+    if arguments.command is None:
+        parser.print_help(sys.stderr)
+        return 2
+    try:
+        status: int = arguments.run(arguments)
+    except CniError as error:
+        print(f"quantum-nat: {error.message}", file=sys.stderr)
+        if error.details:
+            print(error.details, file=sys.stderr)
+        return 1
+    return status

@@ -1,0 +1,68 @@
+"""`quantum-nat list`: every attachment on record."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ..hotpath.state import State
+
+if TYPE_CHECKING:
+    import argparse
+
+    from ..hotpath.model import Attachment
+
+_COLUMNS = ("NETWORK", "CONTAINER", "INTERFACE", "ADDRESSES", "PORTS", "AGE")
+_CONTAINER_CHARACTERS = 12  # what podman and crictl show
+_PIPED_WIDTH = 10_000  # one line for each attachment, whatever reads it
+_UNITS = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
+
+
+def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the command line."""
+    parser = commands.add_parser("list", help="list attachments with their addresses and ports")
+    parser.add_argument("--json", action="store_true", help="print the records as a JSON array")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the records, oldest first."""
+    records = sorted(State(arguments.state_dir).attachments(), key=lambda attachment: attachment.created_at)
+    if arguments.json:
+        print(json.dumps([attachment.as_record() for attachment in records], indent=2))
+    else:
+        _print_table(records)
+    return 0
+
+
+def _print_table(records: list[Attachment]) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_PIPED_WIDTH)
+    table = Table(*_COLUMNS, box=None, pad_edge=False, header_style="bold")
+    for attachment in records:
+        table.add_row(*_row(attachment, time.time()))
+    console.print(table)
+
+
+def _row(attachment: Attachment, now: float) -> tuple[Any, ...]:
+    return (
+        attachment.id.network,
+        attachment.id.container_id[:_CONTAINER_CHARACTERS],
+        attachment.id.interface,
+        ", ".join(str(endpoint.address) for endpoint in attachment.endpoints),
+        ", ".join(str(mapping) for mapping in attachment.port_mappings) or "-",
+        age(now - attachment.created_at),
+    )
+
+
+def age(seconds: float) -> str:
+    """Say a duration by its largest unit: 42s, 5m, 3h, 12d."""
+    for unit, length in _UNITS:
+        if seconds >= length:
+            return f"{int(seconds // length)}{unit}"
+    return "0s"

@@ -1,0 +1,1 @@
+"""A runtime waits for this code: an allow-list of modules, see README.md here."""

@@ -1,0 +1,30 @@
+"""The only door from the hot path to the slow one. Each function says why it is taken rarely."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .rules import Element
+
+
+def validate_configuration(configuration: dict[str, Any]) -> dict[str, Any]:
+    """Validate a configuration that was not seen before, and return its normalised form; CniError(2) or (7)."""
+    from ..slowpath.config import normalise
+
+    return normalise(configuration)
+
+
+def build_table(elements: list[Element]) -> None:
+    """Build the table, with these elements in it, in one transaction; replaces one that is damaged."""
+    from ..slowpath.ruleset import build
+
+    build(elements)
+
+
+def rehearse_table() -> None:
+    """Check, without a change, that the kernel takes the table; CniError(50) when not."""
+    from ..slowpath.ruleset import rehearse
+
+    rehearse()

@@ -1,0 +1,198 @@
+"""What a runtime calls: ADD, DEL, CHECK, GC, STATUS, VERSION. Read -> validate -> apply -> print."""
+
+from __future__ import annotations
+
+import time
+
+from . import protocol
+from .detour import rehearse_table
+from .errors import INTERNAL, CniError, InvalidConfiguration
+from .host import default_route_interface
+from .manager import NatManager
+from .model import Attachment, Outbound
+from .nftables import NftablesBackend
+from .ports import parse_port_mappings
+from .settings import read_settings, state_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from .model import Endpoint
+    from .protocol import Environment
+    from .settings import Settings
+    from .state import State
+
+
+def run() -> int:
+    """Answer one call, and return the exit status: 0, or 1 after an error on stdout."""
+    version = protocol.LATEST
+    try:
+        environment = protocol.read_environment()
+        raw = protocol.read_standard_input()
+        if environment.command == "VERSION":
+            protocol.print_result(protocol.version_report(raw))
+            return 0
+        configuration = protocol.parse_configuration(raw)
+        version = protocol.check_version(configuration, environment.command)
+        _VERBS[environment.command](environment, configuration, version)
+    except CniError as error:
+        protocol.print_result(error.as_result(version))
+        return 1
+    except Exception as error:  # noqa: BLE001 - a runtime reads an error object, never a traceback
+        protocol.print_result(_internal(error).as_result(version))
+        return 1
+    return 0
+
+
+def _add(environment: Environment, configuration: dict[str, Any], version: str) -> None:
+    result = protocol.previous_result(configuration, "ADD")
+    manager, state = _manager_of(configuration)
+    try:
+        attachment, settings = _read_attachment(environment, configuration, state, result)
+        manager.add(attachment, ip_forwarding=settings.ip_forwarding)
+    finally:
+        state.unlock()
+        manager.close()
+    protocol.print_result(protocol.result_in_version(result, version))
+
+
+def _check(environment: Environment, configuration: dict[str, Any], _version: str) -> None:
+    result = protocol.previous_result(configuration, "CHECK")
+    manager, state = _manager_of(configuration)
+    try:
+        attachment, _ = _read_attachment(environment, configuration, state, result)
+        manager.check(attachment)
+    finally:
+        state.unlock()
+        manager.close()
+
+
+def _del(environment: Environment, configuration: dict[str, Any], _version: str) -> None:
+    manager, state = _manager_of(configuration)
+    try:
+        manager.remove(
+            protocol.attachment_id(environment, configuration),
+            fallback=lambda: _attachment_without_record(environment, configuration, state),
+        )
+    finally:
+        state.unlock()
+        manager.close()
+
+
+def _gc(_environment: Environment, configuration: dict[str, Any], _version: str) -> None:
+    network = protocol.network_name(configuration)
+    valid = protocol.valid_attachments(configuration)
+    manager, state = _manager_of(configuration)
+    try:
+        manager.collect_garbage(network, valid)
+    finally:
+        state.unlock()
+        manager.close()
+
+
+def _status(_environment: Environment, configuration: dict[str, Any], _version: str) -> None:
+    backend = NftablesBackend()
+    try:
+        table_exists = backend.has_table()
+    finally:
+        backend.close()
+    if not table_exists:
+        rehearse_table()
+    state = state_of(configuration)
+    state.lock()
+    try:
+        read_settings(configuration, state, protocol.network_name(configuration))
+    finally:
+        state.unlock()
+
+
+_VERBS: dict[str, Callable[[Environment, dict[str, Any], str], None]] = {
+    "ADD": _add,
+    "DEL": _del,
+    "CHECK": _check,
+    "GC": _gc,
+    "STATUS": _status,
+}
+
+
+def _manager_of(configuration: dict[str, Any]) -> tuple[NatManager, State]:
+    """Return the manager over the configuration's state directory, locked."""
+    protocol.network_name(configuration)
+    state = state_of(configuration)
+    state.lock()
+    return NatManager(state), state
+
+
+def _read_attachment(
+    environment: Environment, configuration: dict[str, Any], state: State, result: dict[str, Any]
+) -> tuple[Attachment, Settings]:
+    identity = protocol.find_namespace(environment)
+    attachment_id = protocol.attachment_id(environment, configuration)
+    endpoints = protocol.endpoints_of(result, environment.interface)
+    port_mappings = parse_port_mappings(configuration)
+    settings = read_settings(configuration, state, attachment_id.network)
+    attachment = Attachment(
+        attachment_id,
+        netns=environment.netns,
+        netns_identity=identity,
+        endpoints=endpoints,
+        port_mappings=port_mappings,
+        outbound=_outbound_of(settings, endpoints),
+        snat=settings.snat,
+        masquerade_all=settings.masquerade_all,
+        created_at=time.time(),
+    )
+    return attachment, settings
+
+
+def _attachment_without_record(
+    environment: Environment, configuration: dict[str, Any], state: State
+) -> Attachment | None:
+    """Read from the call itself what a DEL without a record has to look for; None when it does not say."""
+    result = configuration.get("prevResult")
+    if not isinstance(result, dict):
+        return None
+    environment.netns = "/proc/self/ns/net"  # it may be gone, and DEL has no use for it
+    try:
+        return _read_attachment(environment, configuration, state, result)[0]
+    except CniError:
+        return None  # such a call could not have been added either
+
+
+def _outbound_of(settings: Settings, endpoints: list[Endpoint]) -> Outbound:
+    families = {endpoint.address.family for endpoint in endpoints}
+    external = {
+        family: _external_interfaces(settings.external_interfaces, family)
+        for family in families
+        if settings.external_interfaces
+    }
+    masquerade = tuple(family for family in settings.masquerade if family in families)
+    addresses = {family: address for family, address in settings.snat_addresses.items() if family in masquerade}
+    return Outbound(masquerade, external, addresses)
+
+
+def _external_interfaces(configured: tuple[str, ...], family: int) -> tuple[str, ...]:
+    if configured != ("default",):
+        return configured
+    interface = default_route_interface(family)
+    if not interface:
+        raise InvalidConfiguration(
+            f'externalInterface is "default", but the host has no IPv{family} default route',
+            'Name the interface, or set masquerade to the family that has one ("ipv4" or "ipv6").',
+        )
+    return (interface,)
+
+
+def _internal(error: Exception) -> CniError:
+    """Describe what should not have happened, with the place, for a report."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place = f"{trace.tb_frame.f_code.co_name}, line {trace.tb_lineno}" if trace is not None else "unknown place"
+    return CniError(
+        INTERNAL,
+        f"unexpected {type(error).__name__}: {error}",
+        f"In {place}. This is a defect of quantum-nat: please report it.",
+    )

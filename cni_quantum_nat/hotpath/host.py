@@ -1,0 +1,160 @@
+"""Facts and settings of the host: routes, interfaces, network namespaces, sysctls."""
+
+from __future__ import annotations
+
+import posix
+from _socket import if_indextoname
+from _struct import Struct
+
+from .errors import HOST_SETTING_REFUSED, NO_ROUTE, CniError
+from .netlink import NLM_F_DUMP, NLM_F_REQUEST, NetlinkSocket, attribute, attributes, message
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .model import Address
+
+_NETLINK_ROUTE = 0
+_GETROUTE = 26
+_ROUTE_HEADER = Struct("=BBBBBBBBL")  # rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, flags
+_RTA_DST, _RTA_OIF, _RTA_PRIORITY, _RTA_TABLE, _RTA_MULTIPATH = 1, 4, 6, 15, 9
+_NEXT_HOP_INDEX_OFFSET = 4  # in struct rtnexthop
+_TABLE_MAIN = 254
+_TYPE_UNICAST = 1
+_FAMILIES = {4: 2, 6: 10}
+_INDEX = Struct("=L")
+
+_NET = "/proc/sys/net"
+_FORWARDING = {4: f"{_NET}/ipv4/ip_forward", 6: f"{_NET}/ipv6/conf/all/forwarding"}
+
+
+def interface_towards(address: Address) -> str:
+    """Name the interface that the host routes this address to; CniError(105) when it has no route."""
+    header = _ROUTE_HEADER.pack(_FAMILIES[address.family], len(address.packed) * 8, 0, 0, 0, 0, 0, 0, 0)
+    request = message(_GETROUTE, NLM_F_REQUEST, 1, header + attribute(_RTA_DST, address.packed))
+    netlink = NetlinkSocket(_NETLINK_ROUTE)
+    try:
+        for reply in netlink.exchange(request):
+            index = dict(attributes(reply.payload, _ROUTE_HEADER.size)).get(_RTA_OIF) if reply.is_answer else None
+            if index:
+                return if_indextoname(_INDEX.unpack(index)[0])
+    finally:
+        netlink.close()
+    raise CniError(
+        NO_ROUTE,
+        f"the host has no route to the container's address {address}",
+        "The plugin before this one in the list must leave the host with a route to the container.",
+    )
+
+
+def default_route_interface(family: int) -> str:
+    """Name the interface of the preferred default route of the main table, empty when there is none."""
+    request = message(
+        _GETROUTE, NLM_F_REQUEST | NLM_F_DUMP, 1, _ROUTE_HEADER.pack(_FAMILIES[family], 0, 0, 0, 0, 0, 0, 0, 0)
+    )
+    best: tuple[int, int] | None = None
+    netlink = NetlinkSocket(_NETLINK_ROUTE)
+    try:
+        for reply in netlink.dump(request):
+            route = None if reply.error_number else _default_route(reply.payload)
+            if route is not None and (best is None or route < best):
+                best = route
+    finally:
+        netlink.close()
+    return if_indextoname(best[1]) if best else ""
+
+
+def _default_route(payload: bytes) -> tuple[int, int] | None:
+    """Read (metric, interface index) of a route, None when it is no default route of the main table."""
+    _, prefix_length, _, _, table, _, _, kind, _ = _ROUTE_HEADER.unpack_from(payload)
+    if prefix_length or kind != _TYPE_UNICAST or table != _TABLE_MAIN:
+        return None
+    parts = dict(attributes(payload, _ROUTE_HEADER.size))
+    metric = _INDEX.unpack(parts.get(_RTA_PRIORITY, b"\0\0\0\0"))[0]
+    if _RTA_OIF in parts:
+        return metric, _INDEX.unpack(parts[_RTA_OIF])[0]
+    if _RTA_MULTIPATH in parts:
+        return metric, _INDEX.unpack_from(parts[_RTA_MULTIPATH], _NEXT_HOP_INDEX_OFFSET)[0]
+    return None
+
+
+def namespace_identity(path: str) -> tuple[int, int] | None:
+    """Return device and inode of the network namespace that a path names, None when the path is gone."""
+    try:
+        status = posix.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
+
+
+class HostSettings:
+    """Changes sysctls, and remembers what they were, so that a failed ADD can put them back."""
+
+    __slots__ = ("_before",)
+
+    def __init__(self) -> None:
+        self._before: list[tuple[str, str]] = []
+
+    def forwards(self, family: int) -> bool:
+        """Whether the host forwards packets of this family."""
+        return _read(_FORWARDING[family]) == "1"
+
+    def enable_forwarding(self, family: int, container_interfaces: set[str]) -> None:
+        """Let the host forward packets of this family.
+
+        A host that forwards ignores router advertisements where `accept_ra` is 1, and would lose its default
+        route; 2 keeps it. Interfaces that lead to containers are left out: a container must not become a router.
+        """
+        if family == 6:
+            for interface in set(posix.listdir(f"{_NET}/ipv6/conf")) - container_interfaces - {"all", "default", "lo"}:
+                accept_ra = f"{_NET}/ipv6/conf/{interface}/accept_ra"
+                if _read(accept_ra) == "1":
+                    self._set(accept_ra, "2")
+        self._set(_FORWARDING[family], "1")
+
+    def enable_route_localnet(self, interface: str) -> None:
+        """Let packets with a source in 127.0.0.0/8 be routed to this interface; chain `guard` keeps others out."""
+        self._set(f"{_NET}/ipv4/conf/{interface}/route_localnet", "1")
+
+    def restore(self) -> None:
+        """Put back what was changed, last first."""
+        while self._before:
+            path, value = self._before.pop()
+            _write(path, value)
+
+    def _set(self, path: str, value: str) -> None:
+        before = _read(path)
+        if before == value:
+            return
+        _write(path, value)
+        self._before.append((path, before))
+
+
+def _read(path: str) -> str:
+    try:
+        descriptor = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
+    except OSError as error:
+        raise _refused("read", path, error) from error
+    try:
+        return posix.read(descriptor, 64).decode().strip()
+    finally:
+        posix.close(descriptor)
+
+
+def _write(path: str, value: str) -> None:
+    try:
+        descriptor = posix.open(path, posix.O_WRONLY | posix.O_CLOEXEC)
+        try:
+            posix.write(descriptor, value.encode())
+        finally:
+            posix.close(descriptor)
+    except OSError as error:
+        raise _refused(f"set to {value}", path, error) from error
+
+
+def _refused(what: str, path: str, error: OSError) -> CniError:
+    return CniError(
+        HOST_SETTING_REFUSED,
+        f"cannot {what} {path}: {posix.strerror(error.errno or 0)}",
+        "Set it before the plugin runs, or make /proc/sys/net writable for it; "
+        '"ipForwarding": false leaves forwarding to you.',
+    )

@@ -1,0 +1,290 @@
+"""What the NAT module talks about: small classes without I/O.
+
+An attachment is one interface of one container on one network, as CNI identifies it. Its record in the
+state directory is `Attachment.as_record()`.
+"""
+
+from __future__ import annotations
+
+from _socket import AF_INET, AF_INET6, inet_ntop, inet_pton
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
+PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
+
+# libnftables refuses a comment of more than 128 bytes, the final NUL included.
+OWNER_MAX_BYTES = 127
+_DIGEST_BYTES = 8
+
+
+class Address:
+    """An IP address: `family` is 4 or 6, `packed` 4 or 16 bytes in network order."""
+
+    __slots__ = ("family", "packed")
+
+    def __init__(self, family: int, packed: bytes) -> None:
+        self.family = family
+        self.packed = packed
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Read the usual text form; ValueError when it is none."""
+        family = 6 if ":" in text else 4
+        try:
+            return cls(family, inet_pton(AF_INET6 if family == 6 else AF_INET, text))
+        except (OSError, ValueError):
+            raise ValueError(f"{text!r} is not an IP address") from None
+
+    def __str__(self) -> str:
+        return inet_ntop(AF_INET6 if self.family == 6 else AF_INET, self.packed)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Address) and self.packed == other.packed
+
+    def __hash__(self) -> int:
+        return hash(self.packed)
+
+    @property
+    def is_unspecified(self) -> bool:
+        """Whether this is 0.0.0.0 or ::."""
+        return not any(self.packed)
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether this is in 127.0.0.0/8 or ::1."""
+        return self.packed[0] == 127 if self.family == 4 else self.packed == b"\0" * 15 + b"\1"
+
+
+class Endpoint:
+    """An address of the container, the length of its network's prefix, and how the host reaches it.
+
+    `host_interface` is the host's interface that routes to the address; empty until it is needed.
+    """
+
+    __slots__ = ("address", "host_interface", "prefix_length")
+
+    def __init__(self, address: Address, prefix_length: int, host_interface: str = "") -> None:
+        self.address = address
+        self.prefix_length = prefix_length
+        self.host_interface = host_interface
+
+    @classmethod
+    def parse(cls, text: str) -> Endpoint:
+        """Read ADDRESS/PREFIX; ValueError says what is wrong."""
+        address_text, slash, length_text = text.partition("/")
+        address = Address.parse(address_text)
+        longest = len(address.packed) * 8
+        if not slash or not (length_text.isascii() and length_text.isdigit()) or not 1 <= int(length_text) <= longest:
+            raise ValueError(f"{text!r} needs a prefix length from 1 to {longest}, as in {address}/{longest}")
+        return cls(address, int(length_text))
+
+    def __str__(self) -> str:
+        return f"{self.address}/{self.prefix_length}"
+
+    @property
+    def network(self) -> bytes:
+        """The first address of its network, packed."""
+        bits = len(self.address.packed) * 8
+        mask = (1 << bits) - (1 << (bits - self.prefix_length))
+        return (int.from_bytes(self.address.packed, "big") & mask).to_bytes(bits // 8, "big")
+
+
+class PortMapping:
+    """A host port that leads to a container port. `host_ip` None: any local address of both families."""
+
+    __slots__ = ("container_port", "host_ip", "host_port", "protocol")
+
+    def __init__(self, host_ip: Address | None, host_port: int, protocol: str, container_port: int) -> None:
+        self.host_ip = host_ip
+        self.host_port = host_port
+        self.protocol = protocol
+        self.container_port = container_port
+
+    def serves(self, family: int) -> bool:
+        """Whether the mapping is for traffic of this family."""
+        return self.host_ip is None or self.host_ip.family == family
+
+    @property
+    def specific_host_ip(self) -> Address | None:
+        """The one host address that it is published on, None when it is any."""
+        return None if self.host_ip is None or self.host_ip.is_unspecified else self.host_ip
+
+    @property
+    def on_loopback_only(self) -> bool:
+        """Whether only the host itself may use it."""
+        host_ip = self.specific_host_ip
+        return host_ip is not None and host_ip.is_loopback
+
+    def __str__(self) -> str:
+        published = f"{self.host_port}->{self.container_port}/{self.protocol}"
+        if self.host_ip is None:
+            return published
+        return f"[{self.host_ip}]:{published}" if self.host_ip.family == 6 else f"{self.host_ip}:{published}"
+
+
+class AttachmentId:
+    """What CNI knows an attachment by; `owner` is how the kernel's elements name it, in their comment."""
+
+    __slots__ = ("container_id", "interface", "network")
+
+    def __init__(self, network: str, container_id: str, interface: str) -> None:
+        self.network = network
+        self.container_id = container_id
+        self.interface = interface
+
+    @property
+    def owner(self) -> str:
+        """NETWORK/CONTAINER/INTERFACE, abbreviated by a digest where a comment would be too long."""
+        owner = f"{self.network}/{self.container_id}/{self.interface}".replace('"', "%22")
+        encoded = owner.encode()
+        if len(encoded) <= OWNER_MAX_BYTES:
+            return owner
+        from _blake2 import blake2b  # only for names that no known runtime makes
+
+        digest = blake2b(encoded, digest_size=_DIGEST_BYTES).hexdigest()
+        kept = encoded[: OWNER_MAX_BYTES - 2 * _DIGEST_BYTES - 1].decode(errors="ignore")
+        return f"{kept}~{digest}"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, AttachmentId) and self._fields == other._fields
+
+    def __hash__(self) -> int:
+        return hash(self._fields)
+
+    @property
+    def _fields(self) -> tuple[str, str, str]:
+        return self.network, self.container_id, self.interface
+
+    def __str__(self) -> str:
+        return f"container {self.container_id} ({self.interface} on network {self.network})"
+
+
+class Outbound:
+    """How the container gets out.
+
+    masquerade: the families (4, 6) whose source becomes the outgoing interface's address.
+    external_interfaces: by family, the interfaces that this holds for; an empty tuple is any.
+    snat_addresses: by family, a fixed source address instead of the interface's.
+    """
+
+    __slots__ = ("external_interfaces", "masquerade", "snat_addresses")
+
+    def __init__(
+        self,
+        masquerade: tuple[int, ...] = (),
+        external_interfaces: dict[int, tuple[str, ...]] | None = None,
+        snat_addresses: dict[int, Address] | None = None,
+    ) -> None:
+        self.masquerade = masquerade
+        self.external_interfaces = external_interfaces or {}
+        self.snat_addresses = snat_addresses or {}
+
+
+class Attachment:
+    """Everything that the rules of one attachment follow from.
+
+    netns_identity: device and inode of the network namespace at ADD; a path may come to name another one.
+    snat: whether neighbours and 127.0.0.1 that come through a host port are masqueraded, so that replies return.
+    masquerade_all: whether everybody who comes through a host port is.
+    created_at: seconds since the epoch.
+    """
+
+    __slots__ = (
+        "created_at",
+        "endpoints",
+        "id",
+        "masquerade_all",
+        "netns",
+        "netns_identity",
+        "outbound",
+        "port_mappings",
+        "snat",
+    )
+
+    def __init__(  # noqa: PLR0913 - a record has as many fields
+        self,
+        attachment_id: AttachmentId,
+        *,
+        netns: str,
+        netns_identity: tuple[int, int],
+        endpoints: list[Endpoint],
+        port_mappings: list[PortMapping],
+        outbound: Outbound,
+        snat: bool,
+        masquerade_all: bool,
+        created_at: float,
+    ) -> None:
+        self.id = attachment_id
+        self.netns = netns
+        self.netns_identity = netns_identity
+        self.endpoints = endpoints
+        self.port_mappings = port_mappings
+        self.outbound = outbound
+        self.snat = snat
+        self.masquerade_all = masquerade_all
+        self.created_at = created_at
+
+    def published_endpoint(self, family: int) -> Endpoint | None:
+        """Return the container's address that host ports of this family lead to: its first one."""
+        for endpoint in self.endpoints:
+            if endpoint.address.family == family:
+                return endpoint
+        return None
+
+    def as_record(self) -> dict[str, Any]:
+        """Return what is written to the state directory."""
+        return {
+            "network": self.id.network,
+            "containerId": self.id.container_id,
+            "interface": self.id.interface,
+            "netns": self.netns,
+            "netnsIdentity": list(self.netns_identity),
+            "createdAt": self.created_at,
+            "endpoints": [{"address": str(e), "hostInterface": e.host_interface} for e in self.endpoints],
+            "portMappings": [_mapping_record(mapping) for mapping in self.port_mappings],
+            "masquerade": list(self.outbound.masquerade),
+            "externalInterfaces": {str(f): list(names) for f, names in self.outbound.external_interfaces.items()},
+            "snatAddresses": {str(f): str(address) for f, address in self.outbound.snat_addresses.items()},
+            "snat": self.snat,
+            "masqueradeAll": self.masquerade_all,
+        }
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> Attachment:
+        """Read a record back; KeyError, TypeError or ValueError when it is damaged."""
+        device, inode = record["netnsIdentity"]
+        attachment = cls(
+            AttachmentId(record["network"], record["containerId"], record["interface"]),
+            netns=record["netns"],
+            netns_identity=(device, inode),
+            endpoints=[Endpoint.parse(e["address"]) for e in record["endpoints"]],
+            port_mappings=[_mapping_of_record(mapping) for mapping in record["portMappings"]],
+            outbound=Outbound(
+                tuple(record["masquerade"]),
+                {int(f): tuple(names) for f, names in record["externalInterfaces"].items()},
+                {int(f): Address.parse(text) for f, text in record["snatAddresses"].items()},
+            ),
+            snat=record["snat"],
+            masquerade_all=record["masqueradeAll"],
+            created_at=record["createdAt"],
+        )
+        for endpoint, written in zip(attachment.endpoints, record["endpoints"]):
+            endpoint.host_interface = written["hostInterface"]
+        return attachment
+
+
+def _mapping_record(mapping: PortMapping) -> dict[str, Any]:
+    return {
+        "hostIP": "" if mapping.host_ip is None else str(mapping.host_ip),
+        "hostPort": mapping.host_port,
+        "protocol": mapping.protocol,
+        "containerPort": mapping.container_port,
+    }
+
+
+def _mapping_of_record(record: dict[str, Any]) -> PortMapping:
+    host_ip = Address.parse(record["hostIP"]) if record["hostIP"] else None
+    return PortMapping(host_ip, record["hostPort"], record["protocol"], record["containerPort"])

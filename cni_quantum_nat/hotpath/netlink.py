@@ -1,0 +1,127 @@
+"""Netlink framing (linux/netlink.h): messages, attributes, one request, one dump. It knows nothing of what is in them."""
+
+from __future__ import annotations
+
+from _socket import AF_NETLINK, SOCK_CLOEXEC, SOCK_RAW, SOL_SOCKET, socket
+from _struct import Struct
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NLM_F_REQUEST = 0x1
+NLM_F_ACK = 0x4
+NLM_F_EXCL = 0x200
+NLM_F_CREATE = 0x400
+NLM_F_DUMP = 0x300
+
+_NLMSG_ERROR = 2
+_NLMSG_DONE = 3
+_NLA_F_NESTED = 0x8000
+_NLA_TYPE_MASK = 0x3FFF
+
+_SOL_NETLINK = 270
+_NETLINK_CAP_ACK = 10
+_SO_SNDBUFFORCE = 32
+_SO_RCVBUFFORCE = 33
+_MSG_DONTWAIT = 0x40
+
+_HEADER = Struct("=LHHLL")  # length, type, flags, sequence, port
+_ATTRIBUTE = Struct("=HH")  # length, type
+_ERROR_NUMBER = Struct("=l")
+
+_DEFAULT_BUFFER_BYTES = 100_000  # safely below the kernel's default of 212,992
+_RECEIVE_BYTES = 1 << 17
+# A kernel buffer that holds one error for each message of a transaction; each is accounted as about 1 KiB.
+_BUFFER_BYTES_PER_BYTE_SENT = 16
+
+
+def message(kind: int, flags: int, sequence: int, payload: bytes) -> bytes:
+    """Frame one message; `payload` is its family header and attributes."""
+    return _HEADER.pack(_HEADER.size + len(payload), kind, flags, sequence, 0) + payload + b"\0" * (-len(payload) % 4)
+
+
+def attribute(kind: int, payload: bytes) -> bytes:
+    """Frame one attribute, padded to four bytes."""
+    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(payload), kind) + payload + b"\0" * (-len(payload) % 4)
+
+
+def nested(kind: int, payload: bytes) -> bytes:
+    """Frame an attribute whose payload is attributes."""
+    return attribute(kind | _NLA_F_NESTED, payload)
+
+
+def attributes(payload: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
+    """Yield (type, payload) of the attributes from `offset` on."""
+    while offset + _ATTRIBUTE.size <= len(payload):
+        length, kind = _ATTRIBUTE.unpack_from(payload, offset)
+        yield kind & _NLA_TYPE_MASK, payload[offset + _ATTRIBUTE.size : offset + length]
+        offset += (length + 3) & ~3
+
+
+class Reply:
+    """A message from the kernel. `error_number` is set, positive, where it reports a failure."""
+
+    __slots__ = ("error_number", "is_done", "kind", "payload", "sequence")
+
+    def __init__(self, kind: int, sequence: int, payload: bytes) -> None:
+        self.kind = kind
+        self.sequence = sequence
+        self.payload = payload
+        self.is_done = kind == _NLMSG_DONE
+        self.error_number = 0
+        if kind == _NLMSG_ERROR or (self.is_done and len(payload) >= _ERROR_NUMBER.size):
+            self.error_number = -_ERROR_NUMBER.unpack_from(payload)[0]
+
+    @property
+    def is_answer(self) -> bool:
+        """Whether it carries what was asked for, rather than an acknowledgement or the end of a dump."""
+        return self.kind not in (_NLMSG_ERROR, _NLMSG_DONE)
+
+
+def _replies(datagram: bytes) -> Iterator[Reply]:
+    offset = 0
+    while offset + _HEADER.size <= len(datagram):
+        length, kind, _, sequence, _ = _HEADER.unpack_from(datagram, offset)
+        yield Reply(kind, sequence, datagram[offset + _HEADER.size : offset + length])
+        offset += (length + 3) & ~3
+
+
+class NetlinkSocket:
+    """One socket of a netlink protocol, for requests that the kernel answers while it is being sent to."""
+
+    __slots__ = ("_socket",)
+
+    def __init__(self, protocol: int) -> None:
+        self._socket = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol)
+        self._socket.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)  # errors without an echo of the request
+
+    def exchange(self, messages: bytes) -> list[Reply]:
+        """Send messages in one datagram and return all that the kernel says to them; OSError when it takes none.
+
+        nf_tables and the routing code answer before send() returns, so an empty queue is the end of the answer.
+        """
+        if len(messages) > _DEFAULT_BUFFER_BYTES:
+            self._socket.setsockopt(SOL_SOCKET, _SO_SNDBUFFORCE, 2 * len(messages))
+            self._socket.setsockopt(SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES_PER_BYTE_SENT * len(messages))
+        self._socket.send(messages)
+        replies: list[Reply] = []
+        while True:
+            try:
+                replies.extend(_replies(self._socket.recv(_RECEIVE_BYTES, _MSG_DONTWAIT)))
+            except BlockingIOError:
+                return replies
+
+    def dump(self, request: bytes) -> Iterator[Reply]:
+        """Send a request for a dump and yield its answers; a failure comes as a Reply with `error_number`."""
+        self._socket.send(request)
+        while True:
+            for reply in _replies(self._socket.recv(_RECEIVE_BYTES)):
+                if reply.error_number:
+                    yield reply
+                if reply.is_done or reply.error_number:
+                    return
+                yield reply
+
+    def close(self) -> None:
+        self._socket.close()

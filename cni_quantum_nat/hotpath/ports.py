@@ -1,0 +1,96 @@
+"""Port Mapper: what the runtime asks for, entry by entry, and who may have a host port. No I/O."""
+
+from __future__ import annotations
+
+from .errors import HostPortConflict, InvalidConfiguration
+from .model import PROTOCOLS, Address, PortMapping
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_LAST_PORT = 65535
+
+
+def parse_port_mappings(configuration: dict[str, Any]) -> list[PortMapping]:
+    """Read `runtimeConfig.portMappings`; CniError(7) names entry and key, CniError(100) a port wanted twice."""
+    runtime = configuration.get("runtimeConfig")
+    if runtime is None:
+        return []
+    if not isinstance(runtime, dict):
+        raise InvalidConfiguration("runtimeConfig is not an object")
+    entries = runtime.get("portMappings")
+    if entries is None:
+        return []
+    if not isinstance(entries, list):
+        raise InvalidConfiguration("runtimeConfig.portMappings is not a list")
+    mappings = [_parse_entry(f"portMappings[{number}]", entry) for number, entry in enumerate(entries)]
+    _check_distinct(mappings)
+    return mappings
+
+
+def _parse_entry(where: str, entry: object) -> PortMapping:
+    if not isinstance(entry, dict):
+        raise InvalidConfiguration(f"{where} is not an object")
+    # containerd sends HostPort, podman hostPort: Go's decoder, and so everybody's, does not mind the case.
+    values = {key.lower(): value for key, value in entry.items()}
+    if values.get("hostport") is None:
+        raise InvalidConfiguration(f"{where} has no hostPort", "Name the port of the host, 1 to 65535.")
+    if values["hostport"] == 0:
+        raise InvalidConfiguration(
+            f"{where}.hostPort is 0, which means not published",
+            "Leave the entry out, or name the port of the host, 1 to 65535.",
+        )
+    return PortMapping(
+        _parse_host_ip(f"{where}.hostIP", values.get("hostip")),
+        _parse_port(f"{where}.hostPort", values["hostport"]),
+        _parse_protocol(f"{where}.protocol", values.get("protocol")),
+        _parse_port(f"{where}.containerPort", values.get("containerport")),
+    )
+
+
+def _parse_port(where: str, value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LAST_PORT:
+        raise InvalidConfiguration(f"{where} is {value!r}, not a number from 1 to {_LAST_PORT}")
+    return value
+
+
+def _parse_protocol(where: str, value: object) -> str:
+    protocol = "tcp" if value in (None, "") else value
+    if not isinstance(protocol, str) or protocol.lower() not in PROTOCOLS:
+        raise InvalidConfiguration(f"{where} is {value!r}, not one of {', '.join(PROTOCOLS)}")
+    return protocol.lower()
+
+
+def _parse_host_ip(where: str, value: object) -> Address | None:
+    if value in (None, ""):
+        return None
+    try:
+        if not isinstance(value, str):
+            raise ValueError(f"{value!r} is not a string")  # noqa: TRY004 - one way to be wrong
+        address = Address.parse(value)
+    except ValueError as error:
+        raise InvalidConfiguration(f"{where}: {error}", "Leave it out for all addresses of the host.") from error
+    if address.family == 6 and address.is_loopback:
+        raise InvalidConfiguration(
+            f"{where} is ::1, which cannot be published: the kernel never routes ::1 to another interface",
+            "Use 127.0.0.1, which localhost falls back to.",
+        )
+    if address.family == 6 and address.packed[:12] == b"\0" * 10 + b"\xff\xff":
+        raise InvalidConfiguration(f"{where} is {value}, an IPv4 address in IPv6 clothes", "Write it as IPv4.")
+    return address
+
+
+def _check_distinct(mappings: list[PortMapping]) -> None:
+    seen: dict[tuple[int, str, int, Address | None], PortMapping] = {}
+    for mapping in mappings:
+        for family in (4, 6):
+            if not mapping.serves(family):
+                continue
+            key = (family, mapping.protocol, mapping.host_port, mapping.specific_host_ip)
+            if key in seen:
+                raise HostPortConflict(
+                    f"host port {mapping.host_port}/{mapping.protocol} is wanted twice in one request: "
+                    f"{seen[key]} and {mapping}"
+                )
+            seen[key] = mapping

@@ -1,0 +1,139 @@
+"""Rule Manager: what an attachment needs, as elements of the table's sets and maps. No I/O."""
+
+from __future__ import annotations
+
+from .model import Address, Attachment, Endpoint, PortMapping
+from .table import prefix_chain
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    Field = Address | str | int
+    Fields = tuple[Field, ...]
+
+HOST_PORT_MAPS = ("host_ports4", "host_ports6", "host_ip_ports4", "host_ip_ports6")
+
+
+class Element:
+    """An element of the set `set_name`: `key` and `data` have the fields of its layout, `owner` is its comment."""
+
+    __slots__ = ("data", "key", "owner", "set_name")
+
+    def __init__(self, set_name: str, key: Fields, data: Fields, owner: str) -> None:
+        self.set_name = set_name
+        self.key = key
+        self.data = data
+        self.owner = owner
+
+    @property
+    def identity(self) -> tuple[str, Fields]:
+        """What there can be only one of in the kernel."""
+        return self.set_name, self.key
+
+    @property
+    def is_host_port(self) -> bool:
+        """Whether it claims a host port, which two attachments may want; everything else follows an address."""
+        return self.set_name in HOST_PORT_MAPS
+
+    def __str__(self) -> str:
+        data = f" : {_joined(self.data)}" if self.data else ""
+        return f"{self.set_name} {{ {_joined(self.key)}{data} }}"
+
+
+def _joined(fields: Fields) -> str:
+    return " . ".join(str(field) for field in fields)
+
+
+def plan_rules(attachment: Attachment) -> list[Element]:
+    """Return the elements that give an attachment its way out and its way in, in a fixed order."""
+    owner = attachment.id.owner
+    placed = [
+        *_plan_outbound(attachment),
+        *_plan_inbound(attachment),
+    ]
+    elements = {(name, key): Element(name, key, data, owner) for name, key, data in placed}
+    return list(elements.values())
+
+
+def _plan_outbound(attachment: Attachment) -> Iterator[tuple[str, Fields, Fields]]:
+    outbound = attachment.outbound
+    for endpoint in attachment.endpoints:
+        address, family = endpoint.address, endpoint.address.family
+        if family not in outbound.masquerade and family not in outbound.snat_addresses:
+            continue
+        yield from _plan_own_subnet(endpoint)
+        fixed = outbound.snat_addresses.get(family)
+        kind, data = ("masquerade", ()) if fixed is None else ("snat", (fixed,))
+        interfaces = outbound.external_interfaces.get(family, ())
+        for interface in interfaces:
+            yield f"{kind}_via{family}", (address, interface), data
+        if not interfaces:
+            yield f"{kind}{family}", (address,), data
+
+
+def _plan_own_subnet(endpoint: Endpoint) -> Iterator[tuple[str, Fields, Fields]]:
+    address, family = endpoint.address, endpoint.address.family
+    yield f"networks{family}", (address,), (prefix_chain(family, endpoint.prefix_length),)
+    yield f"subnets{family}", (address, Address(family, endpoint.network)), ()
+
+
+def _plan_inbound(attachment: Attachment) -> Iterator[tuple[str, Fields, Fields]]:
+    for family in (4, 6):
+        endpoint = attachment.published_endpoint(family)
+        mappings = [mapping for mapping in attachment.port_mappings if mapping.serves(family)]
+        if endpoint is None or not mappings:
+            continue
+        yield from _plan_own_subnet(endpoint)
+        for mapping in mappings:
+            yield _plan_host_port(mapping, endpoint)
+            yield from _plan_return_path(attachment, mapping, endpoint)
+        yield from _plan_loopback_only(mappings, endpoint)
+
+
+def _plan_host_port(mapping: PortMapping, endpoint: Endpoint) -> tuple[str, Fields, Fields]:
+    family = endpoint.address.family
+    data = (endpoint.address, mapping.container_port)
+    host_ip = mapping.specific_host_ip
+    if host_ip is None:
+        return f"host_ports{family}", (mapping.protocol, mapping.host_port), data
+    return f"host_ip_ports{family}", (host_ip, mapping.protocol, mapping.host_port), data
+
+
+def _plan_return_path(
+    attachment: Attachment, mapping: PortMapping, endpoint: Endpoint
+) -> Iterator[tuple[str, Fields, Fields]]:
+    if attachment.snat:
+        kind = "masquerade_all" if attachment.masquerade_all else "published"
+        yield f"{kind}{endpoint.address.family}", (endpoint.address, mapping.protocol, mapping.host_port), ()
+
+
+def _plan_loopback_only(mappings: list[PortMapping], endpoint: Endpoint) -> Iterator[tuple[str, Fields, Fields]]:
+    address, family = endpoint.address, endpoint.address.family
+    open_ports = {(m.protocol, m.container_port) for m in mappings if not m.on_loopback_only}
+    closed = {(m.protocol, m.container_port): m for m in mappings if m.on_loopback_only}
+    for protocol, port in closed:
+        if (protocol, port) not in open_ports:
+            yield f"loopback_only{family}", (address, protocol, port), ()
+            yield f"home{family}", (address, endpoint.host_interface), ()
+
+
+def plan_together(attachments: Iterable[Attachment]) -> list[Element]:
+    """Return the elements of all attachments, at most one for a key, as the kernel would hold them.
+
+    An address belongs to whoever was given it last. A host port stays with the container that holds it when
+    that container wants it on another network too, and else goes to the newer attachment, which could only
+    be added because the older one's network namespace was gone.
+    """
+    placed: dict[tuple[str, Fields], tuple[Element, str]] = {}
+    for attachment in sorted(attachments, key=_age):
+        container = attachment.id.container_id
+        for element in plan_rules(attachment):
+            held = placed.get(element.identity)
+            if held is None or not element.is_host_port or held[1] != container:
+                placed[element.identity] = (element, container)
+    return [element for element, _ in placed.values()]
+
+
+def _age(attachment: Attachment) -> float:
+    return attachment.created_at

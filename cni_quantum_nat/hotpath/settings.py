@@ -1,0 +1,55 @@
+"""What a network configuration asks for, as the hot path reads it: validated before, by slowpath/config.py."""
+
+from __future__ import annotations
+
+from .detour import validate_configuration
+from .errors import InvalidConfiguration
+from .model import Address
+from .state import DEFAULT_DIRECTORY, State
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+# What differs from call to call is checked by plain code, each time.
+_VOLATILE = ("prevResult", "runtimeConfig", "args", "cni.dev/valid-attachments", "cni.dev/attachments")
+
+
+class Settings:
+    """The normalised configuration, see NatConfig for what each means.
+
+    masquerade: address families. external_interfaces: None is any, "default" in it the default route's.
+    snat_addresses: by family.
+    """
+
+    __slots__ = ("external_interfaces", "ip_forwarding", "masquerade", "masquerade_all", "snat", "snat_addresses")
+
+    def __init__(self, normalised: dict[str, Any]) -> None:
+        self.ip_forwarding: bool = normalised["ipForwarding"]
+        self.masquerade: tuple[int, ...] = tuple(normalised["masquerade"])
+        self.external_interfaces: tuple[str, ...] = tuple(normalised["externalInterface"])
+        addresses = [Address.parse(text) for text in normalised["snatAddress"]]
+        self.snat_addresses = {address.family: address for address in addresses}
+        self.snat: bool = normalised["snat"]
+        self.masquerade_all: bool = normalised["masqAll"]
+
+
+def state_of(configuration: dict[str, Any]) -> State:
+    """Return the state directory that the configuration names; CniError(7) when it names none that can be."""
+    directory = configuration.get("stateDir", DEFAULT_DIRECTORY)
+    if not isinstance(directory, str) or not directory.startswith("/") or "\0" in directory or ".." in directory:
+        raise InvalidConfiguration(f"stateDir is {directory!r}, not an absolute path without '..'")
+    return State(directory.rstrip("/"))
+
+
+def read_settings(configuration: dict[str, Any], state: State, network: str) -> Settings:
+    """Return the settings: from the cache where this very configuration was validated before."""
+    from .. import __version__
+
+    given = {key: value for key, value in configuration.items() if key not in _VOLATILE}
+    kept = state.read_configuration(network)
+    if kept is not None and kept.get("program") == __version__ and kept.get("given") == given:
+        return Settings(kept["normalised"])
+    normalised = validate_configuration(given)
+    state.write_configuration(network, {"program": __version__, "given": given, "normalised": normalised})
+    return Settings(normalised)
