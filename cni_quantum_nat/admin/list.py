@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
+from ..hotpath.errors import CniError
 from ..hotpath.state import State
 
 if TYPE_CHECKING:
@@ -31,12 +33,15 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the records, oldest first."""
-    records = sorted(State(arguments.state_dir).attachments(), key=lambda attachment: attachment.created_at)
+    damaged: list[CniError] = []
+    records = sorted(State(arguments.state_dir).attachments(damaged), key=lambda attachment: attachment.created_at)
     if arguments.json:
         print(json.dumps([attachment.as_record() for attachment in records], indent=2))
     else:
         _print_table(records)
-    return 0
+    for error in damaged:
+        print(f"quantum-nat: {error.message}. {error.details}", file=sys.stderr)
+    return 1 if damaged else 0
 
 
 def _print_table(records: list[Attachment]) -> None:

@@ -10,7 +10,6 @@ from .errors import INTERNAL, CniError, InvalidConfiguration
 from .host import default_route_interface
 from .manager import NatManager
 from .model import Attachment, Outbound
-from .nftables import NftablesBackend
 from .ports import parse_port_mappings
 from .settings import read_settings, state_of
 
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
     from .protocol import Environment
     from .settings import Settings
     from .state import State
+
+_NO_NAMESPACE = (0, 0)  # DEL may come when it is gone, and has no use for it
 
 
 def run() -> int:
@@ -48,64 +49,42 @@ def run() -> int:
 
 def _add(environment: Environment, configuration: dict[str, Any], version: str) -> None:
     result = protocol.previous_result(configuration, "ADD")
-    manager, state = _manager_of(configuration)
-    try:
-        attachment, settings = _read_attachment(environment, configuration, state, result)
+    netns_identity = protocol.find_namespace(environment)
+    with _manager_of(configuration) as manager:
+        attachment, settings = _read_attachment(environment, configuration, manager.state, netns_identity)
         manager.add(attachment, ip_forwarding=settings.ip_forwarding)
-    finally:
-        state.unlock()
-        manager.close()
     protocol.print_result(protocol.result_in_version(result, version))
 
 
 def _check(environment: Environment, configuration: dict[str, Any], _version: str) -> None:
-    result = protocol.previous_result(configuration, "CHECK")
-    manager, state = _manager_of(configuration)
-    try:
-        attachment, _ = _read_attachment(environment, configuration, state, result)
+    netns_identity = protocol.find_namespace(environment)
+    with _manager_of(configuration) as manager:
+        attachment, _ = _read_attachment(environment, configuration, manager.state, netns_identity)
         manager.check(attachment)
-    finally:
-        state.unlock()
-        manager.close()
 
 
 def _del(environment: Environment, configuration: dict[str, Any], _version: str) -> None:
-    manager, state = _manager_of(configuration)
-    try:
+    attachment_id = protocol.attachment_id(environment, configuration)
+    with _manager_of(configuration) as manager:
         manager.remove(
-            protocol.attachment_id(environment, configuration),
-            fallback=lambda: _attachment_without_record(environment, configuration, state),
+            attachment_id,
+            fallback=lambda: _attachment_without_record(environment, configuration, manager.state),
         )
-    finally:
-        state.unlock()
-        manager.close()
 
 
 def _gc(_environment: Environment, configuration: dict[str, Any], _version: str) -> None:
     network = protocol.network_name(configuration)
     valid = protocol.valid_attachments(configuration)
-    manager, state = _manager_of(configuration)
-    try:
+    with _manager_of(configuration) as manager:
         manager.collect_garbage(network, valid)
-    finally:
-        state.unlock()
-        manager.close()
 
 
 def _status(_environment: Environment, configuration: dict[str, Any], _version: str) -> None:
-    backend = NftablesBackend()
-    try:
-        table_exists = backend.has_table()
-    finally:
-        backend.close()
-    if not table_exists:
-        rehearse_table()
-    state = state_of(configuration)
-    state.lock()
-    try:
-        read_settings(configuration, state, protocol.network_name(configuration))
-    finally:
-        state.unlock()
+    network = protocol.network_name(configuration)
+    with _manager_of(configuration) as manager:
+        if not manager.is_table_built():
+            rehearse_table()
+        read_settings(configuration, manager.state, network)
 
 
 _VERBS: dict[str, Callable[[Environment, dict[str, Any], str], None]] = {
@@ -117,18 +96,15 @@ _VERBS: dict[str, Callable[[Environment, dict[str, Any], str], None]] = {
 }
 
 
-def _manager_of(configuration: dict[str, Any]) -> tuple[NatManager, State]:
-    """Return the manager over the configuration's state directory, locked."""
-    protocol.network_name(configuration)
-    state = state_of(configuration)
-    state.lock()
-    return NatManager(state), state
+def _manager_of(configuration: dict[str, Any]) -> NatManager:
+    """Return the manager over the configuration's state directory."""
+    return NatManager(state_of(configuration))
 
 
 def _read_attachment(
-    environment: Environment, configuration: dict[str, Any], state: State, result: dict[str, Any]
+    environment: Environment, configuration: dict[str, Any], state: State, netns_identity: tuple[int, int]
 ) -> tuple[Attachment, Settings]:
-    identity = protocol.find_namespace(environment)
+    result = protocol.previous_result(configuration, environment.command)
     attachment_id = protocol.attachment_id(environment, configuration)
     endpoints = protocol.endpoints_of(result, environment.interface)
     port_mappings = parse_port_mappings(configuration)
@@ -136,7 +112,7 @@ def _read_attachment(
     attachment = Attachment(
         attachment_id,
         netns=environment.netns,
-        netns_identity=identity,
+        netns_identity=netns_identity,
         endpoints=endpoints,
         port_mappings=port_mappings,
         outbound=_outbound_of(settings, endpoints),
@@ -151,26 +127,20 @@ def _attachment_without_record(
     environment: Environment, configuration: dict[str, Any], state: State
 ) -> Attachment | None:
     """Read from the call itself what a DEL without a record has to look for; None when it does not say."""
-    result = configuration.get("prevResult")
-    if not isinstance(result, dict):
+    if configuration.get("prevResult") is None:
         return None
-    environment.netns = "/proc/self/ns/net"  # it may be gone, and DEL has no use for it
     try:
-        return _read_attachment(environment, configuration, state, result)[0]
+        return _read_attachment(environment, configuration, state, _NO_NAMESPACE)[0]
     except CniError:
         return None  # such a call could not have been added either
 
 
 def _outbound_of(settings: Settings, endpoints: list[Endpoint]) -> Outbound:
-    families = {endpoint.address.family for endpoint in endpoints}
-    external = {
-        family: _external_interfaces(settings.external_interfaces, family)
-        for family in families
-        if settings.external_interfaces
-    }
-    masquerade = tuple(family for family in settings.masquerade if family in families)
-    addresses = {family: address for family, address in settings.snat_addresses.items() if family in masquerade}
-    return Outbound(masquerade, external, addresses)
+    present = {endpoint.address.family for endpoint in endpoints}
+    families = tuple(family for family in settings.masquerade if family in present)
+    external = {family: _external_interfaces(settings.external_interfaces, family) for family in families}
+    addresses = {family: address for family, address in settings.snat_addresses.items() if family in families}
+    return Outbound(families, external, addresses)
 
 
 def _external_interfaces(configured: tuple[str, ...], family: int) -> tuple[str, ...]:

@@ -39,8 +39,9 @@ class CniError(Exception):
     def as_result(self, cni_version: str) -> dict[str, object]:
         """Return the error object of the CNI specification, section 5."""
         result: dict[str, object] = {"cniVersion": cni_version, "code": self.code, "msg": self.message}
-        if self.details:
-            result["details"] = self.details
+        details = " ".join([self.details, *getattr(self, "__notes__", ())]).strip()
+        if details:
+            result["details"] = details
         return result
 
 
@@ -75,9 +76,9 @@ class KernelRefused(CniError):
         self.error_number = error_number
 
 
-class NotThere(Exception):
+class NotThere(KernelRefused):
     """ENOENT: the table, a chain, a set or an element that a message names does not exist."""
 
 
-class AlreadyThere(Exception):
+class AlreadyThere(KernelRefused):
     """EEXIST: an element with one of the keys exists."""

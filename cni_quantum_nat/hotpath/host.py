@@ -46,6 +46,15 @@ def interface_towards(address: Address) -> str:
     )
 
 
+def _interface_or_none(address: Address) -> str | None:
+    try:
+        return interface_towards(address)
+    except CniError as error:
+        if error.code != NO_ROUTE:
+            raise
+        return None
+
+
 def default_route_interface(family: int) -> str:
     """Name the interface of the preferred default route of the main table, empty when there is none."""
     request = message(
@@ -98,14 +107,15 @@ class HostSettings:
         """Whether the host forwards packets of this family."""
         return _read(_FORWARDING[family]) == "1"
 
-    def enable_forwarding(self, family: int, container_interfaces: set[str]) -> None:
+    def enable_forwarding(self, family: int, container_addresses: list[Address]) -> None:
         """Let the host forward packets of this family.
 
         A host that forwards ignores router advertisements where `accept_ra` is 1, and would lose its default
         route; 2 keeps it. Interfaces that lead to containers are left out: a container must not become a router.
         """
         if family == 6:
-            for interface in set(posix.listdir(f"{_NET}/ipv6/conf")) - container_interfaces - {"all", "default", "lo"}:
+            towards_containers = {_interface_or_none(address) for address in container_addresses}
+            for interface in set(posix.listdir(f"{_NET}/ipv6/conf")) - towards_containers - {"all", "default", "lo"}:
                 accept_ra = f"{_NET}/ipv6/conf/{interface}/accept_ra"
                 if _read(accept_ra) == "1":
                     self._set(accept_ra, "2")

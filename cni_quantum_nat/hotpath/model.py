@@ -118,6 +118,12 @@ class PortMapping:
         host_ip = self.specific_host_ip
         return host_ip is not None and host_ip.is_loopback
 
+    @property
+    def is_reached_from_loopback(self) -> bool:
+        """Whether 127.0.0.0/8 is among the addresses that it is published on."""
+        host_ip = self.specific_host_ip
+        return self.serves(4) and (host_ip is None or host_ip.is_loopback)
+
     def __str__(self) -> str:
         published = f"{self.host_port}->{self.container_port}/{self.protocol}"
         if self.host_ip is None:
@@ -165,9 +171,9 @@ class AttachmentId:
 class Outbound:
     """How the container gets out.
 
-    masquerade: the families (4, 6) whose source becomes the outgoing interface's address.
+    masquerade: the families (4, 6) that get another source address outside: the outgoing interface's, or a fixed one.
     external_interfaces: by family, the interfaces that this holds for; an empty tuple is any.
-    snat_addresses: by family, a fixed source address instead of the interface's.
+    snat_addresses: by family, the fixed source address.
     """
 
     __slots__ = ("external_interfaces", "masquerade", "snat_addresses")

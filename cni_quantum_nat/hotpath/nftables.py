@@ -251,14 +251,14 @@ def _batch(kind: int, sequence: int) -> bytes:
 
 
 def _raise_first(errors: list[int], what: str) -> None:
-    """Raise for the error that says most: one that we have no answer to, else a missing table, else a held key."""
+    """Raise for the error that says most: one that we have no answer to, else a missing thing, else a held key."""
     for number in errors:
         if number not in (ENOENT, EEXIST):
             raise KernelRefused(what, number)
     if ENOENT in errors:
-        raise NotThere
+        raise NotThere(what, ENOENT)
     if errors:
-        raise AlreadyThere
+        raise AlreadyThere(what, EEXIST)
 
 
 def _unusable(error: OSError) -> CniError:

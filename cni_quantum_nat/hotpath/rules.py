@@ -60,7 +60,7 @@ def _plan_outbound(attachment: Attachment) -> Iterator[tuple[str, Fields, Fields
     outbound = attachment.outbound
     for endpoint in attachment.endpoints:
         address, family = endpoint.address, endpoint.address.family
-        if family not in outbound.masquerade and family not in outbound.snat_addresses:
+        if family not in outbound.masquerade:
             continue
         yield from _plan_own_subnet(endpoint)
         fixed = outbound.snat_addresses.get(family)

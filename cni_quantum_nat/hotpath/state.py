@@ -101,19 +101,26 @@ class State:
             pass  # another attachment of the container is in it, or it is not there
 
     def siblings(self, attachment_id: AttachmentId) -> list[Attachment]:
-        """Return the other attachments of the same container."""
-        records = self._records_in(f"{self.directory}/attachments/{attachment_id.container_id}")
+        """Return the other attachments of the same container, those on record that can be read."""
+        records = self._records_in(f"{self.directory}/attachments/{attachment_id.container_id}", [])
         return [record for record in records if record.id != attachment_id]
 
-    def attachments(self) -> Iterator[Attachment]:
-        """Yield all records. Grows with the number of containers: not for ADD, DEL or CHECK, but when they heal."""
+    def attachments(self, damaged: list[CniError]) -> Iterator[Attachment]:
+        """Yield all records; one that cannot be read is told in `damaged`, and keeps nobody from the others.
+
+        Grows with the number of containers: not for ADD, DEL or CHECK, but when they heal.
+        """
         root = f"{self.directory}/attachments"
         for container in _listed(root):
-            yield from self._records_in(f"{root}/{container}")
+            yield from self._records_in(f"{root}/{container}", damaged)
 
-    def _records_in(self, directory: str) -> Iterator[Attachment]:
+    def _records_in(self, directory: str, damaged: list[CniError]) -> Iterator[Attachment]:
         for name in sorted(_listed(directory)):
-            record = self._read_record(f"{directory}/{name}")
+            try:
+                record = self._read_record(f"{directory}/{name}")
+            except CniError as error:
+                damaged.append(error)
+                continue
             if record is not None:
                 yield record
 
