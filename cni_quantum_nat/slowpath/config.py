@@ -25,6 +25,20 @@ _NOT_YET = (
 )
 
 
+_BOOLEAN = "true or false"
+_ALLOWED = {
+    "backend": '"nftables"',
+    "ipForwarding": _BOOLEAN,
+    "masquerade": 'true, false, "ipv4" or "ipv6"',
+    "externalInterface": 'the name of an interface, a list of names, or "default"',
+    "snatAddress": "an IP address, or a list of at most one of each family",
+    "snat": _BOOLEAN,
+    "masqAll": _BOOLEAN,
+    "stateDir": "an absolute path",
+    "capabilities": "an object of booleans",
+}
+
+
 def _check_interface(name: str) -> str:
     if not 1 <= len(name.encode()) <= 15 or name in (".", "..") or any(c in '/:"*' or c.isspace() for c in name):
         raise ValueError(f"{name!r} is not the name of an interface (1 to 15 bytes, without '/', ':' and white space)")
@@ -110,7 +124,7 @@ def normalise(configuration: dict[str, Any]) -> dict[str, Any]:
     try:
         config = NatConfig.model_validate(configuration)
     except ValidationError as error:
-        raise InvalidConfiguration(_explain(error)) from error
+        raise InvalidConfiguration(_explain(error, configuration)) from error
     interfaces = config.external_interface or []
     return {
         "ipForwarding": config.ip_forwarding,
@@ -122,11 +136,14 @@ def normalise(configuration: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _explain(error: ValidationError) -> str:
-    """Say each thing that is wrong: key, message, value."""
-    lines = []
+def _explain(error: ValidationError, configuration: dict[str, Any]) -> str:
+    """Say for each key what it is and what it may be; pydantic says it for each branch of a union."""
+    said: dict[str, str] = {}
     for problem in error.errors(include_url=False):
-        key = ".".join(str(part) for part in problem["loc"]) or "the configuration"
-        value = f" (it is {problem['input']!r})" if problem["loc"] else ""
-        lines.append(f"{key}: {problem['msg'].removeprefix('Value error, ')}{value}")
-    return "; ".join(dict.fromkeys(lines))
+        if not problem["loc"]:
+            said[""] = problem["msg"].removeprefix("Value error, ")
+            continue
+        key = str(problem["loc"][0])
+        reason = f" ({problem['msg'].removeprefix('Value error, ')})" if problem["type"] == "value_error" else ""
+        said[key] = f"{key} is {configuration[key]!r}: it must be {_ALLOWED[key]}{reason}"
+    return "; ".join(said.values())
