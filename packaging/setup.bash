@@ -1,0 +1,55 @@
+# What packaging/build, packaging/quickstart and tests/run share: packages, the virtual environment, cnitool.
+# Source it; every function does nothing where there is nothing to do.
+
+PROJECT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+VENV=$PROJECT/.venv
+CACHE=$PROJECT/.cache
+
+say() { printf '%s\n' "$*"; }
+
+die() {
+    printf '%s: %s\n' "${0##*/}" "$*" >&2
+    exit 1
+}
+
+# apt_install PACKAGE...: install those that are missing.
+apt_install() {
+    local missing=() package
+    for package in "$@"; do
+        [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
+    done
+    [ ${#missing[@]} -gt 0 ] || return 0
+    [ "$(id -u)" = 0 ] || die "needs ${missing[*]}: install them as root (apt-get install ${missing[*]})"
+    say "Installing ${missing[*]} ..."
+    apt-get update -qq >/dev/null
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+# make_venv EXTRA...: a virtual environment in .venv with the project and these extras, made again when
+# pyproject.toml changes.
+make_venv() {
+    local extras wanted stamp=$VENV/.quantum-nat
+    apt_install python3 python3-venv libnftables1
+    extras=$(printf '%s\n' "$@" "$(sed -n 1p "$stamp" 2>/dev/null | tr ',' '\n')" | sort -u | sed '/^$/d' | paste -sd,)
+    wanted=$(printf '%s\n%s' "$extras" "$(sha256sum <"$PROJECT/pyproject.toml")")
+    [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ] || return 0
+    say "Making the virtual environment .venv ($extras) ..."
+    [ -x "$VENV/bin/python" ] || /usr/bin/python3 -m venv "$VENV"
+    "$VENV/bin/pip" install --quiet --disable-pip-version-check --editable "$PROJECT[$extras]"
+    printf '%s' "$wanted" >"$stamp"
+}
+
+# install_cnitool: cnitool v1.3.0 in .cache/bin from Go's module proxy, or else what Debian has of it.
+install_cnitool() {
+    local target=$CACHE/bin/cnitool
+    [ -x "$target" ] && return 0
+    mkdir -p "$CACHE/bin"
+    say "Building cnitool ..."
+    if command -v go >/dev/null &&
+        GOBIN=$CACHE/bin timeout 300 go install github.com/containernetworking/cni/cnitool@v1.3.0 2>/dev/null; then
+        return 0
+    fi
+    apt_install golang-go golang-github-appc-cni-dev
+    (cd / && GO111MODULE=off GOPATH=/usr/share/gocode GOCACHE=$CACHE/go-build GOFLAGS= /usr/bin/go build \
+        -o "$target" github.com/containernetworking/cni/cnitool)
+}
