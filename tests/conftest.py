@@ -1,0 +1,34 @@
+"""A skipped test is a failed one, but where the machine cannot run it: the allow-list says when."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Beginnings of reasons: what a kernel may lack.
+ALLOWED_SKIPS = ("the kernel has no ",)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "frozen: also run over the frozen binary, named by QUANTUM_NAT_PLUGIN")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Iterator[None]:
+    report = yield
+    fail_unless_allowed(report)  # type: ignore[arg-type]
+    return report
+
+
+def fail_unless_allowed(report: pytest.TestReport) -> None:
+    """Turn a skip into a failure."""
+    if not report.skipped or hasattr(report, "wasxfail") or not isinstance(report.longrepr, tuple):
+        return
+    reason = str(report.longrepr[2]).removeprefix("Skipped: ")
+    if not reason.startswith(ALLOWED_SKIPS):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, for a reason that is not on the list in tests/conftest.py: {reason}"

@@ -1,0 +1,79 @@
+"""A host, its containers, a client outside, and the plugin: each test has its own, and leaves nothing behind."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+
+from .world import Container, Host, Namespace, Plugin
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    """What is made in a test, to be removed in the opposite order."""
+    with ExitStack() as made:
+        yield made
+
+
+@pytest.fixture
+def host(stack: ExitStack, request: pytest.FixtureRequest) -> Host:
+    """The host, with bridges cni0 and cni1, and an uplink."""
+    made = Host(stack)
+    stack.callback(lambda: _show_ruleset_on_failure(made, request))
+    return made
+
+
+@pytest.fixture
+def client(host: Host) -> Namespace:
+    """A client outside, on the uplink."""
+    return host.client
+
+
+@pytest.fixture
+def container(host: Host) -> Container:
+    """A container on cni0 with a server on port 80 that is called `web`."""
+    made = host.container()
+    made.serve("web", 80)
+    return made
+
+
+@pytest.fixture
+def neighbour(host: Host) -> Container:
+    """Another container on cni0."""
+    return host.container()
+
+
+@pytest.fixture
+def plugin(host: Host, tmp_path: Path) -> Plugin:
+    """The plugin, called in the host's namespace."""
+    return Plugin(host, tmp_path / "state")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    report = yield
+    if report.when == "call" and report.failed:  # type: ignore[attr-defined]
+        item.user_properties.append(("failed", True))
+    return report
+
+
+def _show_ruleset_on_failure(host: Host, request: pytest.FixtureRequest) -> None:
+    if ("failed", True) in request.node.user_properties:
+        print(_without_empty_chains(host.ruleset()))  # noqa: T201 - pytest shows it with the failure
+
+
+def _without_empty_chains(ruleset: str) -> str:
+    """Leave out the chains of prefix lengths: 160 times the same."""
+    shown, skipping = [], False
+    for line in ruleset.splitlines():
+        skipping = skipping or line.startswith("\tchain subnet")
+        if not skipping:
+            shown.append(line)
+        skipping = skipping and line != "\t}"
+    return "\n".join(shown)

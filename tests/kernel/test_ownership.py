@@ -1,0 +1,202 @@
+"""Who owns an address, who owns a host port, and what DEL may take away."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from .world import CLIENT, HOST, Container, Host, Namespace, Plugin, PluginError, publish
+
+both_families = pytest.mark.parametrize("family", [4, 6])
+
+
+def _same_address_again(host: Host, container: Container) -> Container:
+    """Let the container lose its interface, and give its addresses to a new one."""
+    container.ip("link del eth0")
+    number = int(container.address[4].rpartition(".")[2])
+    newcomer = host.container(number=number)
+    newcomer.serve("newcomer", 80)
+    return newcomer
+
+
+@pytest.mark.frozen
+@both_families
+def test_del_keeps_an_address_that_another_container_now_owns(
+    host: Host, client: Namespace, container: Container, plugin: Plugin, family: int
+) -> None:
+    client.serve("outside", 80)
+    old = plugin.add(container, publish(8080))
+    newcomer = _same_address_again(host, container)
+    new = plugin.add(newcomer, publish(8081))
+    old.delete()
+    assert client.ask(HOST[family], 8081).server == "newcomer"
+    assert client.is_refused(HOST[family], 8080)
+    assert newcomer.ask(CLIENT[family], 80).source == HOST[family]
+    assert host.ask("127.0.0.1", 8081).server == "newcomer"
+    assert newcomer.ask(HOST[family], 8081).server == "newcomer"
+    new.check()
+    assert host.owners() == {new.owner}
+
+
+@pytest.mark.frozen
+def test_a_port_held_by_a_living_container_is_an_error_that_names_it_and_changes_nothing(
+    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+) -> None:
+    plugin.add(container, publish(8080))
+    before = host.elements()
+    with pytest.raises(PluginError, match=container.id) as caught:
+        plugin.add(neighbour, publish(9000), publish(8080))
+    assert caught.value.code >= 100
+    assert "8080" in caught.value.message
+    assert client.ask(HOST[4], 8080).server == "web"
+    assert client.is_refused(HOST[4], 9000)
+    assert host.elements().keys() == before.keys()
+    assert neighbour.id not in str(host.owners())
+    assert not list(plugin.state_directory.glob(f"attachments/{neighbour.id}*"))
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        (publish(8080), publish(8080, 81)),
+        (publish(8080), publish(8080)),
+        (publish(8080, hostIP="0.0.0.0"), publish(8080, 81)),
+        (publish(8080, hostIP="198.51.100.1"), publish(8080, 81, hostIP="198.51.100.1", protocol="TCP")),
+    ],
+)
+def test_a_port_wanted_twice_in_one_request_is_an_error(
+    client: Namespace, container: Container, plugin: Plugin, entries: tuple[dict[str, object], ...]
+) -> None:
+    with pytest.raises(PluginError, match="8080"):
+        plugin.add(container, *entries)
+    assert client.is_refused(HOST[4], 8080)
+    assert not list(plugin.state_directory.glob("attachments/*"))
+
+
+def test_one_port_on_two_protocols_and_two_addresses_is_no_conflict(
+    client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+) -> None:
+    neighbour.serve("neighbour", 80)
+    plugin.add(container, publish(8080, hostIP=HOST[4]))
+    plugin.add(neighbour, publish(8080, hostIP=HOST[6]), publish(8080, protocol="udp"))
+    assert client.ask(HOST[4], 8080).server == "web"
+    assert client.ask(HOST[6], 8080).server == "neighbour"
+    assert client.ask(HOST[4], 8080, "udp").server == "neighbour"
+
+
+def test_a_port_of_a_container_whose_namespace_is_gone_is_taken_over(
+    client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+) -> None:
+    neighbour.serve("neighbour", 80)
+    dead = plugin.add(container, publish(8080))
+    container.remove()
+    heir = plugin.add(neighbour, publish(8080))
+    assert client.ask(HOST[4], 8080).server == "neighbour"
+    dead.delete()
+    assert client.ask(HOST[4], 8080).server == "neighbour"
+    heir.check()
+
+
+@both_families
+def test_a_containers_second_network_wants_the_same_ports_and_takes_over_when_the_first_goes(
+    host: Host, client: Namespace, container: Container, plugin: Plugin, family: int
+) -> None:
+    """Podman sends the same portMappings to both networks."""
+    first = plugin.add(container, publish(8080))
+    second = plugin.add(_on_second_network(container), publish(8080), network="second")
+    first.check()
+    second.check()
+    for _ in range(2):
+        assert client.ask(HOST[family], 8080).server == "web"
+    first.delete()
+    container.ip("link del eth0", f"route replace default via {'10.99.0.1' if family == 4 else 'fd99::1'}")
+    assert client.ask(HOST[family], 8080).server == "web"
+    second.check()
+    second.delete()
+    assert client.is_refused(HOST[family], 8080)
+    assert host.owners() == set()
+
+
+def test_a_containers_first_network_keeps_the_ports_when_the_second_goes(
+    client: Namespace, container: Container, plugin: Plugin
+) -> None:
+    first = plugin.add(container, publish(8080))
+    plugin.add(_on_second_network(container), publish(8080), network="second").delete()
+    assert client.ask(HOST[4], 8080).server == "web"
+    first.check()
+
+
+def _on_second_network(container: Container) -> Container:
+    """Connect eth1 to cni1, and return the container as that attachment sees it."""
+    networks = {4: "10.99.0.7/24", 6: "fd99::7/64"}
+    container.connect("eth1", "cni1", networks)
+    container.ip("route replace default via 10.88.0.1", "route replace default via fd88::1")
+    second = object.__new__(Container)
+    second.__dict__.update(container.__dict__)
+    second.interface, second.bridge, second.networks = "eth1", "cni1", networks
+    second.address = {family: network.partition("/")[0] for family, network in networks.items()}
+    return second
+
+
+def test_del_without_a_record_removes_what_the_call_names_and_nothing_else(
+    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+) -> None:
+    neighbour.serve("neighbour", 80)
+    lost = plugin.add(container, publish(8080))
+    kept = plugin.add(neighbour, publish(8081))
+    shutil.rmtree(plugin.state_directory / "attachments" / container.id)
+    lost.delete()
+    assert client.is_refused(HOST[4], 8080)
+    assert client.ask(HOST[4], 8081).server == "neighbour"
+    assert host.owners() == {kept.owner}
+
+
+def test_del_without_a_record_keeps_what_another_attachment_owns(
+    host: Host, client: Namespace, container: Container, plugin: Plugin
+) -> None:
+    lost = plugin.add(container, publish(8080))
+    newcomer = _same_address_again(host, container)
+    container.remove()
+    new = plugin.add(newcomer, publish(8080))
+    shutil.rmtree(plugin.state_directory / "attachments" / container.id, ignore_errors=True)
+    lost.delete()
+    assert client.ask(HOST[4], 8080).server == "newcomer"
+    new.check()
+
+
+def test_del_keeps_elements_that_another_state_directory_owns(
+    host: Host, client: Namespace, container: Container, plugin: Plugin
+) -> None:
+    old = plugin.add(container, publish(8080))
+    host.run("nft", "flush map inet quantum host_ports4")
+    element = f'{{ tcp . 8080 comment "other/somebody/eth0" : {container.address[4]} . 80 }}'
+    host.run("nft", f"add element inet quantum host_ports4 {element}")
+    old.delete()
+    assert client.ask(HOST[4], 8080).server == "web"
+    assert host.owners() == {"other/somebody/eth0"}
+
+
+@pytest.mark.parametrize("loss", ["flush ruleset", "flush map inet quantum host_ports4"])
+def test_del_succeeds_where_the_kernel_has_lost_the_elements(
+    host: Host, client: Namespace, container: Container, plugin: Plugin, loss: str
+) -> None:
+    web = plugin.add(container, publish(8080))
+    host.run("nft", loss)
+    web.delete()
+    assert client.is_refused(HOST[4], 8080)
+    assert not list(plugin.state_directory.glob("attachments/*"))
+
+
+def test_the_same_attachment_added_again_replaces_what_it_had(
+    host: Host, client: Namespace, container: Container, plugin: Plugin
+) -> None:
+    container.serve("second", 81)
+    plugin.add(container, publish(8080), publish(8081))
+    again = plugin.add(container, publish(8080, 81), publish(8082))
+    assert client.ask(HOST[4], 8080).server == "second"
+    assert client.is_refused(HOST[4], 8081)
+    assert client.ask(HOST[6], 8082).server == "web"
+    again.check()
+    again.delete()
+    assert host.owners() == set()

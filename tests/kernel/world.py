@@ -1,0 +1,394 @@
+"""The small world that the tests send packets through.
+
+    client ---- uplink --- host --- cni0 --- containers (10.88.0.0/24, fd88::/64)
+    198.51.100.2          |   \\--- cni1 --- containers (10.99.0.0/24, fd99::/64)
+    2001:db8:1::2         198.51.100.1 and .3, 2001:db8:1::1 and ::3
+
+The client has a route to the uplink's network only: an answer from it proves that the source was translated.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from .peer import Answer, Refused, Server, TimedOut, ask, inside
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+NETNS_DIRECTORY = Path("/run/netns")
+CLIENT = {4: "198.51.100.2", 6: "2001:db8:1::2"}
+HOST = {4: "198.51.100.1", 6: "2001:db8:1::1"}
+OTHER_HOST = {4: "198.51.100.3", 6: "2001:db8:1::3"}
+BRIDGES = {"cni0": {4: "10.88.0.{}/24", 6: "fd88::{}/64"}, "cni1": {4: "10.99.0.{}/24", 6: "fd99::{}/64"}}
+SUBNETS = {"cni0": {4: "10.88.0.0/24", 6: "fd88::/64"}, "cni1": {4: "10.99.0.0/24", 6: "fd99::/64"}}
+AIMED = "192.0.2.1"  # stands for the other side's 127.0.0.1, see Namespace.aim_at_localhost
+SHORT = 0.4  # seconds after which what must not arrive is taken as lost
+_numbers = count()
+_ATTACK = f"""table inet attack {{
+	chain leave {{
+		type filter hook postrouting priority 300
+		ip daddr {AIMED} ip daddr set 127.0.0.1
+	}}
+	chain enter {{
+		type filter hook prerouting priority -400
+		ip saddr 127.0.0.1 iif != "lo" ip saddr set {AIMED}
+	}}
+}}"""
+
+
+def run(*command: str, stdin: str = "") -> str:
+    """Run a command that must succeed, and return what it printed."""
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}\n{stdin}"
+    return done.stdout
+
+
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 5) -> None:
+    """Poll, and fail when it does not become true in time."""
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, f"waited {timeout_s} s in vain: {what}"
+        time.sleep(0.005)
+
+
+class Namespace:
+    """A network namespace with a unique name, and the servers in it."""
+
+    def __init__(self, kind: str, stack: ExitStack) -> None:
+        self.name = f"qn-{os.getpid()}-{next(_numbers)}-{kind}"
+        self.path = NETNS_DIRECTORY / self.name
+        self._stack = stack
+        run("ip", "netns", "add", self.name)
+        stack.callback(self.remove)
+        for setting in ("ipv6/conf/all/accept_dad", "ipv6/conf/default/accept_dad"):
+            self.set_sysctl(setting, "0")
+        self.ip("link set lo up")
+
+    def remove(self) -> None:
+        """Take its name away; it goes when the last process in it has gone."""
+        if self.path.exists():
+            run("ip", "netns", "delete", self.name)
+
+    def ip(self, *commands: str) -> None:
+        """Run ip(8) commands in it."""
+        run("ip", "-n", self.name, "-batch", "-", stdin="\n".join(commands) + "\n")
+
+    def run(self, *command: str, stdin: str = "") -> str:
+        """Run a command in it."""
+        return run("nsenter", f"--net={self.path}", "--", *command, stdin=stdin)
+
+    def sysctl(self, name: str) -> str:
+        """Read a setting, named by its path below /proc/sys/net."""
+        with inside(self.path):
+            return Path("/proc/sys/net", name).read_text().strip()
+
+    def set_sysctl(self, name: str, value: str) -> None:
+        with inside(self.path):
+            Path("/proc/sys/net", name).write_text(value)
+
+    def serve(self, name: str, port: int, address: str | None = None) -> Server:
+        """Start a server that goes with the namespace."""
+        return self._stack.enter_context(Server(self.path, name, port, address))
+
+    def ask(
+        self, address: str, port: int, protocol: str = "tcp", *, source: str | None = None, timeout: float = 3
+    ) -> Answer:
+        """Ask a server from here."""
+        return ask(self.path, protocol, address, port, source=source, timeout=timeout)
+
+    def cannot_reach(self, address: str, port: int, protocol: str = "tcp", *, source: str | None = None) -> bool:
+        """Whether nothing comes back, not even a refusal."""
+        try:
+            self.ask(address, port, protocol, source=source, timeout=SHORT)
+        except TimedOut:
+            return True
+        return False
+
+    def is_refused(self, address: str, port: int, protocol: str = "tcp") -> bool:
+        """Whether the answer is an immediate refusal."""
+        try:
+            self.ask(address, port, protocol)
+        except Refused:
+            return True
+        return False
+
+    def aim_at_localhost(self, gateway: str) -> None:
+        """Let this namespace attack: what it sends to AIMED leaves as a packet to 127.0.0.1, and answers come back."""
+        self.ip(f"route add {AIMED} via {gateway}")
+        self.run("nft", "-f", "-", stdin=_ATTACK)
+
+    def pass_for_localhost(self, port: int) -> None:
+        """Let this namespace attack: datagrams to this port leave with the source address 127.0.0.1."""
+        self.run(
+            "nft", "-f", "-", stdin=f"{_ATTACK}\nadd rule inet attack leave udp dport {port} ip saddr set 127.0.0.1"
+        )
+
+
+class Container(Namespace):
+    """A namespace that a bridge plugin has attached to a bridge as eth0."""
+
+    def __init__(self, host: Host, stack: ExitStack, number: int, bridge: str, *, families: tuple[int, ...]) -> None:
+        super().__init__("container", stack)
+        self.id = self.name
+        self.host = host
+        self.interface = "eth0"
+        self.bridge = bridge
+        self.networks = {family: BRIDGES[bridge][family].format(number) for family in families}
+        self.address = {family: network.partition("/")[0] for family, network in self.networks.items()}
+        self.connect("eth0", bridge, self.networks)
+
+    def connect(self, interface: str, bridge: str, networks: dict[int, str]) -> None:
+        """Do what the bridge plugin does: a veth into the bridge with hairpin mode, addresses, default routes."""
+        veth = f"veth{next(_numbers)}"
+        self.host.ip(
+            f"link add {veth} type veth peer name {interface} netns {self.name}",
+            f"link set {veth} master {bridge}",
+            f"link set {veth} type bridge_slave hairpin on",
+            f"link set {veth} up",
+        )
+        commands = [f"link set {interface} up"]
+        for family, network in networks.items():
+            gateway = BRIDGES[bridge][family].format(1).partition("/")[0]
+            commands.append(f"address add {network} dev {interface}{' nodad' if family == 6 else ''}")
+            commands.append(f"route replace default via {gateway} dev {interface}")
+        self.ip(*commands)
+        addresses = [network.partition("/")[0] for network in networks.values()]
+        wait_until(lambda: all(map(self._answers, addresses)), f"{' and '.join(addresses)} answer")
+
+    def _answers(self, address: str) -> bool:
+        """Whether the host's packets arrive: a closed port refuses."""
+        try:
+            self.host.ask(address, 1, timeout=0.1)
+        except Refused:
+            return True
+        except (TimedOut, OSError):
+            return False
+        return False
+
+    def previous_result(self) -> dict[str, Any]:
+        """Return what the bridge plugin prints."""
+        return {
+            "cniVersion": "1.1.0",
+            "interfaces": [
+                {"name": self.bridge, "mac": "02:00:00:00:00:01"},
+                {"name": self.interface, "mac": "02:00:00:00:00:02", "sandbox": str(self.path)},
+            ],
+            "ips": [{"interface": 1, "address": network} for network in self.networks.values()],
+            "dns": {},
+        }
+
+
+class Host(Namespace):
+    """The namespace that stands for the host: bridges, an uplink to the client, a default route through it."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        super().__init__("host", stack)
+        self._used: dict[str, int] = {}
+        for bridge, networks in BRIDGES.items():
+            self.ip(
+                f"link add {bridge} type bridge mcast_snooping 0",
+                f"address add {networks[4].format(1)} dev {bridge}",
+                f"address add {networks[6].format(1)} dev {bridge} nodad",
+                f"link set {bridge} up",
+            )
+        self.client = Namespace("client", stack)
+        self.add_uplink("uplink", HOST, CLIENT)
+        self.ip(
+            f"address add {OTHER_HOST[4]}/24 dev uplink",
+            f"address add {OTHER_HOST[6]}/64 dev uplink nodad preferred_lft 0",  # not chosen as a source by itself
+            f"route add default via {CLIENT[4]} dev uplink",
+            f"route add default via {CLIENT[6]} dev uplink",
+        )
+
+    def add_uplink(self, name: str, own: dict[int, str], peers: dict[int, str]) -> None:
+        """Connect the host and the client by one more wire; both ends have the same name."""
+        self.ip(f"link add {name} type veth peer name {name} netns {self.client.name}")
+        for end, addresses in ((self, own), (self.client, peers)):
+            end.ip(
+                f"link set {name} up",
+                f"address add {addresses[4]}/24 dev {name}",
+                f"address add {addresses[6]}/64 dev {name} nodad",
+            )
+
+    def container(self, bridge: str = "cni0", *, number: int = 0, families: tuple[int, ...] = (4, 6)) -> Container:
+        """Make a container; `number` is the last part of its addresses, a new one when it is 0."""
+        if not number:
+            number = self._used[bridge] = self._used.get(bridge, 10) + 1
+        return Container(self, self._stack, number, bridge, families=families)
+
+    def show_client_the_way(self, bridge: str = "cni0") -> None:
+        """Give the client routes to the containers, through the host."""
+        self.client.ip(*(f"route add {SUBNETS[bridge][f]} via {HOST[f]}" for f in (4, 6)))
+
+    def filter_bridges(self, value: str) -> None:
+        """Let bridged packets pass the IP hooks, or not, as br_netfilter does."""
+        try:
+            for name in ("iptables", "ip6tables"):
+                self.set_sysctl(f"bridge/bridge-nf-call-{name}", value)
+        except FileNotFoundError:
+            if value == "1":
+                pytest.skip("the kernel has no br_netfilter")
+
+    def ruleset(self) -> str:
+        """Return the plugin's table, or nft's complaint."""
+        command = ("nsenter", f"--net={self.path}", "nft", "list", "table", "inet", "quantum")
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.stdout or done.stderr
+
+    def elements(self) -> dict[str, list[Any]]:
+        """Return the elements of those sets and maps that have any."""
+        listed = json.loads(self.run("nft", "-j", "list", "table", "inet", "quantum"))["nftables"]
+        sets = [item.get("set") or item.get("map") for item in listed]
+        return {entry["name"]: entry["elem"] for entry in sets if entry and "elem" in entry and "flags" not in entry}
+
+    def owners(self) -> set[str]:
+        """Return the comments of all elements."""
+        found: set[str] = set()
+        _collect_comments(self.elements(), found)
+        return found
+
+
+def _collect_comments(item: Any, found: set[str]) -> None:
+    if isinstance(item, dict):
+        if isinstance(item.get("comment"), str):
+            found.add(item["comment"])
+        item = list(item.values())
+    if isinstance(item, list):
+        for part in item:
+            _collect_comments(part, found)
+
+
+class PluginError(Exception):
+    """The plugin's error object."""
+
+    def __init__(self, answer: dict[str, Any]) -> None:
+        super().__init__(json.dumps(answer))
+        self.code: int = answer["code"]
+        self.message: str = answer["msg"]
+        self.details: str = answer.get("details", "")
+
+
+def publish(host_port: int, container_port: int = 80, **more: Any) -> dict[str, Any]:
+    """Return an entry of portMappings."""
+    return {"hostPort": host_port, "containerPort": container_port, **more}
+
+
+@dataclass
+class Attachment:
+    """An attachment as a runtime remembers it: what DEL and CHECK are called with again."""
+
+    plugin: Plugin
+    container: Container
+    configuration: dict[str, Any]
+    result: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def owner(self) -> str:
+        """The comment of its elements."""
+        return f"{self.configuration['name']}/{self.container.id}/{self.container.interface}"
+
+    def add(self) -> Attachment:
+        self.result = self.plugin.call("ADD", self.configuration, self.container)
+        return self
+
+    def check(self) -> None:
+        self.plugin.call("CHECK", self.configuration, self.container)
+
+    def delete(self) -> None:
+        self.plugin.call("DEL", self.configuration, self.container)
+
+    def delete_again_like_containerd(self) -> None:
+        """Delete without a namespace and without prevResult."""
+        bare = {key: value for key, value in self.configuration.items() if key != "prevResult"}
+        self.plugin.call("DEL", bare, self.container, CNI_NETNS="")
+
+
+class Plugin:
+    """The plugin as a runtime calls it, in the host's namespace, with a state directory of its own."""
+
+    def __init__(self, host: Host, state_directory: Path) -> None:
+        self.host = host
+        self.state_directory = state_directory
+        binary = os.environ.get("QUANTUM_NAT_PLUGIN")
+        self.command = [binary] if binary else [sys.executable, "-I", "-m", "cni_quantum_nat"]
+
+    def configuration(self, network: str = "net", **keys: Any) -> dict[str, Any]:
+        base = {"cniVersion": "1.1.0", "name": network, "type": "quantum-nat", "stateDir": str(self.state_directory)}
+        return {**base, **keys}
+
+    def add(self, container: Container, *ports: dict[str, Any], network: str = "net", **keys: Any) -> Attachment:
+        """Attach a container, with the given port mappings and configuration keys."""
+        return self.attachment(container, *ports, network=network, **keys).add()
+
+    def attachment(self, container: Container, *ports: dict[str, Any], network: str = "net", **keys: Any) -> Attachment:
+        """Prepare an attachment without a call."""
+        configuration = self.configuration(network, prevResult=container.previous_result(), **keys)
+        if ports:
+            configuration["runtimeConfig"] = {"portMappings": list(ports)}
+        return Attachment(self, container, configuration)
+
+    def gc(self, keys: dict[str, Any] | None = None) -> None:
+        """Collect garbage; `keys` are what the runtime adds to the configuration."""
+        self.call("GC", self.configuration() | (keys or {}))
+
+    def status(self, *before: str) -> None:
+        """Ask for the status; `before` is a command that starts the plugin, as setpriv(1)."""
+        self.call("STATUS", self.configuration(), before=before)
+
+    def call(
+        self,
+        command: str,
+        configuration: dict[str, Any],
+        container: Container | None = None,
+        *,
+        before: tuple[str, ...] = (),
+        **environment: str,
+    ) -> dict[str, Any]:
+        """Call the plugin, and return its answer; PluginError when it fails."""
+        process = self.start(command, configuration, container, before=before, **environment)
+        return self.finish(process)
+
+    def start(
+        self,
+        command: str,
+        configuration: dict[str, Any],
+        container: Container | None = None,
+        *,
+        before: tuple[str, ...] = (),
+        **environment: str,
+    ) -> subprocess.Popen[str]:
+        """Start a call, to be finished later."""
+        variables = {"CNI_COMMAND": command, "CNI_PATH": "/opt/cni/bin", "PATH": os.environ["PATH"]}
+        if container is not None:
+            variables["CNI_CONTAINERID"] = container.id
+            variables["CNI_NETNS"] = str(container.path)
+            variables["CNI_IFNAME"] = container.interface
+        line = ["nsenter", f"--net={self.host.path}", "--", *before, *self.command]
+        pipe = subprocess.PIPE
+        environ = {**variables, **environment}
+        process = subprocess.Popen(line, env=environ, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(configuration))
+        process.stdin.close()
+        process.stdin = None
+        return process
+
+    def finish(self, process: subprocess.Popen[str]) -> dict[str, Any]:
+        output, complaints = process.communicate(timeout=90)
+        answer: dict[str, Any] = json.loads(output) if output.strip() else {}
+        if process.returncode:
+            assert "code" in answer, f"no error object: {output}{complaints}"
+            raise PluginError(answer)
+        return answer
