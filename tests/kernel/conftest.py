@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .world import Container, Host, Namespace, Plugin
+from .plugin import Plugin
+from .world import Container, Host, Namespace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

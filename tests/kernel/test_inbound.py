@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from .world import BRIDGES, CLIENT, HOST, OTHER_HOST, Container, Host, Namespace, Plugin, PluginError, publish
+from .plugin import Plugin, PluginError, publish
+from .world import BRIDGES, CLIENT, HOST, OTHER_HOST, Container, Host, Namespace
 
 both_families = pytest.mark.parametrize("family", [4, 6])
 GATEWAY = {family: BRIDGES["cni0"][family].format(1).partition("/")[0] for family in (4, 6)}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from .world import AIMED, HOST, SHORT, Container, Host, Namespace, Plugin, publish, wait_until
+from .plugin import Plugin, publish
+from .world import AIMED, HOST, SHORT, Container, Host, Namespace, wait_until
 
 CNI0 = "10.88.0.1"
 

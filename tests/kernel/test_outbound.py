@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from .peer import open_socket
-from .world import BRIDGES, CLIENT, HOST, OTHER_HOST, Container, Host, Namespace, Plugin, PluginError, publish
+from .plugin import Plugin, PluginError, publish
+from .world import BRIDGES, CLIENT, HOST, OTHER_HOST, Container, Host, Namespace
 
 both_families = pytest.mark.parametrize("family", [4, 6])
 SECOND_HOST = {4: "203.0.113.1", 6: "2001:db8:2::1"}

@@ -6,7 +6,8 @@ import shutil
 
 import pytest
 
-from .world import CLIENT, HOST, Container, Host, Namespace, Plugin, PluginError, publish
+from .plugin import Plugin, PluginError, publish
+from .world import CLIENT, HOST, Container, Host, Namespace
 
 both_families = pytest.mark.parametrize("family", [4, 6])
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from .world import CLIENT, HOST, Container, Host, Namespace, Plugin, PluginError, publish
+from .plugin import Plugin, PluginError, publish
+from .world import CLIENT, HOST, Container, Host, Namespace
 
 PARALLEL = 50
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from .world import HOST, Attachment, Container, Host, Namespace, Plugin, PluginError, publish
+from .plugin import Attachment, Plugin, PluginError, publish
+from .world import HOST, Container, Host, Namespace
 
 
 @pytest.mark.frozen

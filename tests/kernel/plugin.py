@@ -1,0 +1,139 @@
+"""The plugin as a runtime calls it: environment, configuration on stdin, answer on stdout."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .world import Container, Host
+
+
+class PluginError(Exception):
+    """The plugin's error object."""
+
+    def __init__(self, answer: dict[str, Any]) -> None:
+        super().__init__(json.dumps(answer))
+        self.code: int = answer["code"]
+        self.message: str = answer["msg"]
+        self.details: str = answer.get("details", "")
+
+
+def publish(host_port: int, container_port: int = 80, **more: Any) -> dict[str, Any]:
+    """Return an entry of portMappings."""
+    return {"hostPort": host_port, "containerPort": container_port, **more}
+
+
+@dataclass
+class Attachment:
+    """An attachment as a runtime remembers it: what DEL and CHECK are called with again."""
+
+    plugin: Plugin
+    container: Container
+    configuration: dict[str, Any]
+    result: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def owner(self) -> str:
+        """The comment of its elements."""
+        return f"{self.configuration['name']}/{self.container.id}/{self.container.interface}"
+
+    def add(self) -> Attachment:
+        self.result = self.plugin.call("ADD", self.configuration, self.container)
+        return self
+
+    def check(self) -> None:
+        self.plugin.call("CHECK", self.configuration, self.container)
+
+    def delete(self) -> None:
+        self.plugin.call("DEL", self.configuration, self.container)
+
+    def delete_again_like_containerd(self) -> None:
+        """Delete without a namespace and without prevResult."""
+        bare = {key: value for key, value in self.configuration.items() if key != "prevResult"}
+        self.plugin.call("DEL", bare, self.container, CNI_NETNS="")
+
+
+class Plugin:
+    """The plugin as a runtime calls it, in the host's namespace, with a state directory of its own."""
+
+    def __init__(self, host: Host, state_directory: Path) -> None:
+        self.host = host
+        self.state_directory = state_directory
+        binary = os.environ.get("QUANTUM_NAT_PLUGIN")
+        self.command = [binary] if binary else [sys.executable, "-I", "-m", "cni_quantum_nat"]
+
+    def configuration(self, network: str = "net", **keys: Any) -> dict[str, Any]:
+        base = {"cniVersion": "1.1.0", "name": network, "type": "quantum-nat", "stateDir": str(self.state_directory)}
+        return {**base, **keys}
+
+    def add(self, container: Container, *ports: dict[str, Any], network: str = "net", **keys: Any) -> Attachment:
+        """Attach a container, with the given port mappings and configuration keys."""
+        return self.attachment(container, *ports, network=network, **keys).add()
+
+    def attachment(self, container: Container, *ports: dict[str, Any], network: str = "net", **keys: Any) -> Attachment:
+        """Prepare an attachment without a call."""
+        configuration = self.configuration(network, prevResult=container.previous_result(), **keys)
+        if ports:
+            configuration["runtimeConfig"] = {"portMappings": list(ports)}
+        return Attachment(self, container, configuration)
+
+    def gc(self, keys: dict[str, Any] | None = None) -> None:
+        """Collect garbage; `keys` are what the runtime adds to the configuration."""
+        self.call("GC", self.configuration() | (keys or {}))
+
+    def status(self, *before: str) -> None:
+        """Ask for the status; `before` is a command that starts the plugin, as setpriv(1)."""
+        self.call("STATUS", self.configuration(), before=before)
+
+    def call(
+        self,
+        command: str,
+        configuration: dict[str, Any],
+        container: Container | None = None,
+        *,
+        before: tuple[str, ...] = (),
+        **environment: str,
+    ) -> dict[str, Any]:
+        """Call the plugin, and return its answer; PluginError when it fails."""
+        process = self.start(command, configuration, container, before=before, **environment)
+        return self.finish(process)
+
+    def start(
+        self,
+        command: str,
+        configuration: dict[str, Any],
+        container: Container | None = None,
+        *,
+        before: tuple[str, ...] = (),
+        **environment: str,
+    ) -> subprocess.Popen[str]:
+        """Start a call, to be finished later."""
+        variables = {"CNI_COMMAND": command, "CNI_PATH": "/opt/cni/bin", "PATH": os.environ["PATH"]}
+        if container is not None:
+            variables["CNI_CONTAINERID"] = container.id
+            variables["CNI_NETNS"] = str(container.path)
+            variables["CNI_IFNAME"] = container.interface
+        line = ["nsenter", f"--net={self.host.path}", "--", *before, *self.command]
+        pipe = subprocess.PIPE
+        environ = {**variables, **environment}
+        process = subprocess.Popen(line, env=environ, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(configuration))
+        process.stdin.close()
+        process.stdin = None
+        return process
+
+    def finish(self, process: subprocess.Popen[str]) -> dict[str, Any]:
+        output, complaints = process.communicate(timeout=90)
+        answer: dict[str, Any] = json.loads(output) if output.strip() else {}
+        if process.returncode:
+            assert "code" in answer, f"no error object: {output}{complaints}"
+            raise PluginError(answer)
+        return answer
