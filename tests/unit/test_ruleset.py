@@ -1,0 +1,39 @@
+"""The table's text, and what the hot path knows of it."""
+
+from __future__ import annotations
+
+import re
+
+from cni_quantum_nat.hotpath.table import CHAIN_USE, SETS
+from cni_quantum_nat.slowpath.ruleset import table_text
+
+TEXT = table_text("quantum")
+CHAINS = dict(re.findall(r"\tchain (\w+) \{\n(.*?)\n\t\}", TEXT, re.DOTALL))
+
+
+def rules_of(chain: str) -> list[str]:
+    lines = [line.strip() for line in CHAINS[chain].splitlines()]
+    return [line for line in lines if line and not line.startswith(("comment ", "type "))]
+
+
+def test_check_expects_as_many_rules_and_jumps_as_there_are() -> None:
+    for chain, use in CHAIN_USE.items():
+        jumps = len(re.findall(rf"\b(?:goto|jump) {chain}\b", TEXT))
+        assert len(rules_of(chain)) + jumps == use, chain
+
+
+def test_check_knows_every_chain_but_those_of_the_prefix_lengths() -> None:
+    assert {name for name in CHAINS if not name.startswith("subnet")} == set(CHAIN_USE)
+    assert len(CHAINS) == len(CHAIN_USE) + 32 + 128
+
+
+def test_every_set_is_declared_and_used() -> None:
+    for name in SETS:
+        assert re.search(rf"\t(?:set|map) {name} \{{", TEXT)
+        assert f"@{name}" in "".join(CHAINS.values())
+
+
+def test_nothing_is_masqueraded_that_is_not_a_containers() -> None:
+    rules = [rule for chain in CHAINS for rule in rules_of(chain) if re.search(r"masquerade$|^snat", rule)]
+    assert rules
+    assert all("@" in rule for rule in rules)
