@@ -51,7 +51,7 @@ def _add(environment: Environment, configuration: dict[str, Any], version: str) 
     result = protocol.previous_result(configuration, "ADD")
     netns_identity = protocol.find_namespace(environment)
     with _manager_of(configuration) as manager:
-        attachment, settings = _read_attachment(environment, configuration, manager.state, netns_identity)
+        attachment, settings = read_attachment(environment, configuration, manager.state, netns_identity)
         manager.add(attachment, ip_forwarding=settings.ip_forwarding)
     protocol.print_result(protocol.result_in_version(result, version))
 
@@ -59,7 +59,7 @@ def _add(environment: Environment, configuration: dict[str, Any], version: str) 
 def _check(environment: Environment, configuration: dict[str, Any], _version: str) -> None:
     netns_identity = protocol.find_namespace(environment)
     with _manager_of(configuration) as manager:
-        attachment, _ = _read_attachment(environment, configuration, manager.state, netns_identity)
+        attachment, _ = read_attachment(environment, configuration, manager.state, netns_identity)
         manager.check(attachment)
 
 
@@ -101,7 +101,7 @@ def _manager_of(configuration: dict[str, Any]) -> NatManager:
     return NatManager(state_of(configuration))
 
 
-def _read_attachment(
+def read_attachment(
     environment: Environment, configuration: dict[str, Any], state: State, netns_identity: tuple[int, int]
 ) -> tuple[Attachment, Settings]:
     result = protocol.previous_result(configuration, environment.command)
@@ -130,7 +130,7 @@ def _attachment_without_record(
     if configuration.get("prevResult") is None:
         return None
     try:
-        return _read_attachment(environment, configuration, state, _NO_NAMESPACE)[0]
+        return read_attachment(environment, configuration, state, _NO_NAMESPACE)[0]
     except CniError:
         return None  # such a call could not have been added either
 

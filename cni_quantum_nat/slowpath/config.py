@@ -138,12 +138,17 @@ def normalise(configuration: dict[str, Any]) -> dict[str, Any]:
 
 def _explain(error: ValidationError, configuration: dict[str, Any]) -> str:
     """Say for each key what it is and what it may be; pydantic says it for each branch of a union."""
-    said: dict[str, str] = {}
+    reasons: dict[str, list[str]] = {}
     for problem in error.errors(include_url=False):
-        if not problem["loc"]:
-            said[""] = problem["msg"].removeprefix("Value error, ")
-            continue
-        key = str(problem["loc"][0])
-        reason = f" ({problem['msg'].removeprefix('Value error, ')})" if problem["type"] == "value_error" else ""
-        said[key] = f"{key} is {configuration[key]!r}: it must be {_ALLOWED[key]}{reason}"
-    return "; ".join(said.values())
+        key = str(problem["loc"][0]) if problem["loc"] else ""
+        of_key = reasons.setdefault(key, [])
+        if problem["type"] == "value_error":  # ours; the others repeat what _ALLOWED says
+            of_key.append(problem["msg"].removeprefix("Value error, "))
+    return "; ".join(_explain_key(key, why, configuration) for key, why in reasons.items())
+
+
+def _explain_key(key: str, reasons: list[str], configuration: dict[str, Any]) -> str:
+    why = "; ".join(dict.fromkeys(reasons))
+    if not key:
+        return why
+    return f"{key} is {configuration[key]!r}: it must be {_ALLOWED[key]}" + (f" ({why})" if why else "")

@@ -1,0 +1,53 @@
+"""Each NN-case: a configuration and a prevResult in, elements (as nft reads them) and the printed result out.
+
+UPDATE_GOLDEN=1 writes the expected files anew, to be read before they are committed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cni_quantum_nat.hotpath import protocol
+from cni_quantum_nat.hotpath.entry import read_attachment
+from cni_quantum_nat.hotpath.rules import plan_rules
+from cni_quantum_nat.hotpath.state import State
+from cni_quantum_nat.slowpath.ruleset import element_text
+
+CASES = sorted(path.parent for path in Path(__file__).parent.glob("*/conf.json"))
+ENVIRONMENT = protocol.Environment("ADD", "container", "eth0", "/run/netns/container")
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def elements_of(configuration: dict[str, Any], state: State) -> str:
+    attachment, _ = read_attachment(ENVIRONMENT, configuration, state, (0, 0))
+    for endpoint in attachment.endpoints:
+        endpoint.host_interface = "cni0"
+    return "".join(f"{element_text(element)}\n" for element in plan_rules(attachment))
+
+
+def compare(expected: Path, got: str) -> None:
+    if "UPDATE_GOLDEN" in os.environ:
+        expected.write_text(got)
+    wanted = expected.read_text()
+    difference = difflib.unified_diff(wanted.splitlines(True), got.splitlines(True), str(expected), "got")
+    assert wanted == got, "".join(difference)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_request_gets_the_elements_and_the_answer_on_file(case: Path, tmp_path: Path) -> None:
+    previous = read(case / "prev_result.json")
+    configuration = {**read(case / "conf.json"), "prevResult": previous}
+    state = State(str(tmp_path / "state"))
+    state.lock()
+    compare(case / "expected.nft", elements_of(configuration, state))
+    result = protocol.result_in_version(previous, configuration["cniVersion"])
+    compare(case / "expected.json", json.dumps(result, indent=2) + "\n")

@@ -1,0 +1,89 @@
+"""Which elements hold when several attachments want one key, and how elements travel."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cni_quantum_nat.hotpath import netlink, nftables
+from cni_quantum_nat.hotpath.model import Address, Attachment, AttachmentId, Endpoint, Outbound, PortMapping
+from cni_quantum_nat.hotpath.rules import Element, plan_rules, plan_together
+from cni_quantum_nat.hotpath.table import ADDRESS4, ADDRESS6, CHAIN, INTERFACE, PORT, PROTOCOL, SETS
+
+if TYPE_CHECKING:
+    from cni_quantum_nat.hotpath.rules import Field
+
+
+def attachment(container: str, address: str, age: float, port: int = 8080, network: str = "net") -> Attachment:
+    return Attachment(
+        AttachmentId(network, container, "eth0"),
+        netns="",
+        netns_identity=(0, 0),
+        endpoints=[Endpoint.parse(address)],
+        port_mappings=[PortMapping(None, port, "tcp", 80)],
+        outbound=Outbound((4, 6)),
+        snat=True,
+        masquerade_all=False,
+        created_at=age,
+    )
+
+
+def owners(*attachments: Attachment) -> dict[str, str]:
+    return {str(element).split(" : ")[0]: element.owner for element in plan_together(attachments)}
+
+
+def test_an_address_belongs_to_whoever_was_given_it_last() -> None:
+    old = attachment("old", "10.0.0.2/24", 1, port=1)
+    new = attachment("new", "10.0.0.2/24", 2, port=2)
+    for order in ((old, new), (new, old)):
+        assert owners(*order)["masquerade4 { 10.0.0.2 }"] == "net/new/eth0"
+
+
+def test_a_host_port_stays_with_the_first_network_of_its_container() -> None:
+    first = attachment("c", "10.0.0.2/24", 1)
+    second = attachment("c", "10.1.0.2/24", 2, network="other")
+    assert owners(second, first)["host_ports4 { tcp . 8080"] == "net/c/eth0"
+
+
+def test_a_host_port_goes_to_the_newer_container() -> None:
+    dead = attachment("dead", "10.0.0.2/24", 1)
+    newcomer = attachment("newcomer", "10.0.0.3/24", 2)
+    assert owners(newcomer, dead)["host_ports4 { tcp . 8080"] == "net/newcomer/eth0"
+
+
+FIELDS: dict[str, st.SearchStrategy[Field]] = {
+    ADDRESS4: st.ip_addresses(v=4).map(lambda a: Address.parse(str(a))),
+    ADDRESS6: st.ip_addresses(v=6).map(lambda a: Address.parse(str(a))),
+    PROTOCOL: st.sampled_from(["tcp", "udp", "sctp"]),
+    PORT: st.integers(0, 65535),
+    INTERFACE: st.from_regex(r"[a-z0-9.]{1,15}", fullmatch=True),
+    CHAIN: st.sampled_from(["subnet4_24", "subnet6_64"]),
+}
+
+
+@pytest.mark.parametrize("name", SETS)
+@given(data=st.data())
+def test_an_element_comes_out_of_netlink_as_it_went_in(name: str, data: st.DataObject) -> None:
+    layout = SETS[name]
+    key, value = (tuple(data.draw(FIELDS[kind]) for kind in kinds) for kinds in (layout.key, layout.data))
+    element = Element(
+        name, key, value, data.draw(st.text(st.characters(codec="ascii", min_codepoint=32), max_size=127))
+    )
+    framed = nftables._element_message(nftables._NEWSETELEM, 0, 7, element)
+    reply = next(iter(netlink._replies(framed)))
+    (read,) = nftables._elements_of(reply, name)
+    assert (reply.sequence, read.key, read.data, read.owner) == (7, key, value, element.owner)
+
+
+@given(st.lists(st.tuples(st.integers(1, 0x3FFF), st.binary(max_size=40)), max_size=6))
+def test_attributes_come_out_as_they_went_in(parts: list[tuple[int, bytes]]) -> None:
+    framed = b"".join(netlink.attribute(kind, payload) for kind, payload in parts)
+    assert list(netlink.attributes(framed)) == parts
+
+
+def test_no_two_elements_of_a_plan_have_one_key() -> None:
+    plan = plan_rules(attachment("c", "10.0.0.2/24", 1))
+    assert len({element.identity for element in plan}) == len(plan)
