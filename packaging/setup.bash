@@ -39,7 +39,7 @@ make_venv() {
     printf '%s' "$wanted" >"$stamp"
 }
 
-# install_cnitool: cnitool v1.3.0 in .cache/bin from Go's module proxy, or else what Debian has of it.
+# install_cnitool: cnitool v1.3.0 in .cache/bin from Go's module proxy, or else a stand-in over Debian's libcni.
 install_cnitool() {
     local target=$CACHE/bin/cnitool
     [ -x "$target" ] && return 0
@@ -49,7 +49,12 @@ install_cnitool() {
         GOBIN=$CACHE/bin timeout 300 go install github.com/containernetworking/cni/cnitool@v1.3.0 2>/dev/null; then
         return 0
     fi
+    build_cnitool_of_debian "$target"
+}
+
+# build_cnitool_of_debian TARGET: Debian packages libcni, but not the tool.
+build_cnitool_of_debian() {
     apt_install golang-go golang-github-appc-cni-dev
-    (cd / && GO111MODULE=off GOPATH=/usr/share/gocode GOCACHE=$CACHE/go-build GOFLAGS= /usr/bin/go build \
-        -o "$target" github.com/containernetworking/cni/cnitool)
+    GO111MODULE=off GOPATH=/usr/share/gocode GOCACHE=$CACHE/go-build GOFLAGS='' \
+        /usr/bin/go build -o "$1" "$PROJECT/packaging/cnitool/main.go"
 }
