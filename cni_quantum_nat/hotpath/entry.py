@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 
 from . import protocol
-from .detour import rehearse_table
 from .errors import INTERNAL, CniError, InvalidConfiguration
 from .host import default_route_interface
 from .manager import NatManager
@@ -82,8 +81,7 @@ def _gc(_environment: Environment, configuration: dict[str, Any], _version: str)
 def _status(_environment: Environment, configuration: dict[str, Any], _version: str) -> None:
     network = protocol.network_name(configuration)
     with _manager_of(configuration) as manager:
-        if not manager.is_table_built():
-            rehearse_table()
+        manager.require_backend()
         read_settings(configuration, manager.state, network)
 
 

@@ -240,6 +240,18 @@ class Attachment:
                 return endpoint
         return None
 
+    @property
+    def needs_rules(self) -> bool:
+        """Whether there is anything to install."""
+        published = any(self.published_endpoint(f) and m.serves(f) for f in (4, 6) for m in self.port_mappings)
+        return published or bool(self.outbound.masquerade)
+
+    @property
+    def wishes(self) -> dict[str, Any]:
+        """Everything that its rules follow from, for comparison."""
+        record = self.as_record()
+        return {key: value for key, value in record.items() if key not in ("netns", "netnsIdentity", "createdAt")}
+
     def as_record(self) -> dict[str, Any]:
         """Return what is written to the state directory."""
         return {

@@ -1,4 +1,4 @@
-"""Backend Provider for nftables: elements in and out of table `inet quantum`, over netlink (linux/netfilter/nf_tables.h).
+"""Elements in and out of table `inet quantum`, over netlink (linux/netfilter/nf_tables.h).
 
 One batch is one transaction: all of it happens, or nothing. Nothing here lists a set, but `owned_elements`,
 which garbage collection uses.
@@ -138,7 +138,7 @@ def _comment_of(userdata: bytes) -> str:
     return ""
 
 
-class NftablesBackend:
+class NftablesTable:
     """The table in the kernel, through one socket that is opened when it is first needed."""
 
     __slots__ = ("_socket",)
@@ -214,7 +214,7 @@ class NftablesBackend:
                 owned += [element for element in _elements_of(reply, name) if element.owner.startswith(owner_prefix)]
         return owned
 
-    def has_table(self) -> bool:
+    def exists(self) -> bool:
         """Whether the table exists; CniError(50) where nf_tables cannot be used at all."""
         replies = self._exchange(
             _request(_GETGEN, NLM_F_ACK, 1, b"", family=0)

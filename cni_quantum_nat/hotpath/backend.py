@@ -1,0 +1,116 @@
+"""What a Backend Provider does for the NAT Manager, and who has a right to a host port.
+
+There are two: `provider.py` for nftables, `slowpath/iptables.py` for iptables. A backend works on attachments; how it
+makes rules of them is its own affair.
+"""
+
+from __future__ import annotations
+
+import posix
+
+from .errors import STATE_DAMAGED, CniError, HostPortConflict
+from .host import namespace_identity
+from .model import AttachmentId
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .model import Attachment
+    from .state import State
+
+
+class Backend:
+    """Rules in the kernel. All of it is called under the lock of the state directory."""
+
+    name: str
+
+    def install(self, attachment: Attachment, replaced: Attachment | None) -> Callable[[], None]:
+        """Make the rules of an attachment, in place of those of `replaced`, and return how to undo it.
+
+        Raises: HostPortConflict, KernelRefused; nothing has changed then.
+        """
+        raise NotImplementedError
+
+    def remove(self, attachment: Attachment) -> None:
+        """Remove the rules that are there in the attachment's name, and let its siblings have its host ports."""
+        raise NotImplementedError
+
+    def differences(self, attachment: Attachment) -> list[str]:
+        """Say in which ways the kernel has other rules for the attachment than it should."""
+        raise NotImplementedError
+
+    def remove_orphans(self, network: str, known: set[str]) -> None:
+        """Remove the rules of the network's attachments whose owner is not in `known`."""
+        raise NotImplementedError
+
+    def require(self) -> None:
+        """Check, without a change, that the kernel takes our rules; CniError(50) when not."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Give back what was opened."""
+
+
+class Holders:
+    """Who holds host ports, by the records."""
+
+    __slots__ = ("_state",)
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def may_take(self, attachment_id: AttachmentId, owner: str, where: str) -> bool:
+        """Whether a host port that `owner` holds becomes ours; HostPortConflict when it must not.
+
+        False: our own container holds it by another network, and we wait. A host port is its holder's, while
+        that one lives. `where` names the port in the error.
+        """
+        if owner == attachment_id.owner:
+            return True
+        if any(sibling.id.owner == owner for sibling in self._state.siblings(attachment_id)):
+            return False
+        holder = self._record_of(owner)
+        if holder is not None and not is_alive(holder):
+            return True
+        raise _conflict(where, owner, holder)
+
+    def _record_of(self, owner: str) -> Attachment | None:
+        """Return the record that an element's comment names; an abbreviated comment costs a search."""
+        if "~" in owner:
+            return next((a for a in self._state.attachments([]) if a.id.owner == owner), None)
+        network, _, rest = owner.partition("/")
+        container_id, _, interface = rest.partition("/")
+        return readable_record(self._state, AttachmentId(network, container_id, interface)) if interface else None
+
+
+def is_alive(attachment: Attachment) -> bool:
+    """Whether the network namespace that the attachment was made in still exists, under the same path."""
+    return namespace_identity(attachment.netns) == attachment.netns_identity
+
+
+def readable_record(state: State, attachment_id: AttachmentId) -> Attachment | None:
+    """Return the record; one that is damaged counts as lost, so that ADD and DEL can put an end to it."""
+    try:
+        return state.read(attachment_id)
+    except CniError as error:
+        if error.code != STATE_DAMAGED:
+            raise
+        warn(error)
+        return None
+
+
+def warn(error: CniError) -> None:
+    """Tell whoever reads the runtime's log; the call goes on."""
+    posix.write(2, f"quantum-nat: {error.message}. {error.details}\n".encode())
+
+
+def _conflict(where: str, owner: str, holder: Attachment | None) -> HostPortConflict:
+    if holder is not None:
+        return HostPortConflict(
+            f"host port {where} is held by {holder.id}", "Publish another port, or remove that container first."
+        )
+    return HostPortConflict(
+        f"host port {where} is held by {owner or 'an element of unknown owner'}, which has no record here",
+        "If that container is gone, a GC of its network frees the port; another stateDir may hold its record.",
+    )
