@@ -109,13 +109,14 @@ def read_attachment(
     settings = read_settings(configuration, state, attachment_id.network)
     attachment = Attachment(
         attachment_id,
+        backend=settings.backend,
         netns=environment.netns,
         netns_identity=netns_identity,
         endpoints=endpoints,
         port_mappings=port_mappings,
         outbound=_outbound_of(settings, endpoints),
-        snat=settings.snat,
-        masquerade_all=settings.masquerade_all,
+        inbound=settings.inbound,
+        established_timeout_s=settings.established_timeout_s,
         created_at=time.time(),
     )
     return attachment, settings

@@ -140,7 +140,7 @@ class NatManager:
         """Let 127.0.0.1 reach the container; chain `guard` is in place by now."""
         endpoint = attachment.published_endpoint(4)
         reachable = any(mapping.is_reached_from_loopback for mapping in attachment.port_mappings)
-        if endpoint is not None and attachment.snat and reachable:
+        if endpoint is not None and attachment.inbound.snat and reachable:
             self._host.enable_route_localnet(endpoint.host_interface)
 
     def _restore_record(self, attachment_id: AttachmentId, before: Attachment | None) -> None:

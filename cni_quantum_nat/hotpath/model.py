@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 
+EXCLUSIVE = ""
+SPREAD = "spread"
+BY_CLIENT = "client"
+
 # libnftables refuses a comment of more than 128 bytes, the final NUL included.
 OWNER_MAX_BYTES = 127
 _DIGEST_BYTES = 8
@@ -93,15 +97,32 @@ class Endpoint:
 
 
 class PortMapping:
-    """A host port that leads to a container port. `host_ip` None: any local address of both families."""
+    """A host port that leads to a container port.
 
-    __slots__ = ("container_port", "host_ip", "host_port", "protocol")
+    host_ip: None is any local address of both families.
+    host_port: 0 until one is allocated.
+    allocated: whether the host port was chosen by us.
+    sharing: EXCLUSIVE, or how new connections are spread over the containers that publish the port: SPREAD, BY_CLIENT.
+    """
 
-    def __init__(self, host_ip: Address | None, host_port: int, protocol: str, container_port: int) -> None:
+    __slots__ = ("allocated", "container_port", "host_ip", "host_port", "protocol", "sharing")
+
+    def __init__(  # noqa: PLR0913 - a record has as many fields
+        self,
+        host_ip: Address | None,
+        host_port: int,
+        protocol: str,
+        container_port: int,
+        *,
+        allocated: bool = False,
+        sharing: str = EXCLUSIVE,
+    ) -> None:
         self.host_ip = host_ip
         self.host_port = host_port
         self.protocol = protocol
         self.container_port = container_port
+        self.allocated = allocated
+        self.sharing = sharing
 
     def serves(self, family: int) -> bool:
         """Whether the mapping is for traffic of this family."""
@@ -189,48 +210,82 @@ class Outbound:
         self.snat_addresses = snat_addresses or {}
 
 
+class Inbound:
+    """How others get in through a host port.
+
+    snat: whether neighbours and 127.0.0.1 are masqueraded, so that replies return.
+    masquerade_all: whether everybody is.
+    ipv6_localhost: whether ::1 is among the addresses that ports are published on.
+    conditions: by family, what a connection must match as well: words in the backend's own syntax.
+    mark_bit: with iptables, the bit of the packet mark that says "to be masqueraded"; None uses no mark.
+    set_mark_chain: with iptables, another program's chain that marks what it masquerades; empty is none.
+    """
+
+    __slots__ = ("conditions", "ipv6_localhost", "mark_bit", "masquerade_all", "set_mark_chain", "snat")
+
+    def __init__(  # noqa: PLR0913 - a record has as many fields
+        self,
+        *,
+        snat: bool = True,
+        masquerade_all: bool = False,
+        ipv6_localhost: bool = False,
+        conditions: dict[int, tuple[str, ...]] | None = None,
+        mark_bit: int | None = None,
+        set_mark_chain: str = "",
+    ) -> None:
+        self.snat = snat
+        self.masquerade_all = masquerade_all
+        self.ipv6_localhost = ipv6_localhost
+        self.conditions = conditions or {}
+        self.mark_bit = mark_bit
+        self.set_mark_chain = set_mark_chain
+
+
 class Attachment:
     """Everything that the rules of one attachment follow from.
 
+    backend: the name of the Backend Provider that makes them.
     netns_identity: device and inode of the network namespace at ADD; a path may come to name another one.
-    snat: whether neighbours and 127.0.0.1 that come through a host port are masqueraded, so that replies return.
-    masquerade_all: whether everybody who comes through a host port is.
+    established_timeout_s: how long an established TCP flow that the rules translate may be idle.
     created_at: seconds since the epoch.
     """
 
     __slots__ = (
+        "backend",
         "created_at",
         "endpoints",
+        "established_timeout_s",
         "id",
-        "masquerade_all",
+        "inbound",
         "netns",
         "netns_identity",
         "outbound",
         "port_mappings",
-        "snat",
     )
 
     def __init__(  # noqa: PLR0913 - a record has as many fields
         self,
         attachment_id: AttachmentId,
         *,
+        backend: str,
         netns: str,
         netns_identity: tuple[int, int],
         endpoints: list[Endpoint],
         port_mappings: list[PortMapping],
         outbound: Outbound,
-        snat: bool,
-        masquerade_all: bool,
+        inbound: Inbound,
+        established_timeout_s: int,
         created_at: float,
     ) -> None:
         self.id = attachment_id
+        self.backend = backend
         self.netns = netns
         self.netns_identity = netns_identity
         self.endpoints = endpoints
         self.port_mappings = port_mappings
         self.outbound = outbound
-        self.snat = snat
-        self.masquerade_all = masquerade_all
+        self.inbound = inbound
+        self.established_timeout_s = established_timeout_s
         self.created_at = created_at
 
     def published_endpoint(self, family: int) -> Endpoint | None:
@@ -258,16 +313,15 @@ class Attachment:
             "network": self.id.network,
             "containerId": self.id.container_id,
             "interface": self.id.interface,
+            "backend": self.backend,
             "netns": self.netns,
             "netnsIdentity": list(self.netns_identity),
             "createdAt": self.created_at,
             "endpoints": [{"address": str(e), "hostInterface": e.host_interface} for e in self.endpoints],
             "portMappings": [_mapping_record(mapping) for mapping in self.port_mappings],
-            "masquerade": list(self.outbound.masquerade),
-            "externalInterfaces": {str(f): list(names) for f, names in self.outbound.external_interfaces.items()},
-            "snatAddresses": {str(f): str(address) for f, address in self.outbound.snat_addresses.items()},
-            "snat": self.snat,
-            "masqueradeAll": self.masquerade_all,
+            "outbound": _outbound_record(self.outbound),
+            "inbound": _inbound_record(self.inbound),
+            "establishedTimeoutS": self.established_timeout_s,
         }
 
     @classmethod
@@ -276,22 +330,57 @@ class Attachment:
         device, inode = record["netnsIdentity"]
         attachment = cls(
             AttachmentId(record["network"], record["containerId"], record["interface"]),
+            backend=record["backend"],
             netns=record["netns"],
             netns_identity=(device, inode),
             endpoints=[Endpoint.parse(e["address"]) for e in record["endpoints"]],
             port_mappings=[_mapping_of_record(mapping) for mapping in record["portMappings"]],
-            outbound=Outbound(
-                tuple(record["masquerade"]),
-                {int(f): tuple(names) for f, names in record["externalInterfaces"].items()},
-                {int(f): Address.parse(text) for f, text in record["snatAddresses"].items()},
-            ),
-            snat=record["snat"],
-            masquerade_all=record["masqueradeAll"],
+            outbound=_outbound_of_record(record["outbound"]),
+            inbound=_inbound_of_record(record["inbound"]),
+            established_timeout_s=record["establishedTimeoutS"],
             created_at=record["createdAt"],
         )
         for endpoint, written in zip(attachment.endpoints, record["endpoints"]):
             endpoint.host_interface = written["hostInterface"]
         return attachment
+
+
+def _outbound_record(outbound: Outbound) -> dict[str, Any]:
+    return {
+        "masquerade": list(outbound.masquerade),
+        "externalInterfaces": {str(f): list(names) for f, names in outbound.external_interfaces.items()},
+        "snatAddresses": {str(f): str(address) for f, address in outbound.snat_addresses.items()},
+    }
+
+
+def _outbound_of_record(record: dict[str, Any]) -> Outbound:
+    return Outbound(
+        tuple(record["masquerade"]),
+        {int(f): tuple(names) for f, names in record["externalInterfaces"].items()},
+        {int(f): Address.parse(text) for f, text in record["snatAddresses"].items()},
+    )
+
+
+def _inbound_record(inbound: Inbound) -> dict[str, Any]:
+    return {
+        "snat": inbound.snat,
+        "masqueradeAll": inbound.masquerade_all,
+        "ipv6Localhost": inbound.ipv6_localhost,
+        "conditions": {str(f): list(words) for f, words in inbound.conditions.items()},
+        "markBit": inbound.mark_bit,
+        "setMarkChain": inbound.set_mark_chain,
+    }
+
+
+def _inbound_of_record(record: dict[str, Any]) -> Inbound:
+    return Inbound(
+        snat=record["snat"],
+        masquerade_all=record["masqueradeAll"],
+        ipv6_localhost=record["ipv6Localhost"],
+        conditions={int(f): tuple(words) for f, words in record["conditions"].items()},
+        mark_bit=record["markBit"],
+        set_mark_chain=record["setMarkChain"],
+    )
 
 
 def _mapping_record(mapping: PortMapping) -> dict[str, Any]:
@@ -300,9 +389,17 @@ def _mapping_record(mapping: PortMapping) -> dict[str, Any]:
         "hostPort": mapping.host_port,
         "protocol": mapping.protocol,
         "containerPort": mapping.container_port,
+        "allocated": mapping.allocated,
+        "sharing": mapping.sharing,
     }
 
 
 def _mapping_of_record(record: dict[str, Any]) -> PortMapping:
-    host_ip = Address.parse(record["hostIP"]) if record["hostIP"] else None
-    return PortMapping(host_ip, record["hostPort"], record["protocol"], record["containerPort"])
+    return PortMapping(
+        Address.parse(record["hostIP"]) if record["hostIP"] else None,
+        record["hostPort"],
+        record["protocol"],
+        record["containerPort"],
+        allocated=record["allocated"],
+        sharing=record["sharing"],
+    )

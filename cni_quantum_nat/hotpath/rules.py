@@ -103,8 +103,8 @@ def _plan_host_port(mapping: PortMapping, endpoint: Endpoint) -> tuple[str, Fiel
 def _plan_return_path(
     attachment: Attachment, mapping: PortMapping, endpoint: Endpoint
 ) -> Iterator[tuple[str, Fields, Fields]]:
-    if attachment.snat:
-        kind = "masquerade_all" if attachment.masquerade_all else "published"
+    if attachment.inbound.snat:
+        kind = "masquerade_all" if attachment.inbound.masquerade_all else "published"
         yield f"{kind}{endpoint.address.family}", (endpoint.address, mapping.protocol, mapping.host_port), ()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .detour import validate_configuration
 from .errors import InvalidConfiguration
-from .model import Address
+from .model import Address, Inbound
 from .state import DEFAULT_DIRECTORY, State
 
 TYPE_CHECKING = False
@@ -19,19 +19,44 @@ class Settings:
     """The normalised configuration, see NatConfig for what each means.
 
     masquerade: address families. external_interfaces: None is any, "default" in it the default route's.
-    snat_addresses: by family.
+    snat_addresses: by family. port_range: first and last. sharing: what a port in shared_ports is to be, see PortMapping.
     """
 
-    __slots__ = ("external_interfaces", "ip_forwarding", "masquerade", "masquerade_all", "snat", "snat_addresses")
+    __slots__ = (
+        "backend",
+        "established_timeout_s",
+        "external_interfaces",
+        "inbound",
+        "ip_forwarding",
+        "masquerade",
+        "port_range",
+        "refuse_conflicts",
+        "shared_ports",
+        "sharing",
+        "snat_addresses",
+    )
 
     def __init__(self, normalised: dict[str, Any]) -> None:
+        self.backend: str = normalised["backend"]
         self.ip_forwarding: bool = normalised["ipForwarding"]
         self.masquerade: tuple[int, ...] = tuple(normalised["masquerade"])
         self.external_interfaces: tuple[str, ...] = tuple(normalised["externalInterface"])
         addresses = [Address.parse(text) for text in normalised["snatAddress"]]
         self.snat_addresses = {address.family: address for address in addresses}
-        self.snat: bool = normalised["snat"]
-        self.masquerade_all: bool = normalised["masqAll"]
+        first, last = normalised["portRange"]
+        self.port_range: tuple[int, int] = (first, last)
+        self.refuse_conflicts: bool = normalised["refuseConflicts"]
+        self.shared_ports: list[int] = normalised["sharedPorts"]
+        self.sharing: str = normalised["sharing"]
+        self.established_timeout_s: int = normalised["conntrackTimeout"]
+        self.inbound = Inbound(
+            snat=normalised["snat"],
+            masquerade_all=normalised["masqAll"],
+            ipv6_localhost=normalised["ipv6Localhost"],
+            conditions={int(family): tuple(words) for family, words in normalised["conditions"].items()},
+            mark_bit=normalised["markMasqBit"],
+            set_mark_chain=normalised["externalSetMarkChain"],
+        )
 
 
 def state_of(configuration: dict[str, Any]) -> State:

@@ -9,8 +9,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic.alias_generators import to_camel
 
 from ..hotpath.errors import UNSUPPORTED_FIELD, CniError, InvalidConfiguration
+from ..hotpath.model import BY_CLIENT, SPREAD
+from .conditions import backend_of, check_conditions
 
-# Of portmap's and our own keys, those that this version does not act on. To ignore them would mislead.
+# Described, but not acted on yet. To ignore them would mislead.
 _NOT_YET = (
     "portRange",
     "conntrackTimeout",
@@ -24,19 +26,35 @@ _NOT_YET = (
     "conditionsV6",
 )
 
-
 _BOOLEAN = "true or false"
+_CONDITIONS = "a list of words that make match expressions of the backend"
 _ALLOWED = {
-    "backend": '"nftables"',
+    "backend": '"nftables" or "iptables"',
     "ipForwarding": _BOOLEAN,
     "masquerade": 'true, false, "ipv4" or "ipv6"',
     "externalInterface": 'the name of an interface, a list of names, or "default"',
     "snatAddress": "an IP address, or a list of at most one of each family",
+    "portRange": 'a first and a last port, "32768-60999"',
+    "hostPortConflict": '"refuse" or "allow"',
+    "sharedPorts": "a list of ports, 1 to 65535",
+    "sharedAffinity": '"none" or "client"',
+    "conntrackTimeout": "a number of seconds, 1 to 2147483",
+    "ipv6Localhost": _BOOLEAN,
+    "markMasqBit": "a bit of the packet mark, 0 to 31",
+    "externalSetMarkChain": "the name of an iptables chain, at most 28 bytes",
+    "conditionsV4": _CONDITIONS,
+    "conditionsV6": _CONDITIONS,
     "snat": _BOOLEAN,
     "masqAll": _BOOLEAN,
     "stateDir": "an absolute path",
     "capabilities": "an object of booleans",
 }
+
+
+_LAST_PORT = 65535
+# What the other backend has no means for, by attribute.
+_ONLY_NFTABLES = {"shared_ports", "conntrack_timeout", "ipv6_localhost"}
+_ONLY_IPTABLES = {"external_set_mark_chain"}
 
 
 def _check_interface(name: str) -> str:
@@ -45,7 +63,21 @@ def _check_interface(name: str) -> str:
     return name
 
 
+def _check_range(text: str) -> str:
+    first, dash, last = text.partition("-")
+    if not (dash and first.isdecimal() and last.isdecimal() and first.isascii() and last.isascii()):
+        raise ValueError(f"{text!r} is not two numbers with a dash between them")
+    if not 1 <= int(first) <= int(last) <= _LAST_PORT:
+        raise ValueError(f"{text!r} does not run from a port to the same or a higher one, within 1 to {_LAST_PORT}")
+    return text
+
+
 Interface = Annotated[str, AfterValidator(_check_interface)]
+Port = Annotated[int, Field(ge=1, le=_LAST_PORT)]
+PortRange = Annotated[str, AfterValidator(_check_range)]
+Conditions = Annotated[list[str], AfterValidator(check_conditions)]
+# An iptables chain: 28 bytes, no leading dash or exclamation mark, nothing that iptables-restore reads as syntax.
+Chain = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:-]{0,27}$")]
 
 
 class NatConfig(BaseModel):
@@ -53,7 +85,7 @@ class NatConfig(BaseModel):
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, strict=True, extra="ignore")
 
-    backend: Literal["nftables"] = Field("nftables", description="What makes the rules.")
+    backend: Literal["nftables", "iptables"] = Field("nftables", description="What makes the rules.")
     ip_forwarding: bool = Field(True, description="Turn forwarding on for the families in use.")
     masquerade: bool | Literal["ipv4", "ipv6"] = Field(
         True, description="Give what leaves the container's subnet the host's address: both families, one, or none."
@@ -67,10 +99,43 @@ class NatConfig(BaseModel):
         max_length=2,
         description="Use this source address in place of the outgoing interface's; at most one per family.",
     )
+    port_range: PortRange = Field(
+        "32768-60999", description="Where a port is taken from for a mapping without hostPort: first and last."
+    )
+    host_port_conflict: Literal["refuse", "allow"] = Field(
+        "refuse", description="What happens when a process of the host listens on a port that is to be published."
+    )
+    shared_ports: list[Port] = Field(
+        default_factory=list, description="Host ports that several containers may publish at the same time."
+    )
+    shared_affinity: Literal["none", "client"] = Field(
+        "none", description='Spread each new connection to a shared port, or with "client" each client address.'
+    )
+    conntrack_timeout: Annotated[int, Field(ge=1, le=2147483)] = Field(
+        3600, description="Seconds for which an established TCP connection that is translated may be idle."
+    )
+    ipv6_localhost: bool = Field(False, description="Let [::1]:port on the host reach the container.")
     snat: bool = Field(
         True, description="Masquerade neighbours and 127.0.0.1 that come through a host port, so that replies return."
     )
     masq_all: bool = Field(False, description="Masquerade everybody who comes through a host port.")
+    mark_masq_bit: Annotated[int, Field(ge=0, le=31)] | None = Field(
+        None,
+        description="With iptables, the bit of the packet mark that stands for masquerade; nftables needs none.",
+    )
+    external_set_mark_chain: Chain | None = Field(
+        None, description="With iptables, the chain of another program that marks what it masquerades."
+    )
+    conditions_v4: Conditions = Field(
+        default_factory=list,
+        alias="conditionsV4",
+        description="What an IPv4 connection to a host port must match as well.",
+    )
+    conditions_v6: Conditions = Field(
+        default_factory=list,
+        alias="conditionsV6",
+        description="What an IPv6 connection to a host port must match as well.",
+    )
     state_dir: str = Field("/run/cni/quantum-nat", description="Where the records are kept; one for all networks.")
     capabilities: dict[str, bool] = Field(default_factory=dict, description="What the runtime may pass: portMappings.")
 
@@ -96,6 +161,23 @@ class NatConfig(BaseModel):
             raise ValueError(f"snatAddress {unused[0]} is of a family that masquerade leaves out")
         return self
 
+    @model_validator(mode="after")
+    def _check_marks(self) -> NatConfig:
+        if self.mark_masq_bit is not None and self.external_set_mark_chain is not None:
+            raise ValueError("markMasqBit and externalSetMarkChain exclude each other")
+        return self
+
+    @model_validator(mode="after")
+    def _check_backend(self) -> NatConfig:
+        for key, words in (("conditionsV4", self.conditions_v4), ("conditionsV6", self.conditions_v6)):
+            if words and backend_of(words) != self.backend:
+                raise ValueError(f'{key} is in the syntax of {backend_of(words)}, but backend is "{self.backend}"')
+        foreign = _ONLY_NFTABLES if self.backend == "iptables" else _ONLY_IPTABLES
+        for name in sorted(foreign & self.model_fields_set):
+            if getattr(self, name) not in (None, False, []):
+                raise ValueError(f'{to_camel(name)} cannot be had with backend "{self.backend}"')
+        return self
+
     @property
     def families(self) -> list[int]:
         """The address families that are masqueraded."""
@@ -115,7 +197,7 @@ def _address(text: str) -> IPv4Address | IPv6Address:
 
 
 def normalise(configuration: dict[str, Any]) -> dict[str, Any]:
-    """Validate, and return what the hot path's Settings read; CniError(7) names key and value, CniError(2) a key not supported."""
+    """Validate, and return what the hot path's Settings read; CniError(7) names key and value."""
     for key in _NOT_YET:
         if key in configuration:
             raise CniError(
@@ -126,13 +208,24 @@ def normalise(configuration: dict[str, Any]) -> dict[str, Any]:
     except ValidationError as error:
         raise InvalidConfiguration(_explain(error, configuration)) from error
     interfaces = config.external_interface or []
+    conditions = {"4": config.conditions_v4, "6": config.conditions_v6}
     return {
+        "backend": config.backend,
         "ipForwarding": config.ip_forwarding,
         "masquerade": config.families,
         "externalInterface": [interfaces] if isinstance(interfaces, str) else interfaces,
         "snatAddress": config.snat_address,
+        "portRange": [int(port) for port in config.port_range.split("-")],
+        "refuseConflicts": config.host_port_conflict == "refuse",
+        "sharedPorts": config.shared_ports,
+        "sharing": {"none": SPREAD, "client": BY_CLIENT}[config.shared_affinity],
+        "conntrackTimeout": config.conntrack_timeout,
+        "ipv6Localhost": config.ipv6_localhost,
+        "conditions": {family: words for family, words in conditions.items() if words},
         "snat": config.snat,
         "masqAll": config.masq_all,
+        "markMasqBit": config.mark_masq_bit,
+        "externalSetMarkChain": config.external_set_mark_chain or "",
     }
 
 

@@ -20,6 +20,16 @@ DEFAULTS = {
     "snatAddress": [],
     "snat": True,
     "masqAll": False,
+    "backend": "nftables",
+    "portRange": [32768, 60999],
+    "refuseConflicts": True,
+    "sharedPorts": [],
+    "sharing": "spread",
+    "conntrackTimeout": 3600,
+    "ipv6Localhost": False,
+    "conditions": {},
+    "markMasqBit": None,
+    "externalSetMarkChain": "",
 }
 
 

@@ -11,11 +11,15 @@ from hypothesis import strategies as st
 
 from cni_quantum_nat.hotpath.jsontext import dumps, loads
 from cni_quantum_nat.hotpath.model import (
+    BY_CLIENT,
+    EXCLUSIVE,
     OWNER_MAX_BYTES,
+    SPREAD,
     Address,
     Attachment,
     AttachmentId,
     Endpoint,
+    Inbound,
     Outbound,
     PortMapping,
 )
@@ -37,6 +41,8 @@ MAPPINGS = st.builds(
     st.integers(1, 65535),
     st.sampled_from(["tcp", "udp", "sctp"]),
     st.integers(1, 65535),
+    allocated=st.booleans(),
+    sharing=st.sampled_from([EXCLUSIVE, SPREAD, BY_CLIENT]),
 )
 FAMILIES = st.sampled_from([(), (4,), (6,), (4, 6)])
 ATTACHMENTS = st.builds(
@@ -54,8 +60,17 @@ ATTACHMENTS = st.builds(
                 st.dictionaries(st.sampled_from([4, 6]), st.lists(INTERFACES, max_size=2).map(tuple)),
                 st.dictionaries(st.sampled_from([4, 6]), ADDRESSES),
             ),
-            "snat": st.booleans(),
-            "masquerade_all": st.booleans(),
+            "backend": st.sampled_from(["nftables", "iptables"]),
+            "inbound": st.builds(
+                Inbound,
+                snat=st.booleans(),
+                masquerade_all=st.booleans(),
+                ipv6_localhost=st.booleans(),
+                conditions=st.dictionaries(st.sampled_from([4, 6]), st.lists(st.text(), max_size=2).map(tuple)),
+                mark_bit=st.none() | st.integers(0, 31),
+                set_mark_chain=st.text(),
+            ),
+            "established_timeout_s": st.integers(1),
             "created_at": st.floats(0, 1e10),
         }
     ),

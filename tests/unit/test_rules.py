@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cni_quantum_nat.hotpath import netlink, nftables
-from cni_quantum_nat.hotpath.model import Address, Attachment, AttachmentId, Endpoint, Outbound, PortMapping
+from cni_quantum_nat.hotpath.model import Address, Attachment, AttachmentId, Endpoint, Inbound, Outbound, PortMapping
 from cni_quantum_nat.hotpath.rules import Element, plan_rules, plan_together
 from cni_quantum_nat.hotpath.table import ADDRESS4, ADDRESS6, CHAIN, INTERFACE, PORT, PROTOCOL, SETS
 
@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 def attachment(container: str, address: str, age: float, port: int = 8080, network: str = "net") -> Attachment:
     return Attachment(
         AttachmentId(network, container, "eth0"),
+        backend="nftables",
         netns="",
         netns_identity=(0, 0),
         endpoints=[Endpoint.parse(address)],
         port_mappings=[PortMapping(None, port, "tcp", 80)],
         outbound=Outbound((4, 6)),
-        snat=True,
-        masquerade_all=False,
+        inbound=Inbound(),
+        established_timeout_s=3600,
         created_at=age,
     )
 

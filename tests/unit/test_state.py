@@ -16,20 +16,21 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from cni_quantum_nat.hotpath import state as state_module
 from cni_quantum_nat.hotpath.errors import CniError
-from cni_quantum_nat.hotpath.model import Attachment, AttachmentId, Endpoint, Outbound, PortMapping
+from cni_quantum_nat.hotpath.model import Attachment, AttachmentId, Endpoint, Inbound, Outbound, PortMapping
 from cni_quantum_nat.hotpath.state import State
 
 
 def attachment(network: str, container: str, interface: str, port: int = 80) -> Attachment:
     return Attachment(
         AttachmentId(network, container, interface),
+        backend="nftables",
         netns="/run/netns/c",
         netns_identity=(4, 5),
         endpoints=[Endpoint.parse("10.0.0.2/24")],
         port_mappings=[PortMapping(None, port, "tcp", 80)],
         outbound=Outbound(),
-        snat=True,
-        masquerade_all=False,
+        inbound=Inbound(),
+        established_timeout_s=3600,
         created_at=1.0,
     )
 
