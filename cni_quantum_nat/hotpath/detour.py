@@ -6,7 +6,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from .backend import Backend
     from .rules import Element
+    from .state import State
 
 
 def validate_configuration(configuration: dict[str, Any]) -> dict[str, Any]:
@@ -28,3 +30,10 @@ def rehearse_table() -> None:
     from ..slowpath.ruleset import rehearse
 
     rehearse()
+
+
+def iptables_backend(state: State) -> Backend:
+    """Return the Backend Provider that starts iptables-restore."""
+    from ..slowpath.iptables import IptablesBackend
+
+    return IptablesBackend(state)

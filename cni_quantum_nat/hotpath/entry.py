@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 
 from . import protocol
+from .backend import warn
 from .errors import INTERNAL, CniError, InvalidConfiguration
 from .host import default_route_interface
 from .manager import NatManager
 from .model import Attachment, Outbound
 from .ports import parse_port_mappings
-from .settings import read_settings, state_of
+from .settings import has_other_backend, read_settings, state_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from .model import Endpoint
     from .protocol import Environment
     from .settings import Settings
-    from .state import State
 
 _NO_NAMESPACE = (0, 0)  # DEL may come when it is gone, and has no use for it
 
@@ -50,7 +50,8 @@ def _add(environment: Environment, configuration: dict[str, Any], version: str) 
     result = protocol.previous_result(configuration, "ADD")
     netns_identity = protocol.find_namespace(environment)
     with _manager_of(configuration) as manager:
-        attachment, settings = read_attachment(environment, configuration, manager.state, netns_identity)
+        settings = _settings_of(configuration, manager)
+        attachment = read_attachment(environment, configuration, settings, netns_identity)
         manager.add(attachment, ip_forwarding=settings.ip_forwarding)
     protocol.print_result(protocol.result_in_version(result, version))
 
@@ -58,8 +59,8 @@ def _add(environment: Environment, configuration: dict[str, Any], version: str) 
 def _check(environment: Environment, configuration: dict[str, Any], _version: str) -> None:
     netns_identity = protocol.find_namespace(environment)
     with _manager_of(configuration) as manager:
-        attachment, _ = read_attachment(environment, configuration, manager.state, netns_identity)
-        manager.check(attachment)
+        settings = _settings_of(configuration, manager)
+        manager.check(read_attachment(environment, configuration, settings, netns_identity))
 
 
 def _del(environment: Environment, configuration: dict[str, Any], _version: str) -> None:
@@ -67,22 +68,22 @@ def _del(environment: Environment, configuration: dict[str, Any], _version: str)
     with _manager_of(configuration) as manager:
         manager.remove(
             attachment_id,
-            fallback=lambda: _attachment_without_record(environment, configuration, manager.state),
+            fallback=lambda: _attachment_without_record(environment, configuration, manager),
         )
+        if has_other_backend(configuration, manager.state, attachment_id.network):
+            _move_network(configuration, manager)
 
 
 def _gc(_environment: Environment, configuration: dict[str, Any], _version: str) -> None:
     network = protocol.network_name(configuration)
     valid = protocol.valid_attachments(configuration)
     with _manager_of(configuration) as manager:
-        manager.collect_garbage(network, valid)
+        manager.collect_garbage(network, valid, _settings_of(configuration, manager).backend)
 
 
 def _status(_environment: Environment, configuration: dict[str, Any], _version: str) -> None:
-    network = protocol.network_name(configuration)
     with _manager_of(configuration) as manager:
-        manager.require_backend()
-        read_settings(configuration, manager.state, network)
+        manager.require_backend(_settings_of(configuration, manager).backend)
 
 
 _VERBS: dict[str, Callable[[Environment, dict[str, Any], str], None]] = {
@@ -99,37 +100,52 @@ def _manager_of(configuration: dict[str, Any]) -> NatManager:
     return NatManager(state_of(configuration))
 
 
+def _settings_of(configuration: dict[str, Any], manager: NatManager) -> Settings:
+    """Return what the configuration asks for; moves the network when it asks for another backend."""
+    network = protocol.network_name(configuration)
+    return read_settings(
+        configuration, manager.state, network, lambda settings: manager.move_network(network, settings)
+    )
+
+
+def _move_network(configuration: dict[str, Any], manager: NatManager) -> None:
+    """Move the network; a failure is for its next ADD to report: DEL has done what it was asked for."""
+    try:
+        _settings_of(configuration, manager)
+    except CniError as error:
+        warn(error)
+
+
 def read_attachment(
-    environment: Environment, configuration: dict[str, Any], state: State, netns_identity: tuple[int, int]
-) -> tuple[Attachment, Settings]:
+    environment: Environment, configuration: dict[str, Any], settings: Settings, netns_identity: tuple[int, int]
+) -> Attachment:
+    """Return what the call asks for; host ports that are to be allocated are 0."""
     result = protocol.previous_result(configuration, environment.command)
-    attachment_id = protocol.attachment_id(environment, configuration)
     endpoints = protocol.endpoints_of(result, environment.interface)
-    port_mappings = parse_port_mappings(configuration)
-    settings = read_settings(configuration, state, attachment_id.network)
     attachment = Attachment(
-        attachment_id,
+        protocol.attachment_id(environment, configuration),
         backend=settings.backend,
         netns=environment.netns,
         netns_identity=netns_identity,
         endpoints=endpoints,
-        port_mappings=port_mappings,
+        port_mappings=parse_port_mappings(configuration),
         outbound=_outbound_of(settings, endpoints),
         inbound=settings.inbound,
         established_timeout_s=settings.established_timeout_s,
         created_at=time.time(),
     )
-    return attachment, settings
+    settings.apply_to(attachment)
+    return attachment
 
 
 def _attachment_without_record(
-    environment: Environment, configuration: dict[str, Any], state: State
+    environment: Environment, configuration: dict[str, Any], manager: NatManager
 ) -> Attachment | None:
     """Read from the call itself what a DEL without a record has to look for; None when it does not say."""
     if configuration.get("prevResult") is None:
         return None
     try:
-        return read_attachment(environment, configuration, state, _NO_NAMESPACE)[0]
+        return read_attachment(environment, configuration, _settings_of(configuration, manager), _NO_NAMESPACE)
     except CniError:
         return None  # such a call could not have been added either
 

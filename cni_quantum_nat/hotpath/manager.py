@@ -7,9 +7,10 @@ a GC finds what there is to undo. All of it runs under the state directory's loc
 from __future__ import annotations
 
 from .backend import is_alive, readable_record
+from .detour import iptables_backend
 from .errors import CHECK_FAILED, CLEAN_UP_INCOMPLETE, CniError
 from .host import HostSettings, interface_towards
-from .model import AttachmentId
+from .model import NFTABLES, Attachment, AttachmentId
 from .provider import NftablesBackend
 
 TYPE_CHECKING = False
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from .backend import Backend
-    from .model import Attachment
+    from .settings import Settings
     from .state import State
 
 
@@ -26,14 +27,19 @@ def _nothing() -> None:
     return None
 
 
+def _run_both(first: Callable[[], object], second: Callable[[], object]) -> None:
+    first()
+    second()
+
+
 class NatManager:
     """Installs, checks and removes attachments, while it holds the lock of the state directory: use it in `with`."""
 
-    __slots__ = ("_backend", "_host", "state")
+    __slots__ = ("_backends", "_host", "state")
 
     def __init__(self, state: State) -> None:
         self.state = state
-        self._backend: Backend = NftablesBackend(state)
+        self._backends: dict[str, Backend] = {}
         self._host = HostSettings()
 
     def __enter__(self) -> Self:
@@ -43,11 +49,12 @@ class NatManager:
     def __exit__(self, *_: object) -> None:
         # The lock first: after a deletion, closing the socket waits for an RCU grace period, and nobody else need.
         self.state.unlock()
-        self._backend.close()
+        for backend in self._backends.values():
+            backend.close()
 
-    def require_backend(self) -> None:
+    def require_backend(self, name: str) -> None:
         """Check that rules can be made here; CniError(50) when not."""
-        self._backend.require()
+        self._backend(name).require()
 
     def add(self, attachment: Attachment, *, ip_forwarding: bool) -> None:
         """Install an attachment, in place of what it had before; on failure all is as it was."""
@@ -63,7 +70,7 @@ class NatManager:
             undo.append(self._host.restore)
             if ip_forwarding:
                 self._enable_forwarding(attachment)
-            undo.append(self._backend.install(attachment, before))
+            undo.append(self._install(attachment, before))
             self._enable_route_localnet(attachment)
         except BaseException as error:
             _run_all(undo, error)
@@ -78,7 +85,7 @@ class NatManager:
         if attachment is None and (attachment := fallback()) is not None:
             self._find_host_interfaces(attachment)
         if attachment is not None:
-            self._backend.remove(attachment)
+            self._backend(attachment.backend).remove(attachment)
         self.state.remove(attachment_id)
 
     def check(self, attachment: Attachment) -> None:
@@ -86,7 +93,7 @@ class NatManager:
         self._find_host_interfaces(attachment)
         problems = self._differences_in_record(attachment)
         if attachment.needs_rules:
-            problems += self._backend.differences(attachment)
+            problems += self._backend(attachment.backend).differences(attachment)
         if problems:
             raise CniError(
                 CHECK_FAILED,
@@ -94,10 +101,20 @@ class NatManager:
                 "ADD of the attachment puts it right; after a lost table, ADD of any attachment does.",
             )
 
-    def collect_garbage(self, network: str, valid: set[tuple[str, str]] | None) -> None:
+    def move_network(self, network: str, settings: Settings) -> None:
+        """Move a network's attachments to the backend that its configuration names now; their traffic goes on."""
+        for attachment in list(self.state.attachments([])):
+            if attachment.id.network != network or attachment.backend == settings.backend:
+                continue
+            moved = Attachment.from_record(attachment.as_record())
+            settings.apply_to(moved)
+            self._install(moved, attachment)
+            self.state.write(moved)
+
+    def collect_garbage(self, network: str, valid: set[tuple[str, str]] | None, backend_name: str) -> None:
         """Remove the attachments of a network that are not in `valid`; without it, those whose namespace is gone.
 
-        Goes on after a failure, and raises CniError(106) with all of them at the end.
+        backend_name: what the network's configuration names. Goes on after a failure, and raises CniError(106) with all of them at the end.
         """
         damaged: list[CniError] = []
         failures = []
@@ -110,10 +127,29 @@ class NatManager:
                 failures.append(f"{attachment.id}: {error.message}")
         if valid is not None:
             known = {AttachmentId(network, container_id, interface).owner for container_id, interface in valid}
-            self._backend.remove_orphans(network, known)
+            for backend in {NFTABLES, backend_name}:
+                self._backend(backend).remove_orphans(network, known)
         failures += [error.message for error in damaged]
         if failures:
             raise CniError(CLEAN_UP_INCOMPLETE, f"GC of network {network} failed in part: {'; '.join(failures)}")
+
+    def _backend(self, name: str) -> Backend:
+        if name not in self._backends:
+            self._backends[name] = NftablesBackend(self.state) if name == NFTABLES else iptables_backend(self.state)
+        return self._backends[name]
+
+    def _install(self, attachment: Attachment, before: Attachment | None) -> Callable[[], None]:
+        """Install, and only then remove what another backend had made; return how to undo it."""
+        backend = self._backend(attachment.backend)
+        if before is None or before.backend == attachment.backend:
+            return backend.install(attachment, before)
+        undo = backend.install(attachment, None)
+        try:
+            self._backend(before.backend).remove(before)
+        except BaseException:
+            undo()
+            raise
+        return lambda: _run_both(undo, lambda: self._backend(before.backend).install(before, None))
 
     def _differences_in_record(self, attachment: Attachment) -> list[str]:
         record = self.state.read(attachment.id)

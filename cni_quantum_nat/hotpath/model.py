@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 
+NFTABLES = "nftables"
+IPTABLES = "iptables"
+
 EXCLUSIVE = ""
 SPREAD = "spread"
 BY_CLIENT = "client"

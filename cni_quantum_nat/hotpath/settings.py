@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from .detour import validate_configuration
 from .errors import InvalidConfiguration
-from .model import Address, Inbound
+from .model import EXCLUSIVE, NFTABLES, Address, Inbound
 from .state import DEFAULT_DIRECTORY, State
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
+
+    from .model import Attachment
 
 # What differs from call to call is checked by plain code, each time.
 _VOLATILE = ("prevResult", "runtimeConfig", "args", "cni.dev/valid-attachments", "cni.dev/attachments")
@@ -58,6 +61,14 @@ class Settings:
             set_mark_chain=normalised["externalSetMarkChain"],
         )
 
+    def apply_to(self, attachment: Attachment) -> None:
+        """Let an attachment have what its network asks for by now, but for the way out, which ADD found."""
+        attachment.backend = self.backend
+        attachment.inbound = self.inbound
+        attachment.established_timeout_s = self.established_timeout_s
+        for mapping in attachment.port_mappings:
+            mapping.sharing = self.sharing if mapping.host_port in self.shared_ports else EXCLUSIVE
+
 
 def state_of(configuration: dict[str, Any]) -> State:
     """Return the state directory that the configuration names; CniError(7) when it names none that can be."""
@@ -67,8 +78,13 @@ def state_of(configuration: dict[str, Any]) -> State:
     return State(directory.rstrip("/"))
 
 
-def read_settings(configuration: dict[str, Any], state: State, network: str) -> Settings:
-    """Return the settings: from the cache where this very configuration was validated before."""
+def read_settings(
+    configuration: dict[str, Any], state: State, network: str, on_backend_change: Callable[[Settings], None]
+) -> Settings:
+    """Return the settings: from the cache where this very configuration was validated before.
+
+    `on_backend_change` gets them before they are kept, when the network's backend is another one than before.
+    """
     from .. import __version__
 
     given = {key: value for key, value in configuration.items() if key not in _VOLATILE}
@@ -76,5 +92,14 @@ def read_settings(configuration: dict[str, Any], state: State, network: str) -> 
     if kept is not None and kept.get("program") == __version__ and kept.get("given") == given:
         return Settings(kept["normalised"])
     normalised = validate_configuration(given)
+    settings = Settings(normalised)
+    if kept is not None and kept["normalised"].get("backend") != settings.backend:
+        on_backend_change(settings)
     state.write_configuration(network, {"program": __version__, "given": given, "normalised": normalised})
-    return Settings(normalised)
+    return settings
+
+
+def has_other_backend(configuration: dict[str, Any], state: State, network: str) -> bool:
+    """Whether the network has had another backend than the one that is named now."""
+    kept = state.read_configuration(network)
+    return kept is not None and kept["normalised"].get("backend") != configuration.get("backend", NFTABLES)

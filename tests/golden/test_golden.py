@@ -16,6 +16,7 @@ import pytest
 from cni_quantum_nat.hotpath import protocol
 from cni_quantum_nat.hotpath.entry import read_attachment
 from cni_quantum_nat.hotpath.rules import plan_rules
+from cni_quantum_nat.hotpath.settings import read_settings
 from cni_quantum_nat.hotpath.state import State
 from cni_quantum_nat.slowpath.ruleset import element_text
 
@@ -28,7 +29,8 @@ def read(path: Path) -> Any:
 
 
 def elements_of(configuration: dict[str, Any], state: State) -> str:
-    attachment, _ = read_attachment(ENVIRONMENT, configuration, state, (0, 0))
+    settings = read_settings(configuration, state, configuration["name"], lambda _: None)
+    attachment = read_attachment(ENVIRONMENT, configuration, settings, (0, 0))
     for endpoint in attachment.endpoints:
         endpoint.host_interface = "cni0"
     return "".join(f"{element_text(element)}\n" for element in plan_rules(attachment))

@@ -110,7 +110,7 @@ from cni_quantum_nat.hotpath.settings import read_settings, state_of
 configuration = {"stateDir": sys.argv[1], "masquerade": sys.argv[2], "prevResult": sys.argv[3]}
 state = state_of(configuration)
 state.lock()
-settings = read_settings(configuration, state, "net")
+settings = read_settings(configuration, state, "net", print)
 print(settings.masquerade, "pydantic" in sys.modules)
 """
 
