@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .model import Attachment
+    from .model import Address, Attachment
     from .state import State
 
 
@@ -32,8 +32,12 @@ class Backend:
         """
         raise NotImplementedError
 
-    def remove(self, attachment: Attachment) -> None:
-        """Remove the rules that are there in the attachment's name, and let its siblings have its host ports."""
+    def remove(self, attachment: Attachment) -> list[Address]:
+        """Remove the rules that are there in the attachment's name, and let its siblings have its host ports.
+
+        Returns those of its addresses that translated flows may be left of, but none that another attachment
+        has by now.
+        """
         raise NotImplementedError
 
     def differences(self, attachment: Attachment) -> list[str]:

@@ -7,14 +7,13 @@ from _socket import if_indextoname
 from _struct import Struct
 
 from .errors import HOST_SETTING_REFUSED, NO_ROUTE, CniError
+from .model import Address
 from .netlink import NLM_F_DUMP, NLM_F_REQUEST, NetlinkSocket, attribute, attributes, message
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from .model import Address
-
 _NETLINK_ROUTE = 0
-_GETROUTE = 26
+_GETADDR, _GETROUTE = 22, 26
+_ADDRESS_HEADER = Struct("=BBBBL")  # ifaddrmsg: family, prefixlen, flags, scope, index
+_IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _ROUTE_HEADER = Struct("=BBBBBBBBL")  # rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, flags
 _RTA_DST, _RTA_OIF, _RTA_PRIORITY, _RTA_TABLE, _RTA_MULTIPATH = 1, 4, 6, 15, 9
 _NEXT_HOP_INDEX_OFFSET = 4  # in struct rtnexthop
@@ -86,6 +85,24 @@ def _default_route(payload: bytes) -> tuple[int, int] | None:
     return None
 
 
+def local_addresses(families: set[int]) -> list[Address]:
+    """Return the addresses of the host's interfaces, of these families."""
+    found = []
+    netlink = NetlinkSocket(_NETLINK_ROUTE)
+    try:
+        for family in sorted(families):
+            header = _ADDRESS_HEADER.pack(_FAMILIES[family], 0, 0, 0, 0)
+            for reply in netlink.dump(message(_GETADDR, NLM_F_REQUEST | NLM_F_DUMP, 1, header)):
+                parts = dict(attributes(reply.payload, _ADDRESS_HEADER.size))
+                # With a peer, IFA_ADDRESS is the peer's; IPv6 has no IFA_LOCAL without one.
+                packed = parts.get(_IFA_LOCAL) or parts.get(_IFA_ADDRESS)
+                if not reply.error_number and packed:
+                    found.append(Address(family, packed))
+    finally:
+        netlink.close()
+    return found
+
+
 def namespace_identity(path: str) -> tuple[int, int] | None:
     """Return device and inode of the network namespace that a path names, None when the path is gone."""
     try:
@@ -146,6 +163,18 @@ def _read(path: str) -> str:
         raise _refused("read", path, error) from error
     try:
         return posix.read(descriptor, 64).decode().strip()
+    finally:
+        posix.close(descriptor)
+
+
+def read_number(path: str) -> int:
+    """Read a setting or counter that is a number; 0 where the kernel has none of it."""
+    try:
+        descriptor = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
+    except FileNotFoundError:
+        return 0
+    try:
+        return int(posix.read(descriptor, 64))
     finally:
         posix.close(descriptor)
 

@@ -6,9 +6,10 @@ a GC finds what there is to undo. All of it runs under the state directory's loc
 
 from __future__ import annotations
 
-from .backend import is_alive, readable_record
+from .backend import is_alive, readable_record, warn
+from .conntrack import ConnectionTracker, is_tracking
 from .detour import iptables_backend
-from .errors import CHECK_FAILED, CLEAN_UP_INCOMPLETE, CniError
+from .errors import CHECK_FAILED, CLEAN_UP_INCOMPLETE, CniError, KernelRefused
 from .host import HostSettings, interface_towards
 from .model import NFTABLES, Attachment, AttachmentId
 from .provider import NftablesBackend
@@ -21,6 +22,17 @@ if TYPE_CHECKING:
     from .backend import Backend
     from .settings import Settings
     from .state import State
+
+
+def _forget(forget: Callable[[ConnectionTracker], None]) -> None:
+    """Forget flows; a kernel that cannot do it is no reason to keep a container from starting or from going."""
+    if not is_tracking():
+        return
+    try:
+        with ConnectionTracker() as tracker:
+            forget(tracker)
+    except (CniError, OSError) as error:
+        warn(error if isinstance(error, CniError) else KernelRefused("track connections", error.errno or 0))
 
 
 def _nothing() -> None:
@@ -72,6 +84,9 @@ class NatManager:
                 self._enable_forwarding(attachment)
             undo.append(self._install(attachment, before))
             self._enable_route_localnet(attachment)
+            udp = [mapping for mapping in attachment.port_mappings if mapping.protocol == "udp"]
+            if udp:
+                _forget(lambda tracker: tracker.forget_stale_udp(udp, attachment.published_families))
         except BaseException as error:
             _run_all(undo, error)
             raise
@@ -85,7 +100,9 @@ class NatManager:
         if attachment is None and (attachment := fallback()) is not None:
             self._find_host_interfaces(attachment)
         if attachment is not None:
-            self._backend(attachment.backend).remove(attachment)
+            addresses = self._backend(attachment.backend).remove(attachment)
+            if addresses:
+                _forget(lambda tracker: tracker.forget_container(addresses))
         self.state.remove(attachment_id)
 
     def check(self, attachment: Attachment) -> None:

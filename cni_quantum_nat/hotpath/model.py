@@ -299,10 +299,14 @@ class Attachment:
         return None
 
     @property
+    def published_families(self) -> set[int]:
+        """The families in which host ports lead to the container."""
+        return {f for f in (4, 6) if self.published_endpoint(f) and any(m.serves(f) for m in self.port_mappings)}
+
+    @property
     def needs_rules(self) -> bool:
         """Whether there is anything to install."""
-        published = any(self.published_endpoint(f) and m.serves(f) for f in (4, 6) for m in self.port_mappings)
-        return published or bool(self.outbound.masquerade)
+        return bool(self.outbound.masquerade or self.published_families)
 
     @property
     def wishes(self) -> dict[str, Any]:

@@ -42,7 +42,8 @@ _GETTABLE, _GETCHAIN, _NEWSETELEM, _GETSETELEM, _DELSETELEM, _GETGEN = 1, 4, 12,
 _TABLE_NAME = 1
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_USERS = 1, 3, 6
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_ELEMENT = 1, 2, 3, 1
-_ELEMENT_KEY, _ELEMENT_DATA, _ELEMENT_USERDATA = 1, 2, 6
+_ELEMENT_KEY, _ELEMENT_DATA, _ELEMENT_USERDATA, _ELEMENT_EXPRESSION = 1, 2, 6, 7
+_EXPRESSION_DATA, _COUNTER_PACKETS = 2, 2
 _DATA_VALUE, _DATA_VERDICT = 1, 2
 _VERDICT_CODE, _VERDICT_CHAIN = 1, 2
 _JUMP = -3
@@ -126,7 +127,15 @@ def _elements_of(reply: Reply, set_name: str) -> Iterator[Element]:
             parts = dict(attributes(content))
             key = _decode_fields(layout.key, parts[_ELEMENT_KEY])
             data = _decode_fields(layout.data, parts[_ELEMENT_DATA]) if _ELEMENT_DATA in parts else ()
-            yield Element(set_name, key, data, _comment_of(parts.get(_ELEMENT_USERDATA, b"")))
+            element = Element(set_name, key, data, _comment_of(parts.get(_ELEMENT_USERDATA, b"")))
+            element.flows = _packets_of(parts.get(_ELEMENT_EXPRESSION, b""))
+            yield element
+
+
+def _packets_of(expression: bytes) -> int:
+    """Read the packets of an element's counter."""
+    data = dict(attributes(expression)).get(_EXPRESSION_DATA, b"")
+    return int.from_bytes(dict(attributes(data)).get(_COUNTER_PACKETS, b""), "big")
 
 
 def _comment_of(userdata: bytes) -> str:

@@ -15,7 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .model import Attachment, AttachmentId
+    from .model import Address, Attachment, AttachmentId
     from .rules import Element
     from .state import State
 
@@ -39,10 +39,23 @@ class NftablesBackend(Backend):
         added, removed = self._install(attachment.id, plan_rules(attachment), plan_rules(replaced) if replaced else [])
         return lambda: self._table.commit(delete=added, add=removed)
 
-    def remove(self, attachment: Attachment) -> None:
+    def remove(self, attachment: Attachment) -> list[Address]:
         """Delete the elements that the kernel holds in its name; they may vanish under our feet."""
         elements = plan_rules(attachment)
-        self._release(lambda: self._owned_by(attachment.id, elements), attachment.id)
+        foreign: set[Address] = set()
+        used: set[int] = set()
+
+        def owned() -> list[Element]:
+            found = self._table.find(elements)
+            foreign.update(e.address for e in found if e and e.address and e.owner != attachment.id.owner)
+            used.update(e.family for e, held in zip(elements, found) if e.is_counted and (held is None or held.flows))
+            return [element for element in found if element and element.owner == attachment.id.owner]
+
+        self._release(owned, attachment.id)
+        if self._state.rebuilt_at() > attachment.created_at:
+            used = {4, 6}  # the counters began anew, and the flows went on
+        addresses = [endpoint.address for endpoint in attachment.endpoints]
+        return [address for address in addresses if address not in foreign and address.family in used]
 
     def differences(self, attachment: Attachment) -> list[str]:
         """Compare the elements, and the chains that packets come through."""
@@ -115,6 +128,7 @@ class NftablesBackend(Backend):
         for error in damaged:
             warn(error)
         build_table(plan_together(others))
+        self._state.note_rebuild()
 
     def _owned_by(self, attachment_id: AttachmentId, elements: list[Element]) -> list[Element]:
         """Return the elements that the kernel holds in this attachment's name."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .model import Address, Attachment, Endpoint, PortMapping
-from .table import prefix_chain
+from .table import SETS, prefix_chain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -12,19 +12,24 @@ if TYPE_CHECKING:
     Field = Address | str | int
     Fields = tuple[Field, ...]
 
+NETWORK_MAPS = ("networks4", "networks6")
 HOST_PORT_MAPS = ("host_ports4", "host_ports6", "host_ip_ports4", "host_ip_ports6")
 
 
 class Element:
-    """An element of the set `set_name`: `key` and `data` have the fields of its layout, `owner` is its comment."""
+    """An element of the set `set_name`: `key` and `data` have the fields of its layout, `owner` is its comment.
 
-    __slots__ = ("data", "key", "owner", "set_name")
+    flows: how many the kernel has counted: its rules see the first packet of each.
+    """
+
+    __slots__ = ("data", "flows", "key", "owner", "set_name")
 
     def __init__(self, set_name: str, key: Fields, data: Fields, owner: str) -> None:
         self.set_name = set_name
         self.key = key
         self.data = data
         self.owner = owner
+        self.flows = 0
 
     @property
     def identity(self) -> tuple[str, Fields]:
@@ -35,6 +40,21 @@ class Element:
     def is_host_port(self) -> bool:
         """Whether it claims a host port, which two attachments may want; everything else follows an address."""
         return self.set_name in HOST_PORT_MAPS
+
+    @property
+    def family(self) -> int:
+        """4 or 6, which ends the name of its set."""
+        return int(self.set_name[-1])
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether the kernel counts its flows."""
+        return SETS[self.set_name].counter
+
+    @property
+    def address(self) -> Address | None:
+        """The container's address, where this is the element that says whose it is."""
+        return self.key[0] if self.set_name in NETWORK_MAPS and isinstance(self.key[0], Address) else None
 
     def __str__(self) -> str:
         data = f" : {_joined(self.data)}" if self.data else ""

@@ -3,6 +3,7 @@
     /run/cni/quantum-nat/                          mode 0700, of the plugin's user; on tmpfs, as rules die with a reboot too
       lock                                         never removed: whoever waits for it holds the old inode
       pending                                      a file being written, before it is renamed to its place
+      rebuilt                                      its time is when the rules were last made from the records
       networks/NETWORK.json                        the configuration last validated, as given and as normalised
       attachments/CONTAINER/NETWORK:INTERFACE.json the record of one attachment
 
@@ -136,6 +137,17 @@ class State:
         """Keep a validated configuration beside the records of its network."""
         _make(f"{self.directory}/networks")
         self._replace(f"{self.directory}/networks/{network}{_SUFFIX}", content)
+
+    def note_rebuild(self) -> None:
+        """Remember that the kernel's rules, and their counters with them, were made anew from the records."""
+        self._replace(f"{self.directory}/rebuilt", {})
+
+    def rebuilt_at(self) -> float:
+        """Say when that was last, in seconds since the epoch; 0 when never."""
+        try:
+            return posix.stat(f"{self.directory}/rebuilt").st_mtime
+        except FileNotFoundError:
+            return 0
 
     def _path(self, attachment_id: AttachmentId) -> str:
         container = f"{self.directory}/attachments/{attachment_id.container_id}"

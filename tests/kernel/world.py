@@ -163,6 +163,8 @@ class Container(Namespace):
             commands.append(f"route replace default via {gateway} dev {interface}")
         self.ip(*commands)
         addresses = [network.partition("/")[0] for network in networks.values()]
+        for address in addresses:  # what an announcement does to those who knew an earlier owner
+            self.host.ip(f"neigh flush to {address}")
         wait_until(lambda: all(map(self._answers, addresses)), f"{' and '.join(addresses)} answer")
 
     def _answers(self, address: str) -> bool:

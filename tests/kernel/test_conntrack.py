@@ -1,0 +1,212 @@
+"""Flows that would outlive a mapping or a container are forgotten; everybody else's go on."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+from cni_quantum_nat.hotpath import conntrack
+from cni_quantum_nat.hotpath.conntrack import ConnectionTracker, Selection
+from cni_quantum_nat.hotpath.model import Address, PortMapping
+
+from .peer import inside, open_socket
+from .plugin import Plugin, publish
+from .world import CLIENT, HOST, SHORT, Container, Host, Namespace
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+
+both_families = pytest.mark.parametrize("family", [4, 6])
+
+
+FIREWALL = """table inet firewall {
+	chain input {
+		type filter hook input priority 0
+		iifname uplink udp sport 53 ct state new drop
+	}
+}"""
+
+
+class Talk:
+    """A UDP socket that goes on sending from one port, as a DNS resolver or a phone does."""
+
+    def __init__(self, stack: ExitStack, place: Namespace, address: str, port: int) -> None:
+        self._to = (address, port)
+        self._socket = stack.enter_context(open_socket(place.path, "udp", 6 if ":" in address else 4))
+        self._socket.settimeout(SHORT)
+        self._socket.bind(("::" if ":" in address else "0.0.0.0", 0))
+        self.port: int = self._socket.getsockname()[1]
+
+    def ask(self) -> str | None:
+        """Send, and return who answered; None when nobody did."""
+        self._socket.sendto(b"?", self._to)
+        return self.hear()
+
+    def hear(self) -> str | None:
+        try:
+            return self._socket.recv(256).decode().split(" ")[0]
+        except (TimeoutError, ConnectionRefusedError):
+            return None
+
+
+def send(place: Namespace, source_port: int, address: str, port: int) -> None:
+    """Send one datagram from a given port."""
+    with open_socket(place.path, "udp", 6 if ":" in address else 4) as sender:
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sender.bind(("::" if ":" in address else "0.0.0.0", source_port))
+        sender.sendto(b"late answer", (address, port))
+
+
+def same_address_again(host: Host, container: Container) -> Container:
+    container.ip("link del eth0")
+    return host.container(number=int(container.address[4].rpartition(".")[2]))
+
+
+@both_families
+@pytest.mark.parametrize("specific", [False, True])
+def test_a_client_that_was_already_sending_reaches_the_container_at_once(
+    stack: ExitStack,
+    client: Namespace,
+    container: Container,
+    neighbour: Container,
+    plugin: Plugin,
+    family: int,
+    specific: bool,
+) -> None:
+    plugin.add(neighbour, publish(9000))
+    talk = Talk(stack, client, HOST[family], 8080)
+    assert talk.ask() is None
+    plugin.add(container, publish(8080, protocol="udp", hostIP=HOST[family] if specific else ""))
+    assert talk.ask() == "web"
+
+
+@pytest.mark.frozen
+@both_families
+def test_after_del_the_next_owner_of_the_address_gets_nothing_of_an_old_flow(
+    stack: ExitStack, host: Host, client: Namespace, container: Container, plugin: Plugin, family: int
+) -> None:
+    old = plugin.add(container, publish(8080, protocol="udp"))
+    talk = Talk(stack, client, HOST[family], 8080)
+    assert talk.ask() == "web"
+    old.delete()
+    newcomer = same_address_again(host, container)
+    server = newcomer.serve("newcomer", 80)
+    plugin.add(newcomer)
+    assert talk.ask() is None
+    assert server.seen == []
+
+
+@both_families
+def test_after_del_a_late_answer_does_not_reach_the_next_owner_of_the_address(
+    stack: ExitStack, host: Host, client: Namespace, container: Container, plugin: Plugin, family: int
+) -> None:
+    client.serve("outside", 53)
+    old = plugin.add(container)
+    talk = Talk(stack, container, CLIENT[family], 53)
+    assert talk.ask() == "outside"
+    old.delete()
+    newcomer = same_address_again(host, container)
+    plugin.add(newcomer)
+    with open_socket(newcomer.path, "udp", family) as listening:
+        listening.bind(("::" if family == 6 else "0.0.0.0", talk.port))
+        listening.settimeout(SHORT)
+        send(client, 53, HOST[family], talk.port)
+        with pytest.raises(TimeoutError):
+            listening.recv(64)
+
+
+@both_families
+def test_a_late_del_keeps_the_flows_of_the_next_owner_of_the_address(
+    stack: ExitStack, host: Host, client: Namespace, container: Container, plugin: Plugin, family: int
+) -> None:
+    client.serve("outside", 53)
+    old = plugin.add(container)
+    newcomer = same_address_again(host, container)
+    plugin.add(newcomer)
+    talk = Talk(stack, newcomer, CLIENT[family], 53)
+    assert talk.ask() == "outside"
+    old.delete()
+    send(client, 53, HOST[family], talk.port)
+    assert talk.hear() == "late"
+
+
+@both_families
+def test_a_flow_of_the_host_to_the_same_port_elsewhere_is_left_alone(
+    stack: ExitStack, host: Host, client: Namespace, container: Container, plugin: Plugin, family: int
+) -> None:
+    """moby#46276: a host that publishes DNS must not lose its own DNS answers."""
+    plugin.add(container, publish(9000))
+    host.run("nft", "-f", "-", stdin=FIREWALL)
+    client.serve("outside", 53)
+    talk = Talk(stack, host, CLIENT[family], 53)
+    assert talk.ask() == "outside"
+    plugin.add(container, publish(53, 80, protocol="udp"))
+    send(client, 53, HOST[family], talk.port)
+    assert talk.hear() == "late"
+
+
+@pytest.mark.parametrize("kernel", ["new", "before 6.10", "many ports"])
+@pytest.mark.parametrize("shared", [False, True])
+@both_families
+def test_every_way_of_forgetting_finds_the_same_flows(
+    stack: ExitStack,
+    host: Host,
+    client: Namespace,
+    container: Container,
+    plugin: Plugin,
+    monkeypatch: pytest.MonkeyPatch,
+    kernel: str,
+    family: int,
+    shared: bool,
+) -> None:
+    plugin.add(container, publish(8080, protocol="udp"))
+    flows = {
+        "translated": Talk(stack, client, HOST[family], 8080),
+        "untranslated": Talk(stack, client, HOST[family], 8081),
+        "other": Talk(stack, client, HOST[family], 8082),
+    }
+    for talk in flows.values():
+        talk.ask()
+    if kernel == "before 6.10":
+        monkeypatch.setattr(ConnectionTracker, "_delete_selected", ConnectionTracker._delete_one_by_one)
+    if kernel == "many ports":
+        monkeypatch.setattr(conntrack, "_SELECTIONS_AT_MOST", 0)
+    mappings = [PortMapping(None, port, "udp", 80, sharing="spread" if shared else "") for port in (8080, 8081)]
+    with inside(host.path), ConnectionTracker() as tracker:
+        tracker.forget_stale_udp(mappings, {4, 6})
+    left = {name for name, talk in flows.items() if talk.port in ports_tracked(host, family)}
+    assert left == ({"translated", "other"} if shared else {"other"})
+    with inside(host.path), ConnectionTracker() as tracker:
+        tracker.forget_container([Address.parse(container.address[family])])
+    assert flows["translated"].port not in ports_tracked(host, family)
+    assert flows["other"].port in ports_tracked(host, family)
+
+
+def ports_tracked(host: Host, family: int) -> set[int]:
+    """Return the source ports of all tracked flows."""
+    with inside(host.path), ConnectionTracker() as tracker:
+        return {flow.source_port for flow in tracker.flows(Selection(family))}
+
+
+@both_families
+def test_flows_from_before_a_lost_table_are_forgotten_too(
+    stack: ExitStack,
+    host: Host,
+    client: Namespace,
+    container: Container,
+    neighbour: Container,
+    plugin: Plugin,
+    family: int,
+) -> None:
+    """The counters of the new table say that nobody ever came."""
+    old = plugin.add(container, publish(8080, protocol="udp"))
+    talk = Talk(stack, client, HOST[family], 8080)
+    assert talk.ask() == "web"
+    host.run("nft", "flush", "ruleset")
+    plugin.add(neighbour)
+    old.delete()
+    newcomer = same_address_again(host, container)
+    server = newcomer.serve("newcomer", 80)
+    assert talk.ask() is None
+    assert server.seen == []
