@@ -9,6 +9,7 @@ from .. import __version__
 from ..hotpath.errors import CniError
 from ..hotpath.state import DEFAULT_DIRECTORY
 from . import list as list_command
+from . import port as port_command
 
 _DESCRIPTION = """\
 Quantum NAT has two uses.
@@ -34,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
     list_command.add_to(commands)
+    port_command.add_to(commands)
     return parser
 
 

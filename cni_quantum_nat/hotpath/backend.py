@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .model import Address, Attachment
+    from .model import Address, Attachment, PortMapping
     from .state import State
 
 
@@ -39,6 +39,10 @@ class Backend:
         has by now.
         """
         raise NotImplementedError
+
+    def is_free(self, mapping: PortMapping, families: set[int]) -> bool:  # noqa: ARG002 - the records know as much
+        """Whether the kernel has no rule for the host port, in these families."""
+        return True
 
     def differences(self, attachment: Attachment) -> list[str]:
         """Say in which ways the kernel has other rules for the attachment than it should."""

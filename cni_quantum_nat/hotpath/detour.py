@@ -6,6 +6,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from ..slowpath.processes import Process
     from .backend import Backend
     from .rules import Element
     from .state import State
@@ -37,3 +38,10 @@ def iptables_backend(state: State) -> Backend:
     from ..slowpath.iptables import IptablesBackend
 
     return IptablesBackend(state)
+
+
+def holders_of(inode: int) -> list[Process]:
+    """Return the processes that have a socket open."""
+    from ..slowpath.processes import holders_of as look_up
+
+    return look_up(inode)

@@ -52,7 +52,7 @@ def _add(environment: Environment, configuration: dict[str, Any], version: str) 
     with _manager_of(configuration) as manager:
         settings = _settings_of(configuration, manager)
         attachment = read_attachment(environment, configuration, settings, netns_identity)
-        manager.add(attachment, ip_forwarding=settings.ip_forwarding)
+        manager.add(attachment, settings)
     protocol.print_result(protocol.result_in_version(result, version))
 
 

@@ -156,13 +156,13 @@ class HostSettings:
         self._before.append((path, before))
 
 
-def _read(path: str) -> str:
+def _read(path: str, most_bytes: int = 64) -> str:
     try:
         descriptor = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
     except OSError as error:
         raise _refused("read", path, error) from error
     try:
-        return posix.read(descriptor, 64).decode().strip()
+        return posix.read(descriptor, most_bytes).decode().strip()
     finally:
         posix.close(descriptor)
 
@@ -177,6 +177,15 @@ def read_number(path: str) -> int:
         return int(posix.read(descriptor, 64))
     finally:
         posix.close(descriptor)
+
+
+def read_port_list(path: str) -> set[int]:
+    """Read a setting that is a list of ports and ranges of them, as 8080,9148-9150."""
+    ports: set[int] = set()
+    for part in filter(None, _read(path, 1 << 16).split(",")):
+        first, _, last = part.partition("-")
+        ports.update(range(int(first), int(last or first) + 1))
+    return ports
 
 
 def _write(path: str, value: str) -> None:

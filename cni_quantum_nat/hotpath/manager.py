@@ -7,10 +7,12 @@ a GC finds what there is to undo. All of it runs under the state directory's loc
 from __future__ import annotations
 
 from .backend import is_alive, readable_record, warn
+from .claims import PortClaims
 from .conntrack import ConnectionTracker, is_tracking
 from .detour import iptables_backend
 from .errors import CHECK_FAILED, CLEAN_UP_INCOMPLETE, CniError, KernelRefused
 from .host import HostSettings, interface_towards
+from .mapper import allocate_ports, recall_ports, refuse_shadowing
 from .model import NFTABLES, Attachment, AttachmentId
 from .provider import NftablesBackend
 
@@ -47,11 +49,12 @@ def _run_both(first: Callable[[], object], second: Callable[[], object]) -> None
 class NatManager:
     """Installs, checks and removes attachments, while it holds the lock of the state directory: use it in `with`."""
 
-    __slots__ = ("_backends", "_host", "state")
+    __slots__ = ("_backends", "_claims", "_host", "state")
 
     def __init__(self, state: State) -> None:
         self.state = state
         self._backends: dict[str, Backend] = {}
+        self._claims = PortClaims(state.directory)
         self._host = HostSettings()
 
     def __enter__(self) -> Self:
@@ -68,19 +71,21 @@ class NatManager:
         """Check that rules can be made here; CniError(50) when not."""
         self._backend(name).require()
 
-    def add(self, attachment: Attachment, *, ip_forwarding: bool) -> None:
+    def add(self, attachment: Attachment, settings: Settings) -> None:
         """Install an attachment, in place of what it had before; on failure all is as it was."""
         if not attachment.needs_rules:
             self.remove(attachment.id)
             return
         self._find_host_interfaces(attachment)
         before = readable_record(self.state, attachment.id)
-        undo: list[Callable[[], None]] = []
+        self._find_host_ports(attachment, before, settings)
+        self._claims.add(attachment.port_mappings)
+        undo: list[Callable[[], None]] = [lambda: self._claims.remove(attachment.port_mappings)]
         try:
             undo.append(lambda: self._restore_record(attachment.id, before))
             self.state.write(attachment)
             undo.append(self._host.restore)
-            if ip_forwarding:
+            if settings.ip_forwarding:
                 self._enable_forwarding(attachment)
             undo.append(self._install(attachment, before))
             self._enable_route_localnet(attachment)
@@ -90,13 +95,15 @@ class NatManager:
         except BaseException as error:
             _run_all(undo, error)
             raise
+        if before is not None:
+            self._claims.remove(before.port_mappings)
 
     def remove(self, attachment_id: AttachmentId, fallback: Callable[[], Attachment | None] = _nothing) -> None:
         """Remove what the attachment owns, and nothing else; nothing happens when it owns nothing.
 
         `fallback` says what the call itself knows of an attachment whose record is lost.
         """
-        attachment = readable_record(self.state, attachment_id)
+        record = attachment = readable_record(self.state, attachment_id)
         if attachment is None and (attachment := fallback()) is not None:
             self._find_host_interfaces(attachment)
         if attachment is not None:
@@ -104,11 +111,16 @@ class NatManager:
             if addresses:
                 _forget(lambda tracker: tracker.forget_container(addresses))
         self.state.remove(attachment_id)
+        if record is not None:
+            self._claims.remove(record.port_mappings)
 
     def check(self, attachment: Attachment) -> None:
         """Compare the call, the record and the kernel; CniError(103) lists all that differs."""
         self._find_host_interfaces(attachment)
-        problems = self._differences_in_record(attachment)
+        record = self.state.read(attachment.id)
+        if record is not None:
+            recall_ports(attachment, [record])
+        problems = _differences_in_record(record, attachment)
         if attachment.needs_rules:
             problems += self._backend(attachment.backend).differences(attachment)
         if problems:
@@ -168,14 +180,6 @@ class NatManager:
             raise
         return lambda: _run_both(undo, lambda: self._backend(before.backend).install(before, None))
 
-    def _differences_in_record(self, attachment: Attachment) -> list[str]:
-        record = self.state.read(attachment.id)
-        if record is None:
-            return ["its record is lost"] if attachment.needs_rules else []
-        if record.wishes == attachment.wishes:
-            return []
-        return ["its record says something else than prevResult and runtimeConfig"]
-
     def _find_host_interfaces(self, attachment: Attachment) -> None:
         """Find the interfaces to the container's published addresses; nothing else needs them."""
         for family in (4, 6):
@@ -196,11 +200,36 @@ class NatManager:
         if endpoint is not None and attachment.inbound.snat and reachable:
             self._host.enable_route_localnet(endpoint.host_interface)
 
+    def _find_host_ports(self, attachment: Attachment, before: Attachment | None, settings: Settings) -> None:
+        """Allocate what is to be allocated, and see that the host itself needs none of the ports."""
+        if not attachment.published_families:
+            return
+        if any(mapping.host_port == 0 for mapping in attachment.port_mappings):
+            recall_ports(attachment, [*([before] if before else []), *self.state.siblings(attachment.id)])
+            backend = self._backend(attachment.backend)
+            allocate_ports(
+                attachment,
+                settings,
+                self._claims,
+                is_free=lambda mapping: backend.is_free(mapping, attachment.published_families),
+                count_again=lambda: self._claims.count_again(self.state.attachments([])),
+            )
+        if settings.refuse_conflicts:
+            refuse_shadowing(attachment)
+
     def _restore_record(self, attachment_id: AttachmentId, before: Attachment | None) -> None:
         if before is None:
             self.state.remove(attachment_id)
         else:
             self.state.write(before)
+
+
+def _differences_in_record(record: Attachment | None, attachment: Attachment) -> list[str]:
+    if record is None:
+        return ["its record is lost"] if attachment.needs_rules else []
+    if record.wishes == attachment.wishes:
+        return []
+    return ["its record says something else than prevResult and runtimeConfig"]
 
 
 def _is_valid(attachment: Attachment, valid: set[tuple[str, str]] | None) -> bool:

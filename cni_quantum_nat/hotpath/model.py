@@ -131,6 +131,14 @@ class PortMapping:
         """Whether the mapping is for traffic of this family."""
         return self.host_ip is None or self.host_ip.family == family
 
+    def asks_for_the_same(self, other: PortMapping) -> bool:
+        """Whether both publish the same container port in the same place, whatever the host port is."""
+        return (self.protocol, self.container_port, self.host_ip) == (
+            other.protocol,
+            other.container_port,
+            other.host_ip,
+        )
+
     @property
     def specific_host_ip(self) -> Address | None:
         """The one host address that it is published on, None when it is any."""

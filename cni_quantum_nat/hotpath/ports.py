@@ -1,4 +1,4 @@
-"""Port Mapper: what the runtime asks for, entry by entry, and who may have a host port. No I/O."""
+"""Port mappings as the runtime asks for them, entry by entry. No I/O."""
 
 from __future__ import annotations
 
@@ -34,19 +34,23 @@ def _parse_entry(where: str, entry: object) -> PortMapping:
         raise InvalidConfiguration(f"{where} is not an object")
     # containerd sends HostPort, podman hostPort: Go's decoder, and so everybody's, does not mind the case.
     values = {key.lower(): value for key, value in entry.items()}
-    if values.get("hostport") is None:
-        raise InvalidConfiguration(f"{where} has no hostPort", "Name the port of the host, 1 to 65535.")
-    if values["hostport"] == 0:
-        raise InvalidConfiguration(
-            f"{where}.hostPort is 0, which means not published",
-            "Leave the entry out, or name the port of the host, 1 to 65535.",
-        )
     return PortMapping(
         _parse_host_ip(f"{where}.hostIP", values.get("hostip")),
-        _parse_port(f"{where}.hostPort", values["hostport"]),
+        _parse_host_port(f"{where}.hostPort", values["hostport"]) if "hostport" in values else 0,
         _parse_protocol(f"{where}.protocol", values.get("protocol")),
         _parse_port(f"{where}.containerPort", values.get("containerport")),
+        allocated="hostport" not in values,
     )
+
+
+def _parse_host_port(where: str, value: object) -> int:
+    if value is None or (value == 0 and not isinstance(value, bool)):
+        raise InvalidConfiguration(
+            f"{where} is {'null' if value is None else 0}, which means not published",
+            "Leave the key hostPort out to be given a free port, leave the entry out to publish none, "
+            f"or name a port of the host, 1 to {_LAST_PORT}.",
+        )
+    return _parse_port(where, value)
 
 
 def _parse_port(where: str, value: object) -> int:
@@ -85,7 +89,7 @@ def _check_distinct(mappings: list[PortMapping]) -> None:
     seen: dict[tuple[int, str, int, Address | None], PortMapping] = {}
     for mapping in mappings:
         for family in (4, 6):
-            if not mapping.serves(family):
+            if not mapping.host_port or not mapping.serves(family):
                 continue
             key = (family, mapping.protocol, mapping.host_port, mapping.specific_host_ip)
             if key in seen:

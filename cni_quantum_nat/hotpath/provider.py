@@ -9,13 +9,13 @@ from .backend import Backend, Holders, warn
 from .detour import build_table, rehearse_table
 from .errors import TRY_AGAIN_LATER, AlreadyThere, CniError, NotThere
 from .nftables import NftablesTable
-from .rules import plan_rules, plan_together
+from .rules import claims_of, plan_rules, plan_together
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .model import Address, Attachment, AttachmentId
+    from .model import Address, Attachment, AttachmentId, PortMapping
     from .rules import Element
     from .state import State
 
@@ -56,6 +56,10 @@ class NftablesBackend(Backend):
             used = {4, 6}  # the counters began anew, and the flows went on
         addresses = [endpoint.address for endpoint in attachment.endpoints]
         return [address for address in addresses if address not in foreign and address.family in used]
+
+    def is_free(self, mapping: PortMapping, families: set[int]) -> bool:
+        """Ask the kernel, which also knows what another state directory put there."""
+        return not any(self._table.find(claims_of(mapping, families)))
 
     def differences(self, attachment: Attachment) -> list[str]:
         """Compare the elements, and the chains that packets come through."""

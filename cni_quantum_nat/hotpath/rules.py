@@ -111,6 +111,16 @@ def _plan_inbound(attachment: Attachment) -> Iterator[tuple[str, Fields, Fields]
         yield from _plan_loopback_only(mappings, endpoint)
 
 
+def claims_of(mapping: PortMapping, families: set[int]) -> list[Element]:
+    """Return the elements that claim the host port, to be looked for: they lead nowhere."""
+    host_ip = mapping.specific_host_ip
+    kind = "host_ports" if host_ip is None else "host_ip_ports"
+    key: Fields = (
+        (mapping.protocol, mapping.host_port) if host_ip is None else (host_ip, mapping.protocol, mapping.host_port)
+    )
+    return [Element(f"{kind}{family}", key, (), "") for family in sorted(families) if mapping.serves(family)]
+
+
 def _plan_host_port(mapping: PortMapping, endpoint: Endpoint) -> tuple[str, Fields, Fields]:
     family = endpoint.address.family
     data = (endpoint.address, mapping.container_port)

@@ -4,6 +4,7 @@
       lock                                         never removed: whoever waits for it holds the old inode
       pending                                      a file being written, before it is renamed to its place
       rebuilt                                      its time is when the rules were last made from the records
+      claims/PROTOCOL                              how many attachments have each host port, see claims.py
       networks/NETWORK.json                        the configuration last validated, as given and as normalised
       attachments/CONTAINER/NETWORK:INTERFACE.json the record of one attachment
 

@@ -14,12 +14,10 @@ from .conditions import backend_of, check_conditions
 
 # Described, but not acted on yet. To ignore them would mislead.
 _NOT_YET = (
-    "portRange",
     "conntrackTimeout",
     "ipv6Localhost",
     "sharedPorts",
     "sharedAffinity",
-    "hostPortConflict",
     "markMasqBit",
     "externalSetMarkChain",
     "conditionsV4",

@@ -105,7 +105,7 @@ def test_a_containers_second_network_wants_the_same_ports_and_takes_over_when_th
 ) -> None:
     """Podman sends the same portMappings to both networks."""
     first = plugin.add(container, publish(8080))
-    second = plugin.add(_on_second_network(container), publish(8080), network="second")
+    second = plugin.add(on_second_network(container), publish(8080), network="second")
     first.check()
     second.check()
     for _ in range(2):
@@ -123,12 +123,12 @@ def test_a_containers_first_network_keeps_the_ports_when_the_second_goes(
     client: Namespace, container: Container, plugin: Plugin
 ) -> None:
     first = plugin.add(container, publish(8080))
-    plugin.add(_on_second_network(container), publish(8080), network="second").delete()
+    plugin.add(on_second_network(container), publish(8080), network="second").delete()
     assert client.ask(HOST[4], 8080).server == "web"
     first.check()
 
 
-def _on_second_network(container: Container) -> Container:
+def on_second_network(container: Container) -> Container:
     """Connect eth1 to cni1, and return the container as that attachment sees it."""
     networks = {4: "10.99.0.7/24", 6: "fd99::7/64"}
     container.connect("eth1", "cni1", networks)

@@ -36,7 +36,8 @@ def test_whatever_a_runtime_sends_is_read_or_refused_by_entry(entries: list[Any]
         assert "portMappings[" in error.message or "wanted twice" in error.message
     else:
         assert len(mappings) == len(entries)
-        assert all(1 <= m.host_port <= 65535 and 1 <= m.container_port <= 65535 for m in mappings)
+        assert all(1 <= m.container_port <= 65535 for m in mappings)
+        assert all(m.host_port == 0 if m.allocated else 1 <= m.host_port <= 65535 for m in mappings)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +60,7 @@ def test_the_protocol_is_tcp_where_none_is_named(protocol: dict[str, str], read:
     ("changed", "said"),
     [
         ({"hostPort": 0}, "hostPort is 0, which means not published"),
-        ({"hostPort": None}, "has no hostPort"),
+        ({"hostPort": None}, "hostPort is null, which means not published"),
         ({"hostPort": 65536}, "hostPort is 65536"),
         ({"hostPort": "8080"}, "hostPort is '8080'"),
         ({"hostPort": True}, "hostPort is True"),
@@ -87,6 +88,10 @@ def test_one_host_port_twice_is_a_conflict(one: dict[str, str], two: dict[str, s
     with pytest.raises(CniError, match="8080/tcp is wanted twice") as caught:
         parse(entry(**one), entry(**two))
     assert caught.value.code == 100
+
+
+def test_a_mapping_without_a_host_port_asks_for_one() -> None:
+    assert parse({"containerPort": 80}, {"containerPort": 80}) == ["0->80/tcp", "0->80/tcp"]
 
 
 @pytest.mark.parametrize(

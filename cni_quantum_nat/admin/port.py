@@ -1,0 +1,78 @@
+"""`quantum-nat port CONTAINER [PORT]`: where a container's ports are published, in the form of `podman port`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, NamedTuple
+
+from .find import attachments_of
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
+    from ..hotpath.model import Attachment
+
+_ANY = {4: "0.0.0.0", 6: "::"}  # noqa: S104 - how everybody writes any address
+
+
+class Published(NamedTuple):
+    """One line: a port of the container, and the host's address and port that lead to it."""
+
+    container_port: int
+    protocol: str
+    host_ip: str
+    host_port: int
+
+    def __str__(self) -> str:
+        host_ip = f"[{self.host_ip}]" if ":" in self.host_ip else self.host_ip
+        return f"{self.container_port}/{self.protocol} -> {host_ip}:{self.host_port}"
+
+
+def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the command line."""
+    parser = commands.add_parser("port", help="show where a container's ports are published")
+    parser.add_argument("container", metavar="CONTAINER", help="its ID, or the beginning of it")
+    parser.add_argument("port", metavar="PORT", nargs="?", help="only this port of the container: 80 or 53/udp")
+    parser.add_argument("--json", action="store_true", help="print a JSON array")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the ports; 1 when there is none."""
+    attachments = attachments_of(arguments.state_dir, arguments.container)
+    published = sorted({line for attachment in attachments for line in published_by(attachment)})
+    if arguments.port is not None:
+        published = [line for line in published if arguments.port in _names_of(line)]
+    if arguments.json:
+        print(json.dumps([_as_json(line) for line in published], indent=2))
+    else:
+        for line in published:
+            print(line)
+    if not published:
+        print(f"quantum-nat: {arguments.port or 'no port'} is not published by {arguments.container}", file=sys.stderr)
+    return 0 if published else 1
+
+
+def published_by(attachment: Attachment) -> Iterator[Published]:
+    """Yield the published ports of an attachment, a line for each family."""
+    for mapping in attachment.port_mappings:
+        for family in sorted(attachment.published_families):
+            if mapping.serves(family):
+                host_ip = str(mapping.specific_host_ip or _ANY[family])
+                yield Published(mapping.container_port, mapping.protocol, host_ip, mapping.host_port)
+
+
+def _names_of(line: Published) -> set[str]:
+    name = f"{line.container_port}/{line.protocol}"
+    return {name, str(line.container_port)} if line.protocol == "tcp" else {name}
+
+
+def _as_json(line: Published) -> dict[str, object]:
+    return {
+        "containerPort": line.container_port,
+        "protocol": line.protocol,
+        "hostIP": line.host_ip,
+        "hostPort": line.host_port,
+    }

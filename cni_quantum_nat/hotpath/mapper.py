@@ -1,0 +1,116 @@
+"""Port Mapper: gives a host port to who asks for any, and keeps those that the host itself listens on."""
+
+from __future__ import annotations
+
+from .claims import free_ports
+from .detour import holders_of
+from .errors import PORT_RANGE_FULL, CniError, HostPortConflict
+from .host import read_port_list
+from .listeners import find_listeners
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .claims import PortClaims
+    from .model import Attachment, PortMapping
+    from .settings import Settings
+
+_RESERVED = "/proc/sys/net/ipv4/ip_local_reserved_ports"
+
+
+def recall_ports(attachment: Attachment, earlier: list[Attachment]) -> None:
+    """Give mappings without a host port the one that was allocated for them before: to this attachment or a sibling."""
+    known = [mapping for record in earlier for mapping in record.port_mappings if mapping.allocated]
+    for mapping in attachment.port_mappings:
+        if mapping.host_port:
+            continue
+        for former in known:
+            if former.asks_for_the_same(mapping):
+                mapping.host_port = former.host_port
+                known = [other for other in known if other is not former]
+                break
+
+
+def allocate_ports(
+    attachment: Attachment,
+    settings: Settings,
+    claims: PortClaims,
+    *,
+    is_free: Callable[[PortMapping], bool],
+    count_again: Callable[[], None],
+) -> None:
+    """Give a free port of the range to each mapping that has none yet.
+
+    is_free: asks the kernel, which may know of more than the records do.
+    count_again: makes the counts exact, at a price that grows with the number of records.
+
+    Raises: CniError(107) when the range is full.
+    """
+    for mapping in attachment.port_mappings:
+        if mapping.host_port:
+            continue
+        if not _allocate(mapping, attachment, settings, claims, is_free):
+            count_again()
+            if not _allocate(mapping, attachment, settings, claims, is_free):
+                raise _full(mapping, settings)
+
+
+def _allocate(
+    mapping: PortMapping,
+    attachment: Attachment,
+    settings: Settings,
+    claims: PortClaims,
+    is_free: Callable[[PortMapping], bool],
+) -> bool:
+    first, last = settings.port_range
+    excluded = read_port_list(_RESERVED).union(settings.shared_ports)
+    excluded.update(m.host_port for m in attachment.port_mappings if m.protocol == mapping.protocol)
+    listeners = list(find_listeners(mapping.protocol, first, last))
+    counts = claims.counts(mapping.protocol)
+    for port in free_ports(counts, first, last, claims.last_allocated(mapping.protocol), excluded):
+        mapping.host_port = port
+        shadowed = any(listener.is_shadowed_by(mapping, attachment.published_families) for listener in listeners)
+        if not shadowed and is_free(mapping):
+            claims.note_allocated(mapping.protocol, port)
+            return True
+    mapping.host_port = 0
+    return False
+
+
+def _full(mapping: PortMapping, settings: Settings) -> CniError:
+    first, last = settings.port_range
+    return CniError(
+        PORT_RANGE_FULL,
+        f"no {mapping.protocol} port is free in portRange {first}-{last} for container port {mapping.container_port}",
+        "All are held by containers, listened on by the host, or in net.ipv4.ip_local_reserved_ports. Widen portRange.",
+    )
+
+
+def refuse_shadowing(attachment: Attachment) -> None:
+    """Refuse host ports that a process of the host listens on: its traffic would go to the container.
+
+    The runtime's own reservation for this container is none.
+
+    Raises: HostPortConflict, which names the process where it can be found.
+    """
+    families = attachment.published_families
+    for protocol in sorted({mapping.protocol for mapping in attachment.port_mappings}):
+        mappings = [mapping for mapping in attachment.port_mappings if mapping.protocol == protocol]
+        ports = [mapping.host_port for mapping in mappings]
+        for listener in find_listeners(protocol, min(ports), max(ports)):
+            for mapping in mappings:
+                if listener.is_shadowed_by(mapping, families):
+                    _refuse(mapping, str(listener), listener.inode, attachment.id.container_id)
+
+
+def _refuse(mapping: PortMapping, where: str, inode: int, container_id: str) -> None:
+    holders = holders_of(inode)
+    if any(holder.serves_container(container_id) for holder in holders):
+        return
+    by = " and ".join(map(str, holders)) or "a process that cannot be seen from here"
+    raise HostPortConflict(
+        f"host port {mapping.host_port}/{mapping.protocol} is in use on the host: {by} listens on {where}, "
+        "and would lose its traffic to the container",
+        'Publish another port, or stop that process; "hostPortConflict": "allow" lets the container have the port.',
+    )

@@ -1,0 +1,52 @@
+"""Which processes hold a socket: looked up in /proc, where a host port is in somebody's way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+_SHORTEST_ID = 12
+
+
+class Process(NamedTuple):
+    """A process: its number, its name, its command line."""
+
+    number: int
+    name: str
+    arguments: list[str]
+
+    def __str__(self) -> str:
+        return f"{self.name} (process {self.number})"
+
+    def serves_container(self, container_id: str) -> bool:
+        """Whether it runs for this container: conmon has its ID on the command line, podman's and CRI-O's alike.
+
+        nerdctl prefixes the ID for CNI with its namespace.
+        """
+        return any(
+            container_id in argument or (len(argument) >= _SHORTEST_ID and container_id.endswith(f"-{argument}"))
+            for argument in self.arguments
+        )
+
+
+def holders_of(inode: int) -> list[Process]:
+    """Return the processes that have the socket open, those that can be seen."""
+    target = f"socket:[{inode}]"
+    numbered = [directory for directory in Path("/proc").iterdir() if directory.name.isdecimal()]
+    return [_describe(directory) for directory in numbered if _holds(directory, target)]
+
+
+def _holds(directory: Path, target: str) -> bool:
+    try:
+        return any(str(link.readlink()) == target for link in (directory / "fd").iterdir())
+    except OSError:
+        return False  # it has ended, or is not ours to look at
+
+
+def _describe(directory: Path) -> Process:
+    try:
+        name = (directory / "comm").read_text().strip()
+        arguments = (directory / "cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        name, arguments = "a process that has ended", []
+    return Process(int(directory.name), name, [argument for argument in arguments if argument])

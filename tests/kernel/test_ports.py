@@ -1,0 +1,246 @@
+"""Host ports that are given out, and host ports that the host itself needs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from .peer import inside
+from .plugin import Plugin, PluginError, publish
+from .test_ownership import on_second_network
+from .world import HOST, OTHER_HOST, Container, Host, Namespace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Holds a port and says so; what it is given beside that is only to be seen in its command line.
+HOLDER = """
+import socket, sys
+family = socket.AF_INET6 if ":" in sys.argv[2] else socket.AF_INET
+holder = socket.socket(family, socket.SOCK_STREAM if sys.argv[1] == "tcp" else socket.SOCK_DGRAM)
+holder.bind((sys.argv[2], int(sys.argv[3])))
+if sys.argv[1] == "tcp":
+    holder.listen()
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def process_on(
+    place: Namespace, port: int, address: str = "0.0.0.0", protocol: str = "tcp", *more: str
+) -> Iterator[int]:
+    """Let another process hold a port, and yield its number."""
+    pipe = subprocess.PIPE
+    line = [sys.executable, "-I", "-c", HOLDER, protocol, address, str(port), *more]
+    with inside(place.path):
+        process = subprocess.Popen(line, stdin=pipe, stdout=pipe, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    try:
+        yield process.pid
+    finally:
+        process.communicate("")
+
+
+def ask_for_any(container_port: int = 80, **more: Any) -> dict[str, Any]:
+    """Return an entry of portMappings without a host port."""
+    return {"containerPort": container_port, **more}
+
+
+def command(plugin: Plugin, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the operator's command over the plugin's records."""
+    line = [*plugin.command, "--state-dir", str(plugin.state_directory), *arguments]
+    return subprocess.run(line, capture_output=True, text=True, check=False)
+
+
+def recorded_ports(plugin: Plugin, container: Container) -> list[int]:
+    records = sorted((plugin.state_directory / "attachments" / container.id).iterdir())
+    return [m["hostPort"] for record in records for m in json.loads(record.read_text())["portMappings"]]
+
+
+@pytest.mark.frozen
+def test_a_mapping_without_a_host_port_gets_the_first_of_the_range_and_port_says_which(
+    client: Namespace, container: Container, plugin: Plugin
+) -> None:
+    web = plugin.add(container, ask_for_any(), ask_for_any(protocol="udp"))
+    assert client.ask(HOST[4], 32768).server == "web"
+    assert client.ask(HOST[6], 32768, "udp").server == "web"
+    web.check()
+    shown = command(plugin, "port", container.id[:-1]).stdout.splitlines()
+    assert shown == [
+        "80/tcp -> 0.0.0.0:32768",
+        "80/tcp -> [::]:32768",
+        "80/udp -> 0.0.0.0:32768",
+        "80/udp -> [::]:32768",
+    ]
+    assert command(plugin, "port", container.id, "80/udp").stdout.startswith("80/udp -> 0.0.0.0:32768")
+    assert json.loads(command(plugin, "port", "--json", container.id, "80").stdout)[0]["hostPort"] == 32768
+    assert command(plugin, "port", container.id, "81").returncode == 1
+
+
+def test_port_wants_a_container_that_is_on_record(plugin: Plugin, container: Container) -> None:
+    plugin.add(container, publish(8080))
+    done = command(plugin, "port", "nobody")
+    assert done.returncode == 1
+    assert "no container on record has an ID that begins with 'nobody'" in done.stderr
+
+
+def test_each_container_gets_another_port_and_a_freed_one_is_not_the_next(
+    client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+) -> None:
+    neighbour.serve("neighbour", 80)
+    first = plugin.add(container, ask_for_any(), ask_for_any(81), portRange="40000-40009")
+    plugin.add(neighbour, ask_for_any(), portRange="40000-40009")
+    assert recorded_ports(plugin, container) == [40000, 40001]
+    assert client.ask(HOST[4], 40002).server == "neighbour"
+    first.delete()
+    plugin.add(container, ask_for_any(), portRange="40000-40009")
+    assert client.ask(HOST[4], 40003).server == "web"
+
+
+def test_an_attachment_added_again_and_a_second_network_get_the_same_port(
+    client: Namespace, container: Container, plugin: Plugin
+) -> None:
+    first = plugin.add(container, ask_for_any())
+    first.add()
+    second = plugin.add(on_second_network(container), ask_for_any(), network="second")
+    assert recorded_ports(plugin, container) == [32768, 32768]
+    first.check()
+    second.check()
+    assert client.ask(HOST[4], 32768).server == "web"
+
+
+def test_what_the_host_listens_on_or_reserves_is_not_given_out(
+    host: Host, client: Namespace, container: Container, plugin: Plugin
+) -> None:
+    host.set_sysctl("ipv4/ip_local_reserved_ports", "40001,40003-40004")
+    with (
+        process_on(host, 40000),
+        process_on(host, 40002, HOST[6]),
+        process_on(host, 40005, "127.0.0.1", "udp"),
+    ):
+        plugin.add(
+            container,
+            ask_for_any(),
+            ask_for_any(protocol="udp"),
+            ask_for_any(hostIP=HOST[4]),
+            portRange="40000-40009",
+        )
+    assert recorded_ports(plugin, container) == [40005, 40000, 40006]
+    assert client.ask(HOST[4], 40006).server == "web"
+    plugin.add(container, publish(40001))
+    assert client.ask(HOST[4], 40001).server == "web"
+
+
+def test_a_listener_on_another_address_is_in_nobodys_way(host: Host, container: Container, plugin: Plugin) -> None:
+    with process_on(host, 40000, OTHER_HOST[4]):
+        plugin.add(container, ask_for_any(hostIP=HOST[4]), portRange="40000-40000")
+    assert recorded_ports(plugin, container) == [40000]
+
+
+@pytest.mark.frozen
+def test_a_full_range_is_an_error_that_names_it_and_changes_nothing(
+    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+) -> None:
+    plugin.add(container, ask_for_any(), ask_for_any(), portRange="40000-40001")
+    before = host.elements().keys()
+    with pytest.raises(PluginError, match="no tcp port is free in portRange 40000-40001") as caught:
+        plugin.add(neighbour, publish(9000), ask_for_any(), portRange="40000-40001")
+    assert caught.value.code == 107
+    assert host.elements().keys() == before
+    assert client.is_refused(HOST[4], 9000)
+    assert not (plugin.state_directory / "attachments" / neighbour.id).exists()
+    plugin.add(neighbour, ask_for_any(protocol="udp"), portRange="40000-40001")
+
+
+def test_ports_that_were_counted_and_never_taken_come_back_when_the_range_seems_full(
+    container: Container, plugin: Plugin
+) -> None:
+    """What a call leaves that was killed between its count and its record."""
+    plugin.add(container, publish(8080))
+    (plugin.state_directory / "claims" / "tcp").write_bytes(b"\1" * 65536)
+    plugin.add(container, ask_for_any())
+    assert recorded_ports(plugin, container) == [32768]
+
+
+def test_without_the_counts_no_port_is_given_out_twice(
+    client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+) -> None:
+    plugin.add(container, ask_for_any())
+    (plugin.state_directory / "claims" / "tcp").unlink()
+    neighbour.serve("neighbour", 80)
+    plugin.add(neighbour, ask_for_any())
+    assert client.ask(HOST[4], 32768).server == "web"
+    assert client.ask(HOST[4], 32769).server == "neighbour"
+
+
+@pytest.mark.frozen
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+@pytest.mark.parametrize("address", ["0.0.0.0", "127.0.0.1", "::", HOST[6]])
+def test_a_port_that_the_host_listens_on_is_refused_and_the_process_is_named(
+    host: Host, container: Container, plugin: Plugin, protocol: str, address: str
+) -> None:
+    with process_on(host, 8080, address, protocol) as number:
+        with pytest.raises(PluginError, match=rf"8080/{protocol} is in use.*\(process {number}\)") as caught:
+            plugin.add(container, publish(8080, protocol=protocol))
+        assert caught.value.code == 100
+        assert not list(plugin.state_directory.glob("attachments/*"))
+        plugin.add(container, publish(8080, protocol=protocol), hostPortConflict="allow")
+        assert host.ask(HOST[4], 8080, protocol).server == "web"
+
+
+def test_what_a_mapping_cannot_shadow_is_no_conflict(host: Host, container: Container, plugin: Plugin) -> None:
+    only_ipv4 = host.container(families=(4,))
+    with (
+        process_on(host, 8080, OTHER_HOST[4]),
+        process_on(host, 8081, "::1"),
+        process_on(host, 8082, HOST[6]),
+        process_on(container, 8083),
+        host_socket_in_use(host, 8084),
+    ):
+        plugin.add(
+            container, publish(8080, hostIP=HOST[4]), publish(8081), publish(8083), publish(8084, protocol="udp")
+        )
+        plugin.add(only_ipv4, publish(8082))
+
+
+@contextmanager
+def host_socket_in_use(host: Host, port: int) -> Iterator[None]:
+    """Let the host be a client of somebody, from this UDP port."""
+    from .peer import open_socket
+
+    with open_socket(host.path, "udp", 4) as connected:
+        connected.bind(("0.0.0.0", port))
+        connected.connect(("198.51.100.2", 53))
+        yield
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_the_runtimes_own_reservation_is_no_conflict(
+    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin, protocol: str
+) -> None:
+    """Podman's conmon holds the ports, with the container's ID on its command line, while DEL and ADD run."""
+    web = plugin.attachment(container, publish(8080, protocol=protocol))
+    with process_on(host, 8080, "0.0.0.0", protocol, "--api-version", "1", "-c", container.id, "-n", "web"):
+        web.add()
+        web.delete()
+        web.add()
+        assert client.ask(HOST[4], 8080, protocol).server == "web"
+        web.delete()
+        with pytest.raises(PluginError, match="is in use on the host"):
+            plugin.add(neighbour, publish(8080, protocol=protocol))
+
+
+def test_a_wrong_range_is_refused(container: Container, plugin: Plugin) -> None:
+    for wrong in ("40000", "40001-40000", "0-5", "1-70000", "a-b", 5):
+        with pytest.raises(PluginError, match="portRange is") as caught:
+            plugin.add(container, ask_for_any(), portRange=wrong)
+        assert caught.value.code == 7
+    assert not Path(plugin.state_directory, "attachments").exists()
