@@ -76,14 +76,18 @@ class Holders:
         """
         if owner == attachment_id.owner:
             return True
-        if any(sibling.id.owner == owner for sibling in self._state.siblings(attachment_id)):
+        if self.is_sibling(owner, attachment_id):
             return False
-        holder = self._record_of(owner)
+        holder = self.record_of(owner)
         if holder is not None and not is_alive(holder):
             return True
         raise _conflict(where, owner, holder)
 
-    def _record_of(self, owner: str) -> Attachment | None:
+    def is_sibling(self, owner: str, attachment_id: AttachmentId) -> bool:
+        """Whether it is another attachment of the same container."""
+        return any(sibling.id.owner == owner for sibling in self._state.siblings(attachment_id))
+
+    def record_of(self, owner: str) -> Attachment | None:
         """Return the record that an element's comment names; an abbreviated comment costs a search."""
         if "~" in owner:
             return next((a for a in self._state.attachments([]) if a.id.owner == owner), None)

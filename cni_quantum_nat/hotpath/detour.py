@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .backend import Backend
     from .rules import Element
     from .state import State
+    from .table import Policy
 
 
 def validate_configuration(configuration: dict[str, Any]) -> dict[str, Any]:
@@ -24,6 +25,13 @@ def build_table(elements: list[Element]) -> None:
     from ..slowpath.ruleset import build
 
     build(elements)
+
+
+def add_policies(policies: list[Policy]) -> None:
+    """Make the chains of policies that are not ordinary."""
+    from ..slowpath.ruleset import add_policies as make
+
+    make(policies)
 
 
 def rehearse_table() -> None:

@@ -128,7 +128,7 @@ def read_attachment(
         netns=environment.netns,
         netns_identity=netns_identity,
         endpoints=endpoints,
-        port_mappings=parse_port_mappings(configuration),
+        port_mappings=parse_port_mappings(configuration, ipv6_localhost=settings.inbound.ipv6_localhost),
         outbound=_outbound_of(settings, endpoints),
         inbound=settings.inbound,
         established_timeout_s=settings.established_timeout_s,

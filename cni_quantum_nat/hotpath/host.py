@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import posix
-from _socket import if_indextoname
+from _socket import if_indextoname, if_nametoindex
 from _struct import Struct
+from errno import EEXIST
 
 from .errors import HOST_SETTING_REFUSED, NO_ROUTE, CniError
 from .model import Address
-from .netlink import NLM_F_DUMP, NLM_F_REQUEST, NetlinkSocket, attribute, attributes, message
+from .netlink import (
+    NLM_F_ACK,
+    NLM_F_CREATE,
+    NLM_F_DUMP,
+    NLM_F_EXCL,
+    NLM_F_REQUEST,
+    NetlinkSocket,
+    attribute,
+    attributes,
+    message,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _NETLINK_ROUTE = 0
-_GETADDR, _GETROUTE = 22, 26
+_NEWADDR, _DELADDR, _GETADDR, _GETROUTE = 20, 21, 22, 26
 _ADDRESS_HEADER = Struct("=BBBBL")  # ifaddrmsg: family, prefixlen, flags, scope, index
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
+_IFA_F_NODAD, _SCOPE_HOST = 2, 254
 _ROUTE_HEADER = Struct("=BBBBBBBBL")  # rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, flags
 _RTA_DST, _RTA_OIF, _RTA_PRIORITY, _RTA_TABLE, _RTA_MULTIPATH = 1, 4, 6, 15, 9
 _NEXT_HOP_INDEX_OFFSET = 4  # in struct rtnexthop
@@ -113,12 +129,12 @@ def namespace_identity(path: str) -> tuple[int, int] | None:
 
 
 class HostSettings:
-    """Changes sysctls, and remembers what they were, so that a failed ADD can put them back."""
+    """Changes settings, and remembers what they were, so that a failed ADD can put them back."""
 
-    __slots__ = ("_before",)
+    __slots__ = ("_undo",)
 
     def __init__(self) -> None:
-        self._before: list[tuple[str, str]] = []
+        self._undo: list[Callable[[], None]] = []
 
     def forwards(self, family: int) -> bool:
         """Whether the host forwards packets of this family."""
@@ -142,18 +158,46 @@ class HostSettings:
         """Let packets with a source in 127.0.0.0/8 be routed to this interface; chain `guard` keeps others out."""
         self._set(f"{_NET}/ipv4/conf/{interface}/route_localnet", "1")
 
+    def enable_ipv6_localhost(self, alias: Address) -> None:
+        """Make the alias of ::1 an address of this host; chain `guard` keeps it to this host."""
+        if _change_loopback(_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, alias) != EEXIST:
+            self._undo.append(lambda: _remove_alias(alias))
+
     def restore(self) -> None:
         """Put back what was changed, last first."""
-        while self._before:
-            path, value = self._before.pop()
-            _write(path, value)
+        while self._undo:
+            self._undo.pop()()
 
     def _set(self, path: str, value: str) -> None:
         before = _read(path)
         if before == value:
             return
         _write(path, value)
-        self._before.append((path, before))
+        self._undo.append(lambda: _write(path, before))
+
+
+def _remove_alias(alias: Address) -> None:
+    _change_loopback(_DELADDR, 0, alias)
+
+
+def _change_loopback(operation: int, flags: int, address: Address) -> int:
+    """Add or remove an address of interface lo; returns EEXIST where there was nothing to add, else 0."""
+    bits = len(address.packed) * 8
+    header = _ADDRESS_HEADER.pack(_FAMILIES[address.family], bits, _IFA_F_NODAD, _SCOPE_HOST, if_nametoindex("lo"))
+    request = header + attribute(_IFA_LOCAL, address.packed) + attribute(_IFA_ADDRESS, address.packed)
+    netlink = NetlinkSocket(_NETLINK_ROUTE)
+    try:
+        replies = netlink.exchange(message(operation, flags | NLM_F_REQUEST | NLM_F_ACK, 1, request))
+    finally:
+        netlink.close()
+    error = next((reply.error_number for reply in replies), 0)
+    if error not in (0, EEXIST):
+        raise CniError(
+            HOST_SETTING_REFUSED,
+            f"cannot change address {address} of interface lo: {posix.strerror(error)}",
+            '"ipv6Localhost" needs IPv6 on lo: net.ipv6.conf.lo.disable_ipv6 = 0.',
+        )
+    return error
 
 
 def _read(path: str, most_bytes: int = 64) -> str:

@@ -43,15 +43,15 @@ class Listener:
         self.port = port
         self.inode = inode
 
-    def is_shadowed_by(self, mapping: PortMapping, families: set[int]) -> bool:
-        """Whether the mapping, in effect for these families, would take traffic of this socket."""
+    def is_shadowed_by(self, mapping: PortMapping, families: set[int], *, ipv6_localhost: bool = False) -> bool:
+        """Whether the mapping, in effect for these families, and for ::1 or not, would take traffic of this socket."""
         if self.port != mapping.host_port:
             return False
         shared = [f for f in self.families if f in families and mapping.serves(f)]
         wanted = mapping.specific_host_ip
         if self.address is None or not shared:
             return bool(shared)
-        if self.address.family == 6 and self.address.is_loopback and wanted is None:
+        if self.address.family == 6 and self.address.is_loopback and not ipv6_localhost:
             return False  # ::1 is left alone
         return wanted is None or wanted == self.address
 

@@ -13,8 +13,9 @@ from .detour import iptables_backend
 from .errors import CHECK_FAILED, CLEAN_UP_INCOMPLETE, CniError, KernelRefused
 from .host import HostSettings, interface_towards
 from .mapper import allocate_ports, recall_ports, refuse_shadowing
-from .model import NFTABLES, Attachment, AttachmentId
+from .model import NFTABLES, Address, Attachment, AttachmentId
 from .provider import NftablesBackend
+from .table import IPV6_LOCALHOST_ALIAS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ class NatManager:
                 self._enable_forwarding(attachment)
             undo.append(self._install(attachment, before))
             self._enable_route_localnet(attachment)
+            self._enable_ipv6_localhost(attachment)
             udp = [mapping for mapping in attachment.port_mappings if mapping.protocol == "udp"]
             if udp:
                 _forget(lambda tracker: tracker.forget_stale_udp(udp, attachment.published_families))
@@ -199,6 +201,12 @@ class NatManager:
         reachable = any(mapping.is_reached_from_loopback for mapping in attachment.port_mappings)
         if endpoint is not None and attachment.inbound.snat and reachable:
             self._host.enable_route_localnet(endpoint.host_interface)
+
+    def _enable_ipv6_localhost(self, attachment: Attachment) -> None:
+        """Let ::1 reach the container; chain `guard` is in place by now."""
+        reachable = any(mapping.is_reached_from_ipv6_loopback for mapping in attachment.port_mappings)
+        if attachment.inbound.ipv6_localhost and reachable and 6 in attachment.published_families:
+            self._host.enable_ipv6_localhost(Address.parse(IPV6_LOCALHOST_ALIAS))
 
     def _find_host_ports(self, attachment: Attachment, before: Attachment | None, settings: Settings) -> None:
         """Allocate what is to be allocated, and see that the host itself needs none of the ports."""

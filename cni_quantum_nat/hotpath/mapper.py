@@ -100,7 +100,7 @@ def refuse_shadowing(attachment: Attachment) -> None:
         ports = [mapping.host_port for mapping in mappings]
         for listener in find_listeners(protocol, min(ports), max(ports)):
             for mapping in mappings:
-                if listener.is_shadowed_by(mapping, families):
+                if listener.is_shadowed_by(mapping, families, ipv6_localhost=attachment.inbound.ipv6_localhost):
                     _refuse(mapping, str(listener), listener.inode, attachment.id.container_id)
 
 

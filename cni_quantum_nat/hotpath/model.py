@@ -156,6 +156,12 @@ class PortMapping:
         host_ip = self.specific_host_ip
         return self.serves(4) and (host_ip is None or host_ip.is_loopback)
 
+    @property
+    def is_reached_from_ipv6_loopback(self) -> bool:
+        """Whether ::1 is among the addresses that it is published on, where that is asked for."""
+        host_ip = self.specific_host_ip
+        return self.serves(6) and (host_ip is None or host_ip.is_loopback)
+
     def __str__(self) -> str:
         published = f"{self.host_port}->{self.container_port}/{self.protocol}"
         if self.host_ip is None:

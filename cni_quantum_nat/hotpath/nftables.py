@@ -24,7 +24,7 @@ from .netlink import (
     nested,
 )
 from .rules import Element
-from .table import ADDRESS4, ADDRESS6, CHAIN, CHAIN_USE, INTERFACE, PORT, PROTOCOL, SETS, TABLE
+from .table import ADDRESS4, ADDRESS6, CHAIN_USE, GOTO, INTERFACE, JUMP, PORT, PROTOCOL, SETS, SLOT, TABLE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ _ELEMENT_KEY, _ELEMENT_DATA, _ELEMENT_USERDATA, _ELEMENT_EXPRESSION = 1, 2, 6, 7
 _EXPRESSION_DATA, _COUNTER_PACKETS = 2, 2
 _DATA_VALUE, _DATA_VERDICT = 1, 2
 _VERDICT_CODE, _VERDICT_CHAIN = 1, 2
-_JUMP = -3
+_VERDICTS = {JUMP: -3, GOTO: -4}
 _COMMENT = 0  # libnftnl's NFTNL_UDATA_SET_ELEM_COMMENT
 
 _FAMILY_HEADER = Struct(">BBH")  # family, version, resource
@@ -54,7 +54,8 @@ _INT = Struct(">l")
 _UINT = Struct(">L")
 _REGISTER_BYTES = 4
 _INTERFACE_BYTES = 16
-_WIDTHS = {ADDRESS4: 4, ADDRESS6: 16, PROTOCOL: 4, PORT: 4, INTERFACE: _INTERFACE_BYTES}
+_SLOT = Struct("=L")  # the kernel's own byte order: numgen and jhash make it
+_WIDTHS = {ADDRESS4: 4, ADDRESS6: 16, PROTOCOL: 4, PORT: 4, SLOT: 4, INTERFACE: _INTERFACE_BYTES}
 
 _GETS_PER_REQUEST = 64  # so that the answers fit into a socket's default buffer
 
@@ -71,15 +72,16 @@ def _encode_field(kind: str, field: Field) -> bytes:
     if isinstance(field, Address):
         return field.packed
     if isinstance(field, int):
-        return field.to_bytes(2, "big") + b"\0\0"
+        return _SLOT.pack(field) if kind == SLOT else field.to_bytes(2, "big") + b"\0\0"
     if kind == PROTOCOL:
         return bytes((PROTOCOLS[field], 0, 0, 0))
     return field.encode().ljust(_INTERFACE_BYTES, b"\0")
 
 
 def _encode_fields(kinds: tuple[str, ...], fields: Fields) -> bytes:
-    if kinds == (CHAIN,):
-        verdict = attribute(_VERDICT_CODE, _INT.pack(_JUMP)) + attribute(_VERDICT_CHAIN, _text(str(fields[0])))
+    if kinds[0] in _VERDICTS:
+        code = _INT.pack(_VERDICTS[kinds[0]])
+        verdict = attribute(_VERDICT_CODE, code) + attribute(_VERDICT_CHAIN, _text(str(fields[0])))
         return nested(_DATA_VERDICT, verdict)
     return attribute(_DATA_VALUE, b"".join(map(_encode_field, kinds, fields)))
 
@@ -89,6 +91,9 @@ def _decode_field(kind: str, value: bytes) -> Field:
         return int.from_bytes(value[:2], "big")
     if kind == PROTOCOL:
         return PROTOCOL_NAMES.get(value[0], str(value[0]))
+    if kind == SLOT:
+        number: int = _SLOT.unpack(value)[0]
+        return number
     if kind == INTERFACE:
         return value.rstrip(b"\0").decode(errors="replace")
     return Address(4 if kind == ADDRESS4 else 6, value)
@@ -96,7 +101,7 @@ def _decode_field(kind: str, value: bytes) -> Field:
 
 def _decode_fields(kinds: tuple[str, ...], data: bytes) -> Fields:
     content = dict(attributes(data))
-    if kinds == (CHAIN,):
+    if kinds[0] in _VERDICTS:
         verdict = dict(attributes(content.get(_DATA_VERDICT, b"")))
         return (verdict.get(_VERDICT_CHAIN, b"").rstrip(b"\0").decode(),)
     value, fields = content.get(_DATA_VALUE, b""), []

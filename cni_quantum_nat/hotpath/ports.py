@@ -12,8 +12,11 @@ if TYPE_CHECKING:
 _LAST_PORT = 65535
 
 
-def parse_port_mappings(configuration: dict[str, Any]) -> list[PortMapping]:
-    """Read `runtimeConfig.portMappings`; CniError(7) names entry and key, CniError(100) a port wanted twice."""
+def parse_port_mappings(configuration: dict[str, Any], *, ipv6_localhost: bool = False) -> list[PortMapping]:
+    """Read `runtimeConfig.portMappings`; CniError(7) names entry and key, CniError(100) a port wanted twice.
+
+    ipv6_localhost: whether ::1 may be published.
+    """
     runtime = configuration.get("runtimeConfig")
     if runtime is None:
         return []
@@ -25,8 +28,19 @@ def parse_port_mappings(configuration: dict[str, Any]) -> list[PortMapping]:
     if not isinstance(entries, list):
         raise InvalidConfiguration("runtimeConfig.portMappings is not a list")
     mappings = [_parse_entry(f"portMappings[{number}]", entry) for number, entry in enumerate(entries)]
+    if not ipv6_localhost:
+        _check_localhost(mappings)
     _check_distinct(mappings)
     return mappings
+
+
+def _check_localhost(mappings: list[PortMapping]) -> None:
+    for number, mapping in enumerate(mappings):
+        if mapping.host_ip is not None and mapping.host_ip.family == 6 and mapping.host_ip.is_loopback:
+            raise InvalidConfiguration(
+                f"portMappings[{number}].hostIP is ::1, which the kernel never routes to another interface",
+                'Use 127.0.0.1, which localhost falls back to, or set "ipv6Localhost": true.',
+            )
 
 
 def _parse_entry(where: str, entry: object) -> PortMapping:
@@ -75,11 +89,6 @@ def _parse_host_ip(where: str, value: object) -> Address | None:
         address = Address.parse(value)
     except ValueError as error:
         raise InvalidConfiguration(f"{where}: {error}", "Leave it out for all addresses of the host.") from error
-    if address.family == 6 and address.is_loopback:
-        raise InvalidConfiguration(
-            f"{where} is ::1, which cannot be published: the kernel never routes ::1 to another interface",
-            "Use 127.0.0.1, which localhost falls back to.",
-        )
     if address.family == 6 and address.packed[:12] == b"\0" * 10 + b"\xff\xff":
         raise InvalidConfiguration(f"{where} is {value}, an IPv4 address in IPv6 clothes", "Write it as IPv4.")
     return address

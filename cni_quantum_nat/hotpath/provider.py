@@ -6,14 +6,17 @@ The kernel is the arbiter: elements are added at once, and only where one is in 
 from __future__ import annotations
 
 from .backend import Backend, Holders, warn
-from .detour import build_table, rehearse_table
-from .errors import TRY_AGAIN_LATER, AlreadyThere, CniError, NotThere
+from .detour import add_policies, build_table, rehearse_table
+from .errors import TRY_AGAIN_LATER, AlreadyThere, CniError, HostPortConflict, NotThere
+from .model import NFTABLES
 from .nftables import NftablesTable
-from .rules import claims_of, plan_rules, plan_together
+from .rules import Share, claims_of, plan_rules, plan_shares, plan_together
+from .shares import Change, SharedPorts
+from .table import SETS, SHARED, SLOT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from .model import Address, Attachment, AttachmentId, PortMapping
     from .rules import Element
@@ -25,33 +28,34 @@ _ATTEMPTS = 3  # a table can be flushed under our feet, but hardly three times i
 class NftablesBackend(Backend):
     """Table `inet quantum`, healed from the records of one state directory."""
 
-    __slots__ = ("_holders", "_state", "_table")
+    __slots__ = ("_holders", "_shared", "_state", "_table")
 
-    name = "nftables"
+    name = NFTABLES
 
     def __init__(self, state: State) -> None:
         self._state = state
         self._holders = Holders(state)
         self._table = NftablesTable()
+        self._shared = SharedPorts(self._table, self._holders)
 
     def install(self, attachment: Attachment, replaced: Attachment | None) -> Callable[[], None]:
         """Put the elements into the kernel, at once where nothing is in the way."""
-        added, removed = self._install(attachment.id, plan_rules(attachment), plan_rules(replaced) if replaced else [])
-        return lambda: self._table.commit(delete=added, add=removed)
+        change = self._install(attachment, replaced)
+        return lambda: self._table.commit(delete=change.add, add=change.delete)
 
     def remove(self, attachment: Attachment) -> list[Address]:
         """Delete the elements that the kernel holds in its name; they may vanish under our feet."""
         elements = plan_rules(attachment)
         foreign: set[Address] = set()
-        used: set[int] = set()
+        used: set[int] = {4, 6} if plan_shares(attachment) else set()
 
-        def owned() -> list[Element]:
+        def find() -> Change:
             found = self._table.find(elements)
             foreign.update(e.address for e in found if e and e.address and e.owner != attachment.id.owner)
             used.update(e.family for e, held in zip(elements, found) if e.is_counted and (held is None or held.flows))
-            return [element for element in found if element and element.owner == attachment.id.owner]
+            return self._release(attachment, [e for e in found if e and e.owner == attachment.id.owner])
 
-        self._release(owned, attachment.id)
+        self._commit(find, str(attachment.id))
         if self._state.rebuilt_at() > attachment.created_at:
             used = {4, 6}  # the counters began anew, and the flows went on
         addresses = [endpoint.address for endpoint in attachment.endpoints]
@@ -70,11 +74,24 @@ class NftablesBackend(Backend):
         siblings = {sibling.id.owner for sibling in self._state.siblings(attachment.id)}
         for element, found in zip(elements, self._table.find(elements)):
             problems += _difference(element, found, siblings)
+        for share in plan_shares(attachment):
+            if not {share.owner, *siblings}.intersection(self._shared.members(share)):
+                problems.append(f"no element of {share} leads to it")
         return problems
 
     def remove_orphans(self, network: str, known: set[str]) -> None:
         """List all elements, and delete those of the network that nobody accounts for."""
-        self._release(lambda: [e for e in self._table.owned_elements(f"{network}/") if e.owner not in known])
+
+        def find() -> Change:
+            orphans = [e for e in self._table.owned_elements(f"{network}/") if e.owner not in known]
+            slots = [e for e in orphans if SLOT in SETS[e.set_name].key]
+            change = Change(delete=[e for e in orphans if e not in slots])
+            parts = {(e.set_name, e.key[:-1], e.owner): Share(e.set_name, e.key[:-1], e.data, e.owner) for e in slots}
+            for share in parts.values():
+                change.include(self._shared.leave(share))
+            return change
+
+        self._commit(find, "garbage")
 
     def require(self) -> None:
         """Let the kernel take the table under another name, where it is not there already."""
@@ -85,37 +102,46 @@ class NftablesBackend(Backend):
         """Close the socket, which takes as long as an RCU grace period after a deletion."""
         self._table.close()
 
-    def _install(
-        self, attachment_id: AttachmentId, elements: list[Element], replaced: list[Element]
-    ) -> tuple[list[Element], list[Element]]:
+    def _install(self, attachment: Attachment, replaced: Attachment | None) -> Change:
         """Return what was added and removed."""
         if self._table.damaged_chains():
-            self._heal(attachment_id)
-        careful = bool(replaced)
+            self._heal(attachment.id)
+        elements = plan_rules(attachment)
+        careful = replaced is not None or bool(plan_shares(attachment))
         for _ in range(_ATTEMPTS):
             try:
                 if careful:
-                    return self._install_carefully(attachment_id, elements, replaced)
+                    return self._install_carefully(attachment, elements, replaced)
                 self._table.commit(add=elements, exclusive=True)
-                return elements, []
+                return Change(add=elements)
             except AlreadyThere:
                 careful = True
             except NotThere:
-                self._heal(attachment_id)
-        raise _too_restless(str(attachment_id))
+                self._make_what_is_missing(attachment.id, elements)
+        raise _too_restless(str(attachment.id))
 
     def _install_carefully(
-        self, attachment_id: AttachmentId, elements: list[Element], replaced: list[Element]
-    ) -> tuple[list[Element], list[Element]]:
+        self, attachment: Attachment, elements: list[Element], replaced: Attachment | None
+    ) -> Change:
         """Look at what holds our keys, decide, and swap in one transaction."""
         found = self._table.find(elements)
-        wanted = [e for e, held in zip(elements, found) if held is None or self._may_take(attachment_id, e, held)]
+        wanted = [e for e, held in zip(elements, found) if held is None or self._may_take(attachment.id, e, held)]
         keys = {element.identity for element in wanted}
-        removed = [held for held in found if held is not None and held.identity in keys]
-        freed = [element for element in self._owned_by(attachment_id, replaced) if element.identity not in keys]
-        added = wanted + self._heirs(attachment_id, freed)
-        self._table.commit(delete=removed + freed, add=added)
-        return added, removed + freed
+        change = Change([held for held in found if held is not None and held.identity in keys], wanted)
+        waiting = {element.identity for element in elements} - keys
+        shares = [share for share in plan_shares(attachment) if share.claim not in waiting]
+        for share in shares:
+            change.include(self._shared.join(share, attachment.id))
+        if replaced is not None:
+            change.include(self._give_up(replaced, keys, {share.identity for share in shares}))
+        self._table.commit(delete=change.delete, add=change.add)
+        return change
+
+    def _give_up(self, replaced: Attachment, keys: Collection[object], shared: Collection[object]) -> Change:
+        """Return how what an attachment had, and does not want any more, is taken away."""
+        found = self._table.find(plan_rules(replaced))
+        freed = [e for e in found if e and e.owner == replaced.id.owner and e.identity not in keys]
+        return self._release(replaced, freed, kept_shares=shared)
 
     def _may_take(self, attachment_id: AttachmentId, wanted: Element, held: Element) -> bool:
         """Whether a held key becomes ours: an address is whose it was given to last, a host port its holder's."""
@@ -123,40 +149,56 @@ class NftablesBackend(Backend):
             return True
         *address, protocol, port = wanted.key
         where = f"{port}/{protocol}" + (f" on {address[0]}" if address else "")
-        return self._holders.may_take(attachment_id, held.owner, where)
+        if held.owner != SHARED:
+            return self._holders.may_take(attachment_id, held.owner, where)
+        if wanted.owner == SHARED and wanted.data == held.data:
+            return True
+        raise HostPortConflict(
+            f"host port {where} is shared by others" + (" in another way" if wanted.owner == SHARED else ""),
+            "Publish another port, or give both networks the same sharedPorts, sharedAffinity, conntrackTimeout "
+            "and conditions.",
+        )
+
+    def _make_what_is_missing(self, newcomer: AttachmentId, elements: list[Element]) -> None:
+        """Make the chains of policies that are not ordinary; heal, where that is not what was missing."""
+        special = [element.policy for element in elements if element.policy and not element.policy.is_ordinary]
+        if special and not self._table.damaged_chains():
+            add_policies(special)
+        else:
+            self._heal(newcomer)
+            add_policies(special)
 
     def _heal(self, newcomer: AttachmentId) -> None:
         """Build the table with everything that the records of others ask for."""
         damaged: list[CniError] = []
-        others = [attachment for attachment in self._state.attachments(damaged) if attachment.id != newcomer]
+        others = [a for a in self._state.attachments(damaged) if a.id != newcomer and a.backend == NFTABLES]
         for error in damaged:
             warn(error)
         build_table(plan_together(others))
         self._state.note_rebuild()
 
-    def _owned_by(self, attachment_id: AttachmentId, elements: list[Element]) -> list[Element]:
-        """Return the elements that the kernel holds in this attachment's name."""
-        return [found for found in self._table.find(elements) if found and found.owner == attachment_id.owner]
+    def _release(self, attachment: Attachment, owned: list[Element], kept_shares: Collection[object] = ()) -> Change:
+        """Return how elements of an attachment go, and its parts in shared ports, to its siblings where they wait."""
+        siblings = [a for a in self._state.siblings(attachment.id) if a.backend == NFTABLES]
+        freed = {element.identity for element in owned if element.is_host_port}
+        waiting = [element for element in plan_together(siblings) if element.identity in freed] if freed else []
+        change = Change(owned, waiting)
+        heirs = {share.identity: share for sibling in reversed(siblings) for share in plan_shares(sibling)}
+        for share in plan_shares(attachment):
+            if share.identity not in kept_shares:
+                change.include(self._shared.leave(share, heirs.get(share.identity)))
+        return change
 
-    def _heirs(self, attachment_id: AttachmentId, freed: list[Element]) -> list[Element]:
-        """Return what the container's other attachments put in the place of freed host ports."""
-        ports = {element.identity for element in freed if element.is_host_port}
-        if not ports:
-            return []
-        waiting = plan_together(self._state.siblings(attachment_id))
-        return [element for element in waiting if element.identity in ports]
-
-    def _release(self, find: Callable[[], list[Element]], attachment_id: AttachmentId | None = None) -> None:
-        """Delete the elements that `find` finds, in one transaction."""
+    def _commit(self, find: Callable[[], Change], what: str) -> None:
+        """Make the change that `find` finds, in one transaction."""
         for _ in range(_ATTEMPTS):
-            elements = find()
-            heirs = self._heirs(attachment_id, elements) if attachment_id else []
+            change = find()
             try:
-                self._table.commit(delete=elements, add=heirs)
+                self._table.commit(delete=change.delete, add=change.add)
             except NotThere:
                 continue
             return
-        raise _too_restless(str(attachment_id or "garbage"))
+        raise _too_restless(what)
 
 
 def _difference(element: Element, found: Element | None, siblings: set[str]) -> list[str]:

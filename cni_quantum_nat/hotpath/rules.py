@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
-from .model import Address, Attachment, Endpoint, PortMapping
-from .table import SETS, prefix_chain
+from .deal import deal
+from .model import BY_CLIENT, EXCLUSIVE, SPREAD, Address, Attachment, Endpoint, PortMapping
+from .table import (
+    FIXED_SOURCE,
+    FIXED_SOURCE_VIA,
+    IPV6_LOCALHOST_ALIAS,
+    MASQUERADED,
+    ON_ONE_ADDRESS,
+    PUBLISH,
+    SETS,
+    SHARED,
+    SLOTS,
+    SPREAD_BY_CLIENT,
+    SPREAD_EVENLY,
+    Policy,
+    prefix_chain,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -12,23 +27,29 @@ if TYPE_CHECKING:
     Field = Address | str | int
     Fields = tuple[Field, ...]
 
-NETWORK_MAPS = ("networks4", "networks6")
-HOST_PORT_MAPS = ("host_ports4", "host_ports6", "host_ip_ports4", "host_ip_ports6")
+_NETWORK_MAPS = ("networks4", "networks6")
+_HOST_PORT_MAPS = tuple(
+    f"{name}{f}" for name in ("host_ports", "host_ip_ports", "endpoints", "host_ip_endpoints") for f in (4, 6)
+)
+_KINDS = {EXCLUSIVE: PUBLISH, SPREAD: SPREAD_EVENLY, BY_CLIENT: SPREAD_BY_CLIENT}
+_ALIAS = Address.parse(IPV6_LOCALHOST_ALIAS)
 
 
 class Element:
     """An element of the set `set_name`: `key` and `data` have the fields of its layout, `owner` is its comment.
 
+    policy: where it leads to a chain, what that is.
     flows: how many the kernel has counted: its rules see the first packet of each.
     """
 
-    __slots__ = ("data", "flows", "key", "owner", "set_name")
+    __slots__ = ("data", "flows", "key", "owner", "policy", "set_name")
 
-    def __init__(self, set_name: str, key: Fields, data: Fields, owner: str) -> None:
+    def __init__(self, set_name: str, key: Fields, data: Fields, owner: str, policy: Policy | None = None) -> None:
         self.set_name = set_name
         self.key = key
         self.data = data
         self.owner = owner
+        self.policy = policy
         self.flows = 0
 
     @property
@@ -39,7 +60,7 @@ class Element:
     @property
     def is_host_port(self) -> bool:
         """Whether it claims a host port, which two attachments may want; everything else follows an address."""
-        return self.set_name in HOST_PORT_MAPS
+        return self.set_name in _HOST_PORT_MAPS
 
     @property
     def family(self) -> int:
@@ -54,7 +75,7 @@ class Element:
     @property
     def address(self) -> Address | None:
         """The container's address, where this is the element that says whose it is."""
-        return self.key[0] if self.set_name in NETWORK_MAPS and isinstance(self.key[0], Address) else None
+        return self.key[0] if self.set_name in _NETWORK_MAPS and isinstance(self.key[0], Address) else None
 
     def __str__(self) -> str:
         data = f" : {_joined(self.data)}" if self.data else ""
@@ -65,87 +86,153 @@ def _joined(fields: Fields) -> str:
     return " . ".join(str(field) for field in fields)
 
 
+class Share:
+    """A container's part in a shared port: any of the elements of `set_name` that begin with `key` may lead to it."""
+
+    __slots__ = ("data", "key", "owner", "set_name")
+
+    def __init__(self, set_name: str, key: Fields, data: Fields, owner: str) -> None:
+        self.set_name = set_name
+        self.key = key
+        self.data = data
+        self.owner = owner
+
+    def __str__(self) -> str:
+        return f"{self.set_name} {{ {_joined(self.key)} . * }}"
+
+    @property
+    def identity(self) -> tuple[str, Fields]:
+        """The port that is shared."""
+        return self.set_name, self.key
+
+    @property
+    def claim(self) -> tuple[str, Fields]:
+        """The identity of the element that says so."""
+        return self.set_name.replace(
+            "slots", "ports" if self.set_name.startswith("host_ip") else "host_ports"
+        ), self.key
+
+    def elements_of_the_port(self) -> list[Element]:
+        """Return the elements that all who share the port have together, to be looked for: they lead nowhere."""
+        claim, key = self.claim
+        elements = [Element(claim, key, (), SHARED)]
+        if self.set_name.endswith("6"):
+            elements.append(Element("localhost6", key[-2:], (), SHARED))
+        return elements
+
+    def slot(self, number: int) -> Element:
+        """Return the element that deals this slot to the container."""
+        return self.slot_for(number, self.owner, self.data)
+
+    def slot_for(self, number: int, owner: str, data: Fields) -> Element:
+        """Return the element that deals this slot to another of those who share the port."""
+        return Element(self.set_name, (*self.key, number), data, owner)
+
+
 def plan_rules(attachment: Attachment) -> list[Element]:
-    """Return the elements that give an attachment its way out and its way in, in a fixed order."""
-    owner = attachment.id.owner
-    placed = [
-        *_plan_outbound(attachment),
-        *_plan_inbound(attachment),
-    ]
-    elements = {(name, key): Element(name, key, data, owner) for name, key, data in placed}
-    return list(elements.values())
+    """Return the elements that give an attachment its way out and its way in, in a fixed order.
+
+    Those of a shared port's slots depend on who else shares it, see shares.py.
+    """
+    planned = [*_plan_outbound(attachment), *_plan_inbound(attachment)]
+    return list({element.identity: element for element in planned}.values())
 
 
-def _plan_outbound(attachment: Attachment) -> Iterator[tuple[str, Fields, Fields]]:
-    outbound = attachment.outbound
+def plan_shares(attachment: Attachment) -> list[Share]:
+    """Return the attachment's parts in shared ports."""
+    shares = []
+    for family in (4, 6):
+        endpoint = attachment.published_endpoint(family)
+        for mapping in attachment.port_mappings:
+            if endpoint is not None and mapping.sharing and mapping.serves(family):
+                prefix, key = _host_port(mapping)
+                data = (endpoint.address, mapping.container_port)
+                shares.append(Share(f"{prefix}slots{family}", key, data, attachment.id.owner))
+    return shares
+
+
+def _plan_outbound(attachment: Attachment) -> Iterator[Element]:
+    outbound, owner = attachment.outbound, attachment.id.owner
     for endpoint in attachment.endpoints:
         address, family = endpoint.address, endpoint.address.family
         if family not in outbound.masquerade:
             continue
-        yield from _plan_own_subnet(endpoint)
+        yield from _plan_own_subnet(endpoint, owner)
         fixed = outbound.snat_addresses.get(family)
-        kind, data = ("masquerade", ()) if fixed is None else ("snat", (fixed,))
         interfaces = outbound.external_interfaces.get(family, ())
-        for interface in interfaces:
-            yield f"{kind}_via{family}", (address, interface), data
-        if not interfaces:
-            yield f"{kind}{family}", (address,), data
+        keys: list[tuple[str, Fields]] = [("_via", (address, name)) for name in interfaces]
+        for suffix, key in keys or [("", (address,))]:
+            kind = MASQUERADED if fixed is None else FIXED_SOURCE_VIA if suffix else FIXED_SOURCE
+            policy = Policy(kind, attachment.established_timeout_s)
+            yield Element(f"outbound{suffix}{family}", key, (policy.chain,), owner, policy)
+            if fixed is not None:
+                yield Element(f"snat{suffix}{family}", key, (fixed,), owner)
 
 
-def _plan_own_subnet(endpoint: Endpoint) -> Iterator[tuple[str, Fields, Fields]]:
+def _plan_own_subnet(endpoint: Endpoint, owner: str) -> Iterator[Element]:
     address, family = endpoint.address, endpoint.address.family
-    yield f"networks{family}", (address,), (prefix_chain(family, endpoint.prefix_length),)
-    yield f"subnets{family}", (address, Address(family, endpoint.network)), ()
+    yield Element(f"networks{family}", (address,), (prefix_chain(family, endpoint.prefix_length),), owner)
+    yield Element(f"subnets{family}", (address, Address(family, endpoint.network)), (), owner)
 
 
-def _plan_inbound(attachment: Attachment) -> Iterator[tuple[str, Fields, Fields]]:
-    for family in (4, 6):
+def _plan_inbound(attachment: Attachment) -> Iterator[Element]:
+    owner = attachment.id.owner
+    for family in sorted(attachment.published_families):
         endpoint = attachment.published_endpoint(family)
+        assert endpoint is not None  # noqa: S101 - for the type checker: that is what published means
+        yield from _plan_own_subnet(endpoint, owner)
         mappings = [mapping for mapping in attachment.port_mappings if mapping.serves(family)]
-        if endpoint is None or not mappings:
-            continue
-        yield from _plan_own_subnet(endpoint)
         for mapping in mappings:
-            yield _plan_host_port(mapping, endpoint)
+            yield from _plan_host_port(attachment, mapping, endpoint)
             yield from _plan_return_path(attachment, mapping, endpoint)
-        yield from _plan_loopback_only(mappings, endpoint)
+        yield from _plan_loopback_only(mappings, endpoint, owner)
+
+
+def _host_port(mapping: PortMapping) -> tuple[str, Fields]:
+    """Return how the sets' names begin that a host port is looked up in, and its key."""
+    host_ip = mapping.specific_host_ip
+    if host_ip is None:
+        return "", (mapping.protocol, mapping.host_port)
+    if host_ip.family == 6 and host_ip.is_loopback:
+        host_ip = _ALIAS
+    return "host_ip_", (host_ip, mapping.protocol, mapping.host_port)
 
 
 def claims_of(mapping: PortMapping, families: set[int]) -> list[Element]:
     """Return the elements that claim the host port, to be looked for: they lead nowhere."""
-    host_ip = mapping.specific_host_ip
-    kind = "host_ports" if host_ip is None else "host_ip_ports"
-    key: Fields = (
-        (mapping.protocol, mapping.host_port) if host_ip is None else (host_ip, mapping.protocol, mapping.host_port)
-    )
-    return [Element(f"{kind}{family}", key, (), "") for family in sorted(families) if mapping.serves(family)]
+    prefix, key = _host_port(mapping)
+    name = "host_ip_ports" if prefix else "host_ports"
+    return [Element(f"{name}{family}", key, (), "") for family in sorted(families) if mapping.serves(family)]
 
 
-def _plan_host_port(mapping: PortMapping, endpoint: Endpoint) -> tuple[str, Fields, Fields]:
-    family = endpoint.address.family
-    data = (endpoint.address, mapping.container_port)
-    host_ip = mapping.specific_host_ip
-    if host_ip is None:
-        return f"host_ports{family}", (mapping.protocol, mapping.host_port), data
-    return f"host_ip_ports{family}", (host_ip, mapping.protocol, mapping.host_port), data
+def _plan_host_port(attachment: Attachment, mapping: PortMapping, endpoint: Endpoint) -> Iterator[Element]:
+    family, owner = endpoint.address.family, attachment.id.owner
+    prefix, key = _host_port(mapping)
+    kind = _KINDS[mapping.sharing] + (ON_ONE_ADDRESS if prefix else "")
+    policy = Policy(kind, attachment.established_timeout_s, attachment.inbound.conditions)
+    name = "host_ip_ports" if prefix else "host_ports"
+    yield Element(f"{name}{family}", key, (policy.chain,), SHARED if mapping.sharing else owner, policy)
+    if not mapping.sharing:
+        yield Element(f"{prefix}endpoints{family}", key, (endpoint.address, mapping.container_port), owner)
+    if attachment.inbound.ipv6_localhost and family == 6 and mapping.is_reached_from_ipv6_loopback:
+        yield Element("localhost6", key[-2:], (), SHARED if mapping.sharing else owner)
 
 
-def _plan_return_path(
-    attachment: Attachment, mapping: PortMapping, endpoint: Endpoint
-) -> Iterator[tuple[str, Fields, Fields]]:
+def _plan_return_path(attachment: Attachment, mapping: PortMapping, endpoint: Endpoint) -> Iterator[Element]:
     if attachment.inbound.snat:
         kind = "masquerade_all" if attachment.inbound.masquerade_all else "published"
-        yield f"{kind}{endpoint.address.family}", (endpoint.address, mapping.protocol, mapping.host_port), ()
+        key = (endpoint.address, mapping.protocol, mapping.host_port)
+        yield Element(f"{kind}{endpoint.address.family}", key, (), attachment.id.owner)
 
 
-def _plan_loopback_only(mappings: list[PortMapping], endpoint: Endpoint) -> Iterator[tuple[str, Fields, Fields]]:
+def _plan_loopback_only(mappings: list[PortMapping], endpoint: Endpoint, owner: str) -> Iterator[Element]:
     address, family = endpoint.address, endpoint.address.family
     open_ports = {(m.protocol, m.container_port) for m in mappings if not m.on_loopback_only}
     closed = {(m.protocol, m.container_port): m for m in mappings if m.on_loopback_only}
     for protocol, port in closed:
         if (protocol, port) not in open_ports:
-            yield f"loopback_only{family}", (address, protocol, port), ()
-            yield f"home{family}", (address, endpoint.host_interface), ()
+            yield Element(f"loopback_only{family}", (address, protocol, port), (), owner)
+            yield Element(f"home{family}", (address, endpoint.host_interface), (), owner)
 
 
 def plan_together(attachments: Iterable[Attachment]) -> list[Element]:
@@ -156,13 +243,25 @@ def plan_together(attachments: Iterable[Attachment]) -> list[Element]:
     be added because the older one's network namespace was gone.
     """
     placed: dict[tuple[str, Fields], tuple[Element, str]] = {}
+    shares: dict[tuple[str, Fields], dict[str, Share]] = {}
     for attachment in sorted(attachments, key=_age):
         container = attachment.id.container_id
         for element in plan_rules(attachment):
             held = placed.get(element.identity)
             if held is None or not element.is_host_port or held[1] != container:
                 placed[element.identity] = (element, container)
-    return [element for element, _ in placed.values()]
+        for share in plan_shares(attachment):
+            shares.setdefault(share.identity, {}).setdefault(container, share)
+    elements = [element for element, _ in placed.values()]
+    for members in shares.values():
+        elements += _deal(list(members.values()))
+    return elements
+
+
+def _deal(members: list[Share]) -> list[Element]:
+    """Deal the slots of one port to those who share it."""
+    by_owner = {share.owner: share for share in members[:SLOTS]}
+    return [by_owner[owner].slot(number) for number, owner in enumerate(deal([None] * SLOTS, list(by_owner)))]
 
 
 def _age(attachment: Attachment) -> float:

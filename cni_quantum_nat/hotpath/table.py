@@ -7,13 +7,25 @@ from __future__ import annotations
 
 TABLE = "quantum"
 
-# Kinds of fields. Values in Python: Address, str (tcp), int, str (eth0), str (the chain jumped to).
+# Who owns what several containers use: a host port that is shared.
+SHARED = "shared"
+SLOTS = 64  # that new connections to a shared port are dealt to
+
+# IPv6 cannot route ::1 to a container, so with ipv6Localhost such packets bear this address in its place,
+# between the socket and the network. It is one of this host's, and no other host sees it.
+IPV6_LOCALHOST_ALIAS = "fd71:6e61:7400::1"
+
+DEFAULT_TIMEOUT_S = 3600
+
+# Kinds of fields. Values in Python: Address, str (tcp), int, str (eth0), int, and the name of a chain.
 ADDRESS4 = "ipv4_addr"
 ADDRESS6 = "ipv6_addr"
 PROTOCOL = "inet_proto"
 PORT = "inet_service"
 INTERFACE = "ifname"
-CHAIN = "verdict"
+SLOT = "slot"
+JUMP = "jump"
+GOTO = "goto"
 
 
 class SetLayout:
@@ -33,24 +45,36 @@ class SetLayout:
 
 def _layouts_of(family: int) -> list[SetLayout]:
     address = ADDRESS4 if family == 4 else ADDRESS6
-    published = (address, PROTOCOL, PORT)
-    endpoint = (address, PORT)
     return [
+        *_layouts_of_host_ports(f"host_ip_{{}}{family}", (address,), (address, PORT)),
+        *_layouts_of_host_ports(f"{{}}{family}", (), (address, PORT)),
+        *_layouts_of_containers(family, address),
+        *_layouts_of_sources(family, address),
+    ]
+
+
+def _layouts_of_host_ports(name: str, where: tuple[str, ...], endpoint: tuple[str, ...]) -> list[SetLayout]:
+    """Lay out what is looked up for a connection to one host address, or with an empty `where` to any."""
+    key = (*where, PROTOCOL, PORT)
+    words = "host address, protocol, host port" if where else "protocol, host port on any local address"
+    policies = name.format("ports") if where else name.format("host_ports")
+    return [
+        SetLayout(policies, key, (GOTO,), purpose=f"{words} -> what becomes of connections to it"),
+        SetLayout(name.format("endpoints"), key, endpoint, counter=True, purpose=f"{words} -> container"),
         SetLayout(
-            f"host_ip_ports{family}",
-            published,
+            name.format("slots"),
+            (*key, SLOT),
             endpoint,
             counter=True,
-            purpose="host address, protocol, host port -> container",
+            purpose=f"{words}, slot -> one of its containers",
         ),
-        SetLayout(
-            f"host_ports{family}",
-            (PROTOCOL, PORT),
-            endpoint,
-            counter=True,
-            purpose="protocol, host port on any local address -> container",
-        ),
-        SetLayout(f"networks{family}", (address,), (CHAIN,), purpose="container -> the chain of its prefix length"),
+    ]
+
+
+def _layouts_of_containers(family: int, address: str) -> list[SetLayout]:
+    published = (address, PROTOCOL, PORT)
+    return [
+        SetLayout(f"networks{family}", (address,), (JUMP,), purpose="container -> the chain of its prefix length"),
         SetLayout(f"subnets{family}", (address, address), purpose="container, first address of its own subnet"),
         SetLayout(
             f"published{family}",
@@ -66,47 +90,112 @@ def _layouts_of(family: int) -> list[SetLayout]:
             f"loopback_only{family}", published, purpose="container, protocol, container port for this host alone"
         ),
         SetLayout(f"home{family}", (address, INTERFACE), purpose="container, interface that its neighbours come by"),
+    ]
+
+
+def _layouts_of_sources(family: int, address: str) -> list[SetLayout]:
+    via = (address, INTERFACE)
+    return [
         SetLayout(
-            f"masquerade{family}", (address,), counter=True, purpose="container, whatever interface it leaves by"
-        ),
-        SetLayout(
-            f"masquerade_via{family}", (address, INTERFACE), counter=True, purpose="container, interface it leaves by"
-        ),
-        SetLayout(
-            f"snat{family}",
+            f"outbound{family}",
             (address,),
-            (address,),
+            (GOTO,),
             counter=True,
-            purpose="container -> its source address outside",
+            purpose="container -> its source outside, whatever interface it leaves by",
         ),
+        SetLayout(
+            f"outbound_via{family}",
+            via,
+            (GOTO,),
+            counter=True,
+            purpose="container, interface it leaves by -> its source there",
+        ),
+        SetLayout(f"snat{family}", (address,), (address,), purpose="container -> its source address outside"),
         SetLayout(
             f"snat_via{family}",
-            (address, INTERFACE),
+            via,
             (address,),
-            counter=True,
             purpose="container, interface it leaves by -> its source address there",
         ),
     ]
 
 
-SETS = {layout.name: layout for family in (4, 6) for layout in _layouts_of(family)}
+_LOCALHOST6 = SetLayout("localhost6", (PROTOCOL, PORT), purpose="protocol, host port that ::1 leads to a container by")
+
+SETS = {layout.name: layout for layout in (*_layouts_of(4), *_layouts_of(6), _LOCALHOST6)}
 
 # The chains that CHECK looks at, with the number of rules in each and of jumps to it: what the kernel
-# reports as `use`. A chain per prefix length has one user more for each container, so those are not here;
-# they all jump to `own`, which counts them.
+# reports as `use`. Chains that elements lead to have one user more for each, so those are not here: chains of
+# prefix lengths all jump to `own`, and the ordinary policies to `established`, which count them.
 CHAIN_USE = {
-    "guard": 2,
+    "guard": 4,
     "guard_forward": 1,
     "guard_new": 5,
     "prerouting": 1,
     "output": 1,
+    "localhost6_out": 1,
+    "localhost6_in": 1,
     "host_ports": 7,
+    "established": 10,
     "postrouting": 2,
-    "inbound": 12,
-    "outbound4": 7,
-    "outbound6": 7,
+    "inbound": 15,
+    "outbound4": 5,
+    "outbound6": 5,
     "own": 327,
 }
+
+# What becomes of a connection. The names are those of chains, see slowpath/ruleset.py for their rules.
+PUBLISH = "publish"
+SPREAD_EVENLY = "spread"
+SPREAD_BY_CLIENT = "spread_by_client"
+ON_ONE_ADDRESS = "_on_ip"  # ends the names above for a port on one host address
+MASQUERADED = "masqueraded"
+FIXED_SOURCE = "fixed_source"
+FIXED_SOURCE_VIA = "fixed_source_via"
+
+
+class Policy:
+    """What becomes of a connection: a chain that elements lead to.
+
+    kind: one of the names above.
+    timeout_s: how long it may be idle, when it is TCP and established.
+    conditions: by family, words in nft's syntax that it must match as well.
+    """
+
+    __slots__ = ("conditions", "kind", "timeout_s")
+
+    def __init__(
+        self, kind: str, timeout_s: int = DEFAULT_TIMEOUT_S, conditions: dict[int, tuple[str, ...]] | None = None
+    ) -> None:
+        self.kind = kind
+        self.timeout_s = timeout_s
+        self.conditions = conditions or {}
+
+    @property
+    def chain(self) -> str:
+        """Name its chain: the ordinary ones are part of the table, others are made when they are first needed."""
+        name = self.kind if self.timeout_s == DEFAULT_TIMEOUT_S else f"{self.kind}_{self.timeout_s}"
+        if not self.conditions:
+            return name
+        from _blake2 import blake2b  # only where a network has conditions
+
+        text = repr(sorted(self.conditions.items()))
+        return f"{name}_if_{blake2b(text.encode(), digest_size=6).hexdigest()}"
+
+    @property
+    def is_ordinary(self) -> bool:
+        """Whether its chain is part of the table."""
+        return self.timeout_s == DEFAULT_TIMEOUT_S and not self.conditions
+
+    @property
+    def without_conditions(self) -> Policy:
+        """What becomes of a connection that matches the conditions."""
+        return Policy(self.kind, self.timeout_s)
+
+
+ORDINARY = [
+    Policy(kind + where) for kind in (PUBLISH, SPREAD_EVENLY, SPREAD_BY_CLIENT) for where in ("", ON_ONE_ADDRESS)
+] + [Policy(kind) for kind in (MASQUERADED, FIXED_SOURCE, FIXED_SOURCE_VIA)]
 
 
 def prefix_chain(family: int, prefix_length: int) -> str:

@@ -14,14 +14,8 @@ from .conditions import backend_of, check_conditions
 
 # Described, but not acted on yet. To ignore them would mislead.
 _NOT_YET = (
-    "conntrackTimeout",
-    "ipv6Localhost",
-    "sharedPorts",
-    "sharedAffinity",
     "markMasqBit",
     "externalSetMarkChain",
-    "conditionsV4",
-    "conditionsV6",
 )
 
 _BOOLEAN = "true or false"

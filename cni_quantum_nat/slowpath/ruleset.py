@@ -8,12 +8,35 @@ from __future__ import annotations
 from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
-from ..hotpath.errors import NOT_AVAILABLE, CniError
-from ..hotpath.table import INTERFACE, SETS, TABLE, SetLayout, prefix_chain
+from ..hotpath.errors import NOT_AVAILABLE, CniError, InvalidConfiguration
+from ..hotpath.table import (
+    ADDRESS4,
+    ADDRESS6,
+    DEFAULT_TIMEOUT_S,
+    FIXED_SOURCE,
+    FIXED_SOURCE_VIA,
+    GOTO,
+    INTERFACE,
+    IPV6_LOCALHOST_ALIAS,
+    JUMP,
+    MASQUERADED,
+    ON_ONE_ADDRESS,
+    ORDINARY,
+    PORT,
+    PROTOCOL,
+    PUBLISH,
+    SETS,
+    SLOT,
+    SLOTS,
+    SPREAD_BY_CLIENT,
+    SPREAD_EVENLY,
+    TABLE,
+    Policy,
+    SetLayout,
+    prefix_chain,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from nftables import Nftables
 
     from ..hotpath.rules import Element, Fields
@@ -30,6 +53,8 @@ _CHAINS = f"""
 		type filter hook prerouting priority raw; policy accept;
 		iif != "lo" ip daddr 127.0.0.0/8 drop
 		iif != "lo" ip saddr 127.0.0.0/8 drop
+		iif != "lo" ip6 daddr {IPV6_LOCALHOST_ALIAS} drop
+		iif != "lo" ip6 saddr {IPV6_LOCALHOST_ALIAS} drop
 	}}
 	chain guard_forward {{
 		comment "what is published on 127.0.0.1 only is not reached by routing to the container either"
@@ -42,6 +67,29 @@ _CHAINS = f"""
 		ip daddr . meta l4proto . th dport @loopback_only4 drop
 		ip6 daddr . meta l4proto . th dport @loopback_only6 drop
 	}}
+	chain localhost6_out {{
+		comment "::1 cannot be routed to a container: before conntrack sees such packets, they get an alias"
+		type route hook output priority raw; policy accept;
+		ip6 saddr ::1 ip6 daddr ::1 meta l4proto . th dport @localhost6 ip6 saddr set {IPV6_LOCALHOST_ALIAS} ip6 daddr set {IPV6_LOCALHOST_ALIAS}
+	}}
+	chain localhost6_in {{
+		comment "and the answers get their addresses back, after they were translated"
+		type filter hook input priority 150; policy accept;
+		iif != "lo" ip6 saddr {IPV6_LOCALHOST_ALIAS} ip6 daddr {IPV6_LOCALHOST_ALIAS} ip6 saddr set ::1 ip6 daddr set ::1
+	}}
+	chain established {{
+		comment "only what is translated here"
+		meta l4proto tcp ct timeout set "established_{DEFAULT_TIMEOUT_S}"
+	}}
+{{policies}}
+	chain host_ports {{
+		comment "::1 that has no alias is left alone: refused at once"
+		ip6 daddr ::1 return
+		ip daddr . meta l4proto . th dport vmap @host_ip_ports4
+		meta nfproto ipv4 meta l4proto . th dport vmap @host_ports4
+		ip6 daddr . meta l4proto . th dport vmap @host_ip_ports6
+		meta nfproto ipv6 meta l4proto . th dport vmap @host_ports6
+	}}
 	chain prerouting {{
 		comment "only what is for this host: traffic that passes through it keeps its destination"
 		type nat hook prerouting priority {_PRIORITY_IN}; policy accept;
@@ -50,14 +98,6 @@ _CHAINS = f"""
 	chain output {{
 		type nat hook output priority {_PRIORITY_IN}; policy accept;
 		meta l4proto {{ tcp, udp, sctp }} fib daddr type local goto host_ports
-	}}
-	chain host_ports {{
-		comment "::1 cannot be routed to a container: left alone, it is refused at once"
-		ip6 daddr ::1 return
-		dnat ip to ip daddr . meta l4proto . th dport map @host_ip_ports4
-		dnat ip to meta l4proto . th dport map @host_ports4
-		dnat ip6 to ip6 daddr . meta l4proto . th dport map @host_ip_ports6
-		dnat ip6 to meta l4proto . th dport map @host_ports6
 	}}
 	chain postrouting {{
 		type nat hook postrouting priority {_PRIORITY_OUT}; policy accept;
@@ -73,18 +113,14 @@ _CHAINS = f"""
 	chain outbound4 {{
 		ip saddr vmap @networks4
 		ip daddr {{ 224.0.0.0/4, 255.255.255.255 }} return
-		snat ip to ip saddr . oifname map @snat_via4
-		snat ip to ip saddr map @snat4
-		ip saddr . oifname @masquerade_via4 masquerade
-		ip saddr @masquerade4 masquerade
+		ip saddr . oifname vmap @outbound_via4
+		ip saddr vmap @outbound4
 	}}
 	chain outbound6 {{
 		ip6 saddr vmap @networks6
 		ip6 daddr ff00::/8 return
-		snat ip6 to ip6 saddr . oifname map @snat_via6
-		snat ip6 to ip6 saddr map @snat6
-		ip6 saddr . oifname @masquerade_via6 masquerade
-		ip6 saddr @masquerade6 masquerade
+		ip6 saddr . oifname vmap @outbound_via6
+		ip6 saddr vmap @outbound6
 	}}
 	chain own {{
 		comment "source and destination share the container's subnet"
@@ -95,6 +131,74 @@ _CHAINS = f"""
 
 _FAMILIES = (("ipv4", "ip", 4, 32), ("ipv6", "ip6", 6, 128))
 _PROTOCOLS = ("tcp", "udp", "sctp")
+# How the key of a map with slots is said, which has no type of its own name. Any port would do.
+_SLOT_FIELDS = {
+    ADDRESS4: "ip daddr",
+    ADDRESS6: "ip6 daddr",
+    PROTOCOL: "meta l4proto",
+    PORT: "tcp dport",
+    SLOT: f"numgen inc mod {SLOTS}",
+}
+
+
+def _published(address: str, maps: str) -> list[str]:
+    return [
+        f"dnat {ip} to {address.format(ip)}meta l4proto . th dport map @{maps}{family}"
+        for _, ip, family, _ in _FAMILIES
+    ]
+
+
+def _spread(address: str, maps: str, slot: str) -> list[str]:
+    """Deal connections to slots; nft wants the protocol said, since the map's type names one."""
+    return [
+        f"meta nfproto {nfproto} dnat {ip} to {address.format(ip)}meta l4proto . {protocol} dport . {slot.format(ip)} "
+        f"map @{maps}{family}"
+        for nfproto, ip, family, _ in _FAMILIES
+        for protocol in _PROTOCOLS
+    ]
+
+
+_IN_TURN = f"numgen inc mod {SLOTS}"
+_BY_CLIENT = f"jhash {{}} saddr mod {SLOTS}"
+_THIS_ADDRESS = "{} daddr . "
+_RULES = {
+    PUBLISH: _published("", "endpoints"),
+    PUBLISH + ON_ONE_ADDRESS: _published(_THIS_ADDRESS, "host_ip_endpoints"),
+    SPREAD_EVENLY: _spread("", "slots", _IN_TURN),
+    SPREAD_EVENLY + ON_ONE_ADDRESS: _spread(_THIS_ADDRESS, "host_ip_slots", _IN_TURN),
+    SPREAD_BY_CLIENT: _spread("", "slots", _BY_CLIENT),
+    SPREAD_BY_CLIENT + ON_ONE_ADDRESS: _spread(_THIS_ADDRESS, "host_ip_slots", _BY_CLIENT),
+    MASQUERADED: ["masquerade"],
+    FIXED_SOURCE: [f"snat {ip} to {ip} saddr map @snat{family}" for _, ip, family, _ in _FAMILIES],
+    FIXED_SOURCE_VIA: [f"snat {ip} to {ip} saddr . oifname map @snat_via{family}" for _, ip, family, _ in _FAMILIES],
+}
+
+
+def _policy_chain(policy: Policy) -> str:
+    """Write the chain of a policy. One with conditions goes on to the same without."""
+    if policy.conditions:
+        goal = policy.without_conditions.chain
+        rules = [
+            " ".join((f"meta nfproto {nfproto}", *policy.conditions.get(family, ()), f"goto {goal}"))
+            for nfproto, _, family, _ in _FAMILIES
+        ]
+    elif policy.is_ordinary:
+        rules = ["jump established", *_RULES[policy.kind]]
+    else:
+        rules = [f'meta l4proto tcp ct timeout set "{_timeout_name(policy)}"', *_RULES[policy.kind]]
+    body = "".join(f"\t\t{rule}\n" for rule in rules)
+    return f"\tchain {policy.chain} {{\n{body}\t}}\n"
+
+
+def _timeout_name(policy: Policy) -> str:
+    return f"established_{policy.timeout_s}"
+
+
+def _timeout(policy: Policy) -> str:
+    return (
+        f"\tct timeout {_timeout_name(policy)} {{\n\t\tprotocol tcp;\n"
+        f"\t\tpolicy = {{ established : {policy.timeout_s} }};\n\t}}\n"
+    )
 
 
 def _scoped(set_name: str, condition: str = "") -> list[str]:
@@ -109,9 +213,11 @@ def _scoped(set_name: str, condition: str = "") -> list[str]:
 
 def _chains() -> str:
     localhost = [rule for rule in _scoped("published", "ip saddr 127.0.0.0/8 ") if "ipv4" in rule]
+    localhost += [rule for rule in _scoped("published", f"ip6 saddr {IPV6_LOCALHOST_ALIAS} ") if "ipv6" in rule]
     inbound = "\n".join(_scoped("masquerade_all") + localhost)
     own = "\n".join(f"\t\tct status dnat{rule[1:].replace(chr(9), ' ')}" for rule in _scoped("published"))
-    return _CHAINS.replace("{inbound}", inbound).replace("{own}", own)
+    policies = "".join(map(_policy_chain, ORDINARY))
+    return _CHAINS.replace("{inbound}", inbound).replace("{own}", own).replace("{policies}\n", policies)
 
 
 def _prefix_chains() -> str:
@@ -131,24 +237,31 @@ def _prefix_chains() -> str:
 
 def _declare(layout: SetLayout) -> str:
     kind = "map" if layout.data else "set"
-    fields = " . ".join(layout.key) + (f" : {' . '.join(layout.data)}" if layout.data else "")
     counter = " counter;" if layout.counter else ""
-    return f'\t{kind} {layout.name} {{ type {fields};{counter} comment "{layout.purpose}"; }}\n'
+    return f'\t{kind} {layout.name} {{ {_type(layout)};{counter} comment "{layout.purpose}"; }}\n'
+
+
+def _type(layout: SetLayout) -> str:
+    names = {JUMP: "verdict", GOTO: "verdict"}
+    if SLOT in layout.key:
+        names = _SLOT_FIELDS
+    sides = [" . ".join(names.get(kind, kind) for kind in kinds) for kinds in (layout.key, layout.data) if kinds]
+    return f"{'typeof' if SLOT in layout.key else 'type'} {' : '.join(sides)}"
 
 
 def table_text(name: str) -> str:
     """Return the table without elements, as nft reads it."""
     declared = "".join(_declare(layout) for layout in SETS.values())
     # Prefix chains jump to `own`, and are jumped to from maps only, so they come last.
-    return f"table inet {name} {{\n{declared}{_chains()}{_prefix_chains()}}}\n"
+    return f"table inet {name} {{\n{_timeout(ORDINARY[0])}{declared}{_chains()}{_prefix_chains()}}}\n"
 
 
 def element_text(element: Element) -> str:
     """Return the command that adds an element, as nft reads it."""
     layout = SETS[element.set_name]
     data = ""
-    if layout.data == ("verdict",):
-        data = f" : jump {element.data[0]}"
+    if layout.data in ((JUMP,), (GOTO,)):
+        data = f" : {layout.data[0]} {element.data[0]}"
     elif layout.data:
         data = f" : {_fields_text(layout.data, element.data)}"
     key = _fields_text(layout.key, element.key)
@@ -161,11 +274,37 @@ def _fields_text(kinds: tuple[str, ...], fields: Fields) -> str:
     )
 
 
-def build(elements: Iterable[Element]) -> None:
+def build(elements: list[Element]) -> None:
     """Build the table and its elements in one transaction, in place of what there is; CniError(50) when refused."""
     # "add, delete, add" replaces the table whether it is there or not.
     replacement = [f"add table inet {TABLE}", f"delete table inet {TABLE}", table_text(TABLE)]
-    _run(replacement + [element_text(element) for element in elements])
+    special = [element.policy for element in elements if element.policy and not element.policy.is_ordinary]
+    _run(replacement + _policies_text(special) + [element_text(element) for element in elements])
+
+
+def add_policies(policies: list[Policy]) -> None:
+    """Make the chains of policies in the table; CniError(7) when their conditions are none."""
+    if not policies:
+        return
+    try:
+        _run(_policies_text(policies))
+    except CniError as error:
+        words = "; ".join(" ".join(w) for policy in policies for w in policy.conditions.values())
+        if not words:
+            raise
+        raise InvalidConfiguration(f"nftables does not take the conditions {words!r}", error.details) from error
+
+
+def _policies_text(policies: list[Policy]) -> list[str]:
+    chains = {policy.chain: policy for policy in policies}
+    chains |= {p.chain: p for p in (policy.without_conditions for policy in policies) if not p.is_ordinary}
+    commands = []
+    for name, policy in sorted(chains.items()):
+        commands += [f"add chain inet {TABLE} {name}", f"flush chain inet {TABLE} {name}"]
+        if policy.timeout_s != DEFAULT_TIMEOUT_S:
+            commands.append(f"table inet {TABLE} {{\n{_timeout(policy)}}}")
+    commands += [f"table inet {TABLE} {{\n{_policy_chain(policy)}}}" for policy in chains.values()]
+    return commands
 
 
 def rehearse() -> None:

@@ -170,9 +170,10 @@ def test_del_keeps_elements_that_another_state_directory_owns(
     host: Host, client: Namespace, container: Container, plugin: Plugin
 ) -> None:
     old = plugin.add(container, publish(8080))
-    host.run("nft", "flush map inet quantum host_ports4")
-    element = f'{{ tcp . 8080 comment "other/somebody/eth0" : {container.address[4]} . 80 }}'
-    host.run("nft", f"add element inet quantum host_ports4 {element}")
+    for name, data in (("host_ports4", "goto publish"), ("endpoints4", f"{container.address[4]} . 80")):
+        host.run("nft", f"flush map inet quantum {name}")
+        element = f'{{ tcp . 8080 comment "other/somebody/eth0" : {data} }}'
+        host.run("nft", f"add element inet quantum {name} {element}")
     old.delete()
     assert client.ask(HOST[4], 8080).server == "web"
     assert host.owners() == {"other/somebody/eth0"}

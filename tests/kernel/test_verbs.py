@@ -91,7 +91,7 @@ def test_check_is_content_with_what_add_made(container: Container, plugin: Plugi
     ("damage", "named"),
     [
         ("flush map inet quantum host_ports4", "host_ports4.*8080"),
-        ("flush set inet quantum masquerade6", "masquerade6"),
+        ("flush map inet quantum outbound6", "outbound6"),
         ("flush chain inet quantum prerouting", "prerouting"),
         ("flush chain inet quantum guard", "guard"),
         ("flush ruleset", "inet quantum"),
@@ -117,9 +117,9 @@ def test_check_names_a_changed_element(
     host: Host, container: Container, plugin: Plugin, destination: str, comment: str
 ) -> None:
     web = plugin.add(container, publish(8080))
-    host.run("nft", "flush map inet quantum host_ports4")
+    host.run("nft", "flush map inet quantum endpoints4")
     data = destination.format(own=container.address[4])
-    host.run("nft", f'add element inet quantum host_ports4 {{ tcp . 8080 comment "{comment or web.owner}" : {data} }}')
+    host.run("nft", f'add element inet quantum endpoints4 {{ tcp . 8080 comment "{comment or web.owner}" : {data} }}')
     with pytest.raises(PluginError, match=comment or r"10\.88\.0\.250"):
         web.check()
 

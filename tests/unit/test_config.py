@@ -89,7 +89,7 @@ def test_several_wrong_keys_are_all_named() -> None:
     assert "masqAll is 'x'" in caught.value.message
 
 
-@pytest.mark.parametrize("key", ["sharedPorts", "conditionsV4", "markMasqBit", "conntrackTimeout"])
+@pytest.mark.parametrize("key", ["markMasqBit", "externalSetMarkChain"])
 def test_a_key_that_this_version_does_not_act_on_is_refused(key: str) -> None:
     with pytest.raises(CniError, match=f"{key} is not supported") as caught:
         normalise({key: "x"})

@@ -67,7 +67,7 @@ def test_the_protocol_is_tcp_where_none_is_named(protocol: dict[str, str], read:
         ({"containerPort": 0}, "containerPort is 0"),
         ({"containerPort": None}, "containerPort is None"),
         ({"protocol": "icmp"}, "protocol is 'icmp', not one of tcp, udp, sctp"),
-        ({"hostIP": "::1"}, "is ::1, which cannot be published"),
+        ({"hostIP": "::1"}, "is ::1, which the kernel never routes"),
         ({"hostIP": "::ffff:1.2.3.4"}, "in IPv6 clothes"),
         ({"hostIP": "example.org"}, "'example.org' is not an IP address"),
         ({"hostIP": 5}, "5 is not a string"),

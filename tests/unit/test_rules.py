@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cni_quantum_nat.hotpath import netlink, nftables
 from cni_quantum_nat.hotpath.model import Address, Attachment, AttachmentId, Endpoint, Inbound, Outbound, PortMapping
 from cni_quantum_nat.hotpath.rules import Element, plan_rules, plan_together
-from cni_quantum_nat.hotpath.table import ADDRESS4, ADDRESS6, CHAIN, INTERFACE, PORT, PROTOCOL, SETS
+from cni_quantum_nat.hotpath.table import ADDRESS4, ADDRESS6, GOTO, INTERFACE, JUMP, PORT, PROTOCOL, SETS, SLOT
 
 if TYPE_CHECKING:
     from cni_quantum_nat.hotpath.rules import Field
@@ -40,7 +40,7 @@ def test_an_address_belongs_to_whoever_was_given_it_last() -> None:
     old = attachment("old", "10.0.0.2/24", 1, port=1)
     new = attachment("new", "10.0.0.2/24", 2, port=2)
     for order in ((old, new), (new, old)):
-        assert owners(*order)["masquerade4 { 10.0.0.2 }"] == "net/new/eth0"
+        assert owners(*order)["outbound4 { 10.0.0.2"] == "net/new/eth0"
 
 
 def test_a_host_port_stays_with_the_first_network_of_its_container() -> None:
@@ -61,7 +61,9 @@ FIELDS: dict[str, st.SearchStrategy[Field]] = {
     PROTOCOL: st.sampled_from(["tcp", "udp", "sctp"]),
     PORT: st.integers(0, 65535),
     INTERFACE: st.from_regex(r"[a-z0-9.]{1,15}", fullmatch=True),
-    CHAIN: st.sampled_from(["subnet4_24", "subnet6_64"]),
+    SLOT: st.integers(0, 63),
+    JUMP: st.sampled_from(["subnet4_24", "subnet6_64"]),
+    GOTO: st.sampled_from(["publish", "masqueraded"]),
 }
 
 

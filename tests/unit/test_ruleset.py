@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from cni_quantum_nat.hotpath.table import CHAIN_USE, SETS
+from cni_quantum_nat.hotpath.table import CHAIN_USE, ORDINARY, SETS
 from cni_quantum_nat.slowpath.ruleset import table_text
 
 TEXT = table_text("quantum")
@@ -22,9 +22,14 @@ def test_check_expects_as_many_rules_and_jumps_as_there_are() -> None:
         assert len(rules_of(chain)) + jumps == use, chain
 
 
-def test_check_knows_every_chain_but_those_of_the_prefix_lengths() -> None:
-    assert {name for name in CHAINS if not name.startswith("subnet")} == set(CHAIN_USE)
-    assert len(CHAINS) == len(CHAIN_USE) + 32 + 128
+def test_check_knows_every_chain_but_those_that_elements_lead_to() -> None:
+    policies = {policy.chain for policy in ORDINARY}
+    assert {name for name in CHAINS if not name.startswith("subnet")} == set(CHAIN_USE) | policies
+    assert len(CHAINS) == len(CHAIN_USE) + len(policies) + 32 + 128
+
+
+def test_every_ordinary_policy_is_counted_by_the_chain_that_all_of_them_jump_to() -> None:
+    assert all(rules_of(policy.chain)[0] == "jump established" for policy in ORDINARY)
 
 
 def test_every_set_is_declared_and_used() -> None:
@@ -36,4 +41,6 @@ def test_every_set_is_declared_and_used() -> None:
 def test_nothing_is_masqueraded_that_is_not_a_containers() -> None:
     rules = [rule for chain in CHAINS for rule in rules_of(chain) if re.search(r"masquerade$|^snat", rule)]
     assert rules
-    assert all("@" in rule for rule in rules)
+    assert [rule for rule in rules if "@" not in rule] == ["masquerade"]
+    assert "masquerade" in rules_of("masqueraded")
+    assert "masqueraded\n" not in TEXT.replace("chain masqueraded {\n", "")  # no rule leads there, only elements

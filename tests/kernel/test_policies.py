@@ -1,0 +1,199 @@
+"""Time-outs of established connections, conditions, and [::1]."""
+
+from __future__ import annotations
+
+import re
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from .peer import Refused, open_socket
+from .plugin import Plugin, PluginError, publish
+from .world import CLIENT, HOST, OTHER_HOST, Container, Host, Namespace
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+
+both_families = pytest.mark.parametrize("family", [4, 6])
+KERNELS_OWN_S = 432000
+
+
+def establish(stack: ExitStack, place: Namespace, address: str, port: int) -> int:
+    """Open a TCP connection that stays, and return its source port."""
+    opened = stack.enter_context(open_socket(place.path, "tcp", 6 if ":" in address else 4))
+    opened.settimeout(3)
+    opened.connect((address, port))
+    return int(opened.getsockname()[1])
+
+
+def listen(stack: ExitStack, place: Namespace, port: int, family: int) -> None:
+    """Accept connections, and keep them."""
+    listening = stack.enter_context(open_socket(place.path, "tcp", family))
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.bind(("::" if family == 6 else "0.0.0.0", port))
+    listening.listen()
+
+
+def remaining_s(host: Host, family: int, source_port: int) -> int:
+    """Return how long the host's conntrack remembers the flow from this port."""
+    listed = host.run("conntrack", "-L", "-f", f"ipv{family}", "-p", "tcp", "--orig-port-src", str(source_port))
+    found = re.search(r"tcp\s+6\s+(\d+) ESTABLISHED", listed)
+    assert found, listed
+    return int(found[1])
+
+
+@pytest.mark.frozen
+@both_families
+@pytest.mark.parametrize(("keys", "timeout_s"), [({}, 3600), ({"conntrackTimeout": 7200}, 7200)])
+def test_only_what_is_translated_has_our_timeout(
+    stack: ExitStack, host: Host, client: Namespace, plugin: Plugin, family: int, keys: dict[str, int], timeout_s: int
+) -> None:
+    container = host.container()
+    for place, port in ((container, 80), (host, 90), (client, 100)):
+        listen(stack, place, port, family)
+    plugin.add(host.container(), publish(9000))
+    plugin.add(container, publish(8080), network="other", **keys)
+    inbound = establish(stack, client, HOST[family], 8080)
+    outbound = establish(stack, container, CLIENT[family], 100)
+    own = establish(stack, client, HOST[family], 90)
+    assert timeout_s - 10 < remaining_s(host, family, inbound) <= timeout_s
+    assert timeout_s - 10 < remaining_s(host, family, outbound) <= timeout_s
+    assert KERNELS_OWN_S - 10 < remaining_s(host, family, own) <= KERNELS_OWN_S
+
+
+def test_a_timeout_of_its_own_survives_a_lost_table(
+    stack: ExitStack, host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+) -> None:
+    listen(stack, container, 81, 4)
+    kept = plugin.add(container, publish(8081, 81), conntrackTimeout=7200, snatAddress=OTHER_HOST[4])
+    host.run("nft", "flush", "ruleset")
+    plugin.add(neighbour, network="other")
+    kept.check()
+    port = establish(stack, client, HOST[4], 8081)
+    assert 7190 < remaining_s(host, 4, port) <= 7200
+    client.serve("outside", 80)
+    assert container.ask(CLIENT[4], 80).source == OTHER_HOST[4]
+
+
+@pytest.mark.frozen
+def test_conditions_let_only_matching_connections_in(
+    host: Host, client: Namespace, container: Container, plugin: Plugin
+) -> None:
+    client.ip("address add 198.51.100.77/24 dev uplink", "address add 2001:db8:1::77/64 dev uplink nodad")
+    web = plugin.add(
+        container,
+        publish(8080),
+        publish(8081, hostIP=HOST[4]),
+        publish(8080, protocol="udp"),
+        conditionsV4=["ip", "saddr", "!=", "198.51.100.77"],
+        conditionsV6=["ip6 saddr != { 2001:db8:1::77, 2001:db8:1::78 }"],
+    )
+    for port, protocol in ((8080, "tcp"), (8081, "tcp"), (8080, "udp")):
+        assert client.ask(HOST[4], port, protocol, source=CLIENT[4]).server == "web"
+    assert client.ask(HOST[6], 8080, source=CLIENT[6]).server == "web"
+    for address, source in ((HOST[4], "198.51.100.77"), (HOST[6], "2001:db8:1::77")):
+        with pytest.raises(Refused, match="8080"):
+            client.ask(address, 8080, source=source)
+    web.check()
+    web.delete()
+    assert client.is_refused(HOST[4], 8080)
+    assert host.elements() == {}
+
+
+def test_conditions_of_one_network_do_not_bind_another(
+    client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+) -> None:
+    """With portmap, the last network's conditions hold for all."""
+    neighbour.serve("neighbour", 80)
+    plugin.add(container, publish(8080))
+    plugin.add(neighbour, publish(8081), network="other", conditionsV4=["ip saddr 192.0.2.1"])
+    assert client.ask(HOST[4], 8080).server == "web"
+    assert client.is_refused(HOST[4], 8081)
+    assert client.ask(HOST[6], 8081).server == "neighbour"
+
+
+def test_conditions_survive_a_lost_table(
+    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+) -> None:
+    web = plugin.add(container, publish(8080), conditionsV4=["ip saddr 192.0.2.1"])
+    host.run("nft", "flush", "ruleset")
+    plugin.add(neighbour, network="other")
+    web.check()
+    assert client.is_refused(HOST[4], 8080)
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["ip saddr 192.0.2.1 drop"], 7),
+        (["ip saddr 192.0.2.1; add rule inet quantum guard accept"], 7),
+        (["-s", "192.0.2.1"], 7),
+        (["ip", "saddr", "nonsense"], 7),
+        (["limit", "rate", "5/second"], 7),
+    ],
+)
+def test_what_is_no_condition_is_refused_and_nothing_has_changed(
+    host: Host,
+    client: Namespace,
+    container: Container,
+    neighbour: Container,
+    plugin: Plugin,
+    words: list[str],
+    code: int,
+) -> None:
+    plugin.add(neighbour, publish(9000))
+    before = host.elements().keys()
+    with pytest.raises(PluginError, match="onditions") as caught:
+        plugin.add(container, publish(8080), network="other", conditionsV4=words)
+    assert caught.value.code == code
+    assert host.elements().keys() == before
+    assert client.is_refused(HOST[4], 8080)
+    assert not (plugin.state_directory / "attachments" / container.id).exists()
+
+
+@pytest.mark.frozen
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_with_ipv6_localhost_the_host_reaches_the_container_on_ipv6_loopback(
+    host: Host, client: Namespace, container: Container, plugin: Plugin, protocol: str
+) -> None:
+    web = plugin.add(
+        container,
+        publish(8080, protocol=protocol),
+        publish(8081, protocol=protocol, hostIP="::1"),
+        ipv6Localhost=True,
+    )
+    assert host.ask("::1", 8080, protocol).server == "web"
+    assert host.ask("::1", 8081, protocol).server == "web"
+    assert host.ask(HOST[6], 8080, protocol).server == "web"
+    assert client.is_refused(HOST[6], 8081, protocol)
+    web.check()
+    web.delete()
+    assert host.is_refused("::1", 8080, protocol)
+
+
+def test_ipv6_localhost_leaves_other_ports_of_loopback_alone(host: Host, container: Container, plugin: Plugin) -> None:
+    host.serve("local", 9000, "::1")
+    plugin.add(container, publish(8080), ipv6Localhost=True)
+    assert host.ask("::1", 9000) == ("local", "::1")
+
+
+def test_a_neighbour_cannot_use_the_alias_of_ipv6_localhost(
+    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+) -> None:
+    alias = "fd71:6e61:7400::1"
+    host.serve("local", 9000, "::1")
+    plugin.add(container, publish(8080), publish(8081, hostIP="::1"), ipv6Localhost=True)
+    client.ip(f"route add {alias} via {HOST[6]}")
+    for place in (client, neighbour):
+        for port in (8080, 8081, 9000):
+            assert place.cannot_reach(alias, port)
+        place.ip(f"address add {alias}/128 dev lo nodad")
+        assert place.cannot_reach(HOST[6], 8080, source=alias)
+
+
+def test_ipv6_localhost_that_a_service_uses_is_a_conflict(host: Host, container: Container, plugin: Plugin) -> None:
+    host.serve("local", 8080, "::1")
+    with pytest.raises(PluginError, match=r"listens on \[::1\]:8080"):
+        plugin.add(container, publish(8080), ipv6Localhost=True)
+    assert "fd71" not in host.run("ip", "address", "show", "dev", "lo")

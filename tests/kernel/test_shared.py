@@ -1,0 +1,206 @@
+"""Host ports that several containers share."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from .peer import Refused
+from .plugin import Attachment, Plugin, PluginError, publish
+from .test_conntrack import Talk
+from .test_ownership import on_second_network
+from .world import CLIENT, HOST, Container, Host, Namespace
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+
+both_families = pytest.mark.parametrize("family", [4, 6])
+SHARED: dict[str, Any] = {"sharedPorts": [8080]}
+
+
+def backends(host: Host, plugin: Plugin, count: int, **keys: Any) -> list[Attachment]:
+    """Let so many containers share port 8080, each with a server that has the name of its address."""
+    made = []
+    for _ in range(count):
+        container = host.container()
+        container.serve(container.address[4], 80)
+        made.append(plugin.add(container, publish(8080), publish(8080, protocol="udp"), **SHARED | keys))
+    return made
+
+
+def served(client: Namespace, address: str, times: int, protocol: str = "tcp", **how: Any) -> Counter[str]:
+    return Counter(client.ask(address, 8080, protocol, **how).server for _ in range(times))
+
+
+@pytest.mark.frozen
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_new_connections_spread_evenly(host: Host, client: Namespace, plugin: Plugin, count: int) -> None:
+    backends(host, plugin, count)
+    counts = served(client, HOST[4], 1000)
+    assert len(counts) == count
+    assert all(abs(times - 1000 / count) <= 100 / count for times in counts.values()), counts
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+@pytest.mark.parametrize("address", [HOST[4], HOST[6], "127.0.0.1"])
+def test_every_way_in_leads_to_all(host: Host, client: Namespace, plugin: Plugin, address: str, protocol: str) -> None:
+    backends(host, plugin, 2)
+    place = host if address == "127.0.0.1" else client
+    assert sorted(served(place, address, 64, protocol).values()) == [32, 32]
+
+
+def test_containers_of_different_networks_share(host: Host, client: Namespace, plugin: Plugin) -> None:
+    backends(host, plugin, 1)
+    stranger = host.container("cni1")
+    stranger.serve("stranger", 80)
+    plugin.add(stranger, publish(8080), network="other", **SHARED)
+    assert served(client, HOST[4], 64)["stranger"] == 32
+
+
+def test_one_host_address_is_shared_apart_from_all_others(host: Host, client: Namespace, plugin: Plugin) -> None:
+    for name in ("first", "second"):
+        container = host.container()
+        container.serve(name, 80)
+        plugin.add(container, publish(8080, hostIP=HOST[4]), publish(8080, hostIP=HOST[6]), **SHARED)
+    backends(host, plugin, 1)
+    assert served(client, HOST[4], 64) == {"first": 32, "second": 32}
+    assert served(client, HOST[6], 64) == {"first": 32, "second": 32}
+    assert set(served(client, "198.51.100.3", 8)).isdisjoint({"first", "second"})
+
+
+@both_families
+def test_with_affinity_a_client_stays_with_one_container(
+    host: Host, client: Namespace, plugin: Plugin, family: int
+) -> None:
+    backends(host, plugin, 3, sharedAffinity="client")
+    client.ip(
+        *(f"address add {_client(family, number)}/{24 if family == 4 else 64} dev uplink" for number in range(20))
+    )
+    met = set()
+    for number in range(20):
+        counts = served(client, HOST[family], 4, source=_client(family, number))
+        assert len(counts) == 1
+        met |= set(counts)
+    assert len(met) == 3
+
+
+def _client(family: int, number: int) -> str:
+    return f"198.51.100.{100 + number}" if family == 4 else f"2001:db8:1::1:{number}"
+
+
+@pytest.mark.frozen
+def test_who_leaves_gets_nothing_new_and_the_others_keep_what_they_have(
+    stack: ExitStack, host: Host, client: Namespace, plugin: Plugin
+) -> None:
+    first, second, third = backends(host, plugin, 3)
+    talks = [Talk(stack, client, HOST[4], 8080) for _ in range(12)]
+    before = [talk.ask() for talk in talks]
+    second.delete()
+    gone = second.container.address[4]
+    left = [first.container.address[4], third.container.address[4]]
+    for talk, server in zip(talks, before, strict=True):
+        assert talk.ask() in ([server] if server != gone else left)
+    assert served(client, HOST[4], 64) == dict.fromkeys(left, 32)
+    fourth = host.container()
+    fourth.serve("fourth", 80)
+    during = [talk.ask() for talk in talks]
+    plugin.add(fourth, publish(8080), publish(8080, protocol="udp"), **SHARED)
+    assert [talk.ask() for talk in talks] == during
+    assert set(served(client, HOST[4], 64)) == {*left, "fourth"}
+    first.check()
+    third.check()
+
+
+def test_the_last_one_takes_the_port_with_it(host: Host, client: Namespace, plugin: Plugin) -> None:
+    for attachment in backends(host, plugin, 2):
+        attachment.delete()
+    with pytest.raises(Refused):
+        client.ask(HOST[4], 8080)
+    assert host.elements() == {}
+
+
+def test_an_attachment_added_again_keeps_its_part(host: Host, client: Namespace, plugin: Plugin) -> None:
+    first, _ = backends(host, plugin, 2)
+    first.add()
+    assert sorted(served(client, HOST[4], 64).values()) == [32, 32]
+    first.check()
+    plugin.add(first.container, publish(8081), **SHARED)
+    assert set(served(client, HOST[4], 8)) != {first.container.address[4]}
+    assert len(served(client, HOST[4], 8)) == 1
+
+
+def test_a_member_whose_namespace_is_gone_loses_its_part(host: Host, client: Namespace, plugin: Plugin) -> None:
+    dead, _ = backends(host, plugin, 2)
+    dead.container.remove()
+    backends(host, plugin, 1)
+    assert len(served(client, HOST[4], 64)) == 2
+    dead.delete()
+    assert sorted(served(client, HOST[4], 64).values()) == [32, 32]
+
+
+def test_gc_gives_the_part_of_what_is_gone_to_the_others(host: Host, client: Namespace, plugin: Plugin) -> None:
+    gone, lost, kept = backends(host, plugin, 3)
+    (plugin.state_directory / "attachments" / lost.container.id / "net:eth0.json").unlink()
+    plugin.gc({"cni.dev/valid-attachments": [{"containerID": kept.container.id, "ifname": "eth0"}]})
+    assert served(client, HOST[4], 64) == {kept.container.address[4]: 64}
+    assert host.owners() == {kept.owner, "shared"}
+    assert gone.owner not in host.owners()
+
+
+@pytest.mark.parametrize("keys", [{}, {"sharedPorts": [8080], "sharedAffinity": "client"}])
+def test_a_port_is_not_shared_with_who_does_not_want_to_share_it_so(
+    host: Host, client: Namespace, container: Container, plugin: Plugin, keys: dict[str, Any]
+) -> None:
+    backends(host, plugin, 2)
+    before = host.elements().keys()
+    with pytest.raises(PluginError, match="host port 8080/tcp is shared by others") as caught:
+        plugin.add(container, publish(8080), network="other", **keys)
+    assert caught.value.code == 100
+    assert host.elements().keys() == before
+    assert sorted(served(client, HOST[4], 64).values()) == [32, 32]
+
+
+def test_a_port_that_somebody_has_alone_is_not_shared(
+    container: Container, neighbour: Container, plugin: Plugin
+) -> None:
+    plugin.add(container, publish(8080))
+    with pytest.raises(PluginError, match=f"held by container {container.id}"):
+        plugin.add(neighbour, publish(8080), network="other", **SHARED)
+
+
+def test_a_container_on_two_networks_has_one_part(
+    host: Host, client: Namespace, container: Container, plugin: Plugin
+) -> None:
+    backends(host, plugin, 1)
+    first = plugin.add(container, publish(8080), **SHARED)
+    second = plugin.add(on_second_network(container), publish(8080), network="second", **SHARED)
+    assert served(client, HOST[4], 64)["web"] == 32
+    first.check()
+    second.check()
+    first.delete()
+    container.ip("link del eth0", "route replace default via 10.99.0.1")
+    assert served(client, HOST[4], 64)["web"] == 32
+    second.check()
+
+
+def test_a_lost_table_is_dealt_again(host: Host, client: Namespace, container: Container, plugin: Plugin) -> None:
+    backends(host, plugin, 3)
+    host.run("nft", "flush", "ruleset")
+    plugin.add(container)
+    assert len(served(client, HOST[4], 64)) == 3
+
+
+def test_a_failed_join_leaves_the_slots_as_they_were(
+    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+) -> None:
+    backends(host, plugin, 2)
+    plugin.add(neighbour, publish(9000))
+    before = host.elements()["slots4"]
+    with pytest.raises(PluginError, match="9000"):
+        plugin.add(container, publish(8080), publish(9000), **SHARED)
+    assert [e["elem"]["val"] if "elem" in e else e for e, _ in before] == [
+        e["elem"]["val"] if "elem" in e else e for e, _ in host.elements()["slots4"]
+    ]
+    assert client.ask(HOST[4], 8080).source == CLIENT[4]
