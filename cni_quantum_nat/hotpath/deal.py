@@ -41,18 +41,19 @@ def _scattered(count: int) -> list[int]:
 
 
 def _choose(slot: int, members: list[str], quotas: dict[str, int]) -> str:
-    """Choose for a free slot, so that each run of slots holds all, and so does every second of them.
+    """Choose for a free slot, in turn, so that each run of slots holds all, and so does every second of them.
 
-    Connections to two shared ports may alternate strictly, and each then meets only every second slot. The sum of
-    the digits to the base of the number of members (the Thue-Morse sequence, for two) is even for such runs too.
+    Connections to two shared ports may alternate strictly, and each then meets only every second slot. An odd number of
+    members takes turns all the same; with an even one, each round begins with another (for two, it is the Thue-Morse
+    sequence).
     """
     count = len(members)
-    digits, rest = 0, slot
-    while rest and count > 1:
-        rest, digit = divmod(rest, count)
-        digits += digit
-    for turn in range(count):
-        member = members[(digits + turn) % count]
+    turn, rounds = slot, slot // count
+    while rounds and count % 2 == 0:
+        turn += rounds
+        rounds //= count
+    for skipped in range(count):
+        member = members[(turn + skipped) % count]
         if quotas[member]:
             quotas[member] -= 1
             return member
