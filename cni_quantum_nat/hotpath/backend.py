@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import posix
 
+from .claims import PortClaims
 from .errors import STATE_DAMAGED, CniError, HostPortConflict
 from .host import namespace_identity
 from .model import AttachmentId
@@ -87,6 +88,39 @@ class Holders:
         """Whether it is another attachment of the same container."""
         return any(sibling.id.owner == owner for sibling in self._state.siblings(attachment_id))
 
+    def dead_holders(self, attachment: Attachment) -> list[Attachment]:
+        """Return whose host ports the attachment takes over; HostPortConflict when one of them is alive.
+
+        By the records alone, so it reads all of them, if more than the attachment itself counts one of its ports.
+        """
+        return [holder for holder in self._colliding(attachment) if self._may_take_from(holder, attachment)]
+
+    def refuse_held_by(self, backend: str, attachment: Attachment) -> None:
+        """Refuse host ports that a living attachment of another backend holds, which our own kernel part cannot see."""
+        for holder in self._colliding(attachment):
+            if holder.backend == backend:
+                self._may_take_from(holder, attachment)
+
+    def has_address(self, address: Address, attachment_id: AttachmentId) -> bool:
+        """Whether another attachment on record has this address; reads all records."""
+        others = (other for other in self._state.attachments([]) if other.id != attachment_id)
+        return any(endpoint.address == address for other in others for endpoint in other.endpoints)
+
+    def _colliding(self, attachment: Attachment) -> list[Attachment]:
+        claims = PortClaims(self._state.directory)
+        if all(claims.count(mapping) <= 1 for mapping in attachment.port_mappings):
+            return []  # that one is the attachment itself
+        others = [other for other in self._state.attachments([]) if other.id != attachment.id]
+        return [other for other in others if _collision(other, attachment)]
+
+    def _may_take_from(self, holder: Attachment, attachment: Attachment) -> bool:
+        mapping = _collision(holder, attachment)
+        assert mapping is not None  # noqa: S101 - for the type checker: they collide
+        where = f"{mapping.host_port}/{mapping.protocol}"
+        if mapping.specific_host_ip is not None:
+            where += f" on {mapping.specific_host_ip}"
+        return self.may_take(attachment.id, holder.id.owner, where)
+
     def record_of(self, owner: str) -> Attachment | None:
         """Return the record that an element's comment names; an abbreviated comment costs a search."""
         if "~" in owner:
@@ -94,6 +128,16 @@ class Holders:
         network, _, rest = owner.partition("/")
         container_id, _, interface = rest.partition("/")
         return readable_record(self._state, AttachmentId(network, container_id, interface)) if interface else None
+
+
+def _collision(one: Attachment, other: Attachment) -> PortMapping | None:
+    """Return a mapping of the one that wants a host port that the other has."""
+    families = one.published_families & other.published_families
+    for mapping in one.port_mappings:
+        for rival in other.port_mappings:
+            if mapping.is_same_port(rival, families) and not (mapping.sharing and rival.sharing):
+                return mapping
+    return None
 
 
 def is_alive(attachment: Attachment) -> bool:

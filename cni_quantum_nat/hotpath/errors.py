@@ -7,7 +7,6 @@ Raise them `from` their cause; `entry.py` prints them, once.
 from __future__ import annotations
 
 INCOMPATIBLE_VERSION = 1
-UNSUPPORTED_FIELD = 2
 # Code 3 (unknown container) is never used: it tells the runtime that nothing needs cleaning up.
 INVALID_ENVIRONMENT = 4
 IO_FAILURE = 5

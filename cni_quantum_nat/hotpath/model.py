@@ -139,6 +139,14 @@ class PortMapping:
             other.host_ip,
         )
 
+    def is_same_port(self, other: PortMapping, families: set[int]) -> bool:
+        """Whether both are the same port of the host, in one of these families."""
+        if (self.protocol, self.host_port) != (other.protocol, other.host_port):
+            return False
+        return self.specific_host_ip == other.specific_host_ip and any(
+            self.serves(family) and other.serves(family) for family in families
+        )
+
     @property
     def specific_host_ip(self) -> Address | None:
         """The one host address that it is published on, None when it is any."""

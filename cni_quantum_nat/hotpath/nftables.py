@@ -282,5 +282,5 @@ def _unusable(error: OSError) -> CniError:
         NOT_AVAILABLE,
         f"nftables cannot be used: {strerror(error.errno or 0)}",
         "The plugin needs CAP_NET_ADMIN in the host's network namespace and a kernel with nf_tables "
-        "(5.7 or newer; module nf_tables).",
+        '(5.7 or newer; module nf_tables). Without nf_tables, set "backend": "iptables".',
     )

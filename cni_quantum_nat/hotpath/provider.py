@@ -8,7 +8,7 @@ from __future__ import annotations
 from .backend import Backend, Holders, warn
 from .detour import add_policies, build_table, rehearse_table
 from .errors import TRY_AGAIN_LATER, AlreadyThere, CniError, HostPortConflict, NotThere
-from .model import NFTABLES
+from .model import IPTABLES, NFTABLES
 from .nftables import NftablesTable
 from .rules import Share, claims_of, plan_rules, plan_shares, plan_together
 from .shares import Change, SharedPorts
@@ -40,6 +40,8 @@ class NftablesBackend(Backend):
 
     def install(self, attachment: Attachment, replaced: Attachment | None) -> Callable[[], None]:
         """Put the elements into the kernel, at once where nothing is in the way."""
+        if self._state.has_iptables():
+            self._holders.refuse_held_by(IPTABLES, attachment)
         change = self._install(attachment, replaced)
         return lambda: self._table.commit(delete=change.add, add=change.delete)
 

@@ -3,6 +3,7 @@
     /run/cni/quantum-nat/                          mode 0700, of the plugin's user; on tmpfs, as rules die with a reboot too
       lock                                         never removed: whoever waits for it holds the old inode
       pending                                      a file being written, before it is renamed to its place
+      iptables                                     is there when a network has, or had, the iptables backend
       rebuilt                                      its time is when the rules were last made from the records
       claims/PROTOCOL                              how many attachments have each host port, see claims.py
       networks/NETWORK.json                        the configuration last validated, as given and as normalised
@@ -138,6 +139,19 @@ class State:
         """Keep a validated configuration beside the records of its network."""
         _make(f"{self.directory}/networks")
         self._replace(f"{self.directory}/networks/{network}{_SUFFIX}", content)
+
+    def note_iptables(self) -> None:
+        """Remember that a record of the iptables backend is, or was, among the others."""
+        if not self.has_iptables():
+            self._replace(f"{self.directory}/iptables", {})
+
+    def has_iptables(self) -> bool:
+        """Whether there may be records of the iptables backend."""
+        try:
+            posix.stat(f"{self.directory}/iptables")
+        except FileNotFoundError:
+            return False
+        return True
 
     def note_rebuild(self) -> None:
         """Remember that the kernel's rules, and their counters with them, were made anew from the records."""

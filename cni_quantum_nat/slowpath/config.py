@@ -8,15 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.alias_generators import to_camel
 
-from ..hotpath.errors import UNSUPPORTED_FIELD, CniError, InvalidConfiguration
+from ..hotpath.errors import InvalidConfiguration
 from ..hotpath.model import BY_CLIENT, SPREAD
 from .conditions import backend_of, check_conditions
-
-# Described, but not acted on yet. To ignore them would mislead.
-_NOT_YET = (
-    "markMasqBit",
-    "externalSetMarkChain",
-)
 
 _BOOLEAN = "true or false"
 _CONDITIONS = "a list of words that make match expressions of the backend"
@@ -190,11 +184,6 @@ def _address(text: str) -> IPv4Address | IPv6Address:
 
 def normalise(configuration: dict[str, Any]) -> dict[str, Any]:
     """Validate, and return what the hot path's Settings read; CniError(7) names key and value."""
-    for key in _NOT_YET:
-        if key in configuration:
-            raise CniError(
-                UNSUPPORTED_FIELD, f"{key} is not supported by this version of quantum-nat", "Remove the key."
-            )
     try:
         config = NatConfig.model_validate(configuration)
     except ValidationError as error:

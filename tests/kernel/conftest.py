@@ -51,9 +51,46 @@ def neighbour(host: Host) -> Container:
 
 
 @pytest.fixture
-def plugin(host: Host, tmp_path: Path) -> Plugin:
+def backend(request: pytest.FixtureRequest) -> str:
+    """What makes the rules: nftables, iptables-nft, iptables-legacy."""
+    return getattr(request, "param", "nftables")
+
+
+@pytest.fixture
+def plugin(host: Host, tmp_path: Path, backend: str) -> Plugin:
     """The plugin, called in the host's namespace."""
-    return Plugin(host, tmp_path / "state")
+    host.backend = backend
+    if backend == "iptables-legacy":
+        host.require_legacy_iptables()
+    return Plugin(host, tmp_path / "state", _programs(backend, tmp_path / "programs"))
+
+
+def _programs(backend: str, directory: Path) -> Path | None:
+    """Make a directory with this variant of iptables under its usual names."""
+    if backend == "nftables":
+        return None
+    directory.mkdir()
+    variant = backend.removeprefix("iptables-")
+    for prefix in ("iptables", "ip6tables"):
+        for name in ("restore", "save"):
+            (directory / f"{prefix}-{name}").symlink_to(f"/usr/sbin/{prefix}-{variant}-{name}")
+    return directory
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "behaviour: holds for every backend; with frozen, for both variants of iptables")
+    config.addinivalue_line("markers", "nftables: is about this backend alone")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what is marked `behaviour` over every backend; iptables-legacy where the test is also marked `frozen`."""
+    marked = metafunc.definition.get_closest_marker
+    if "plugin" not in metafunc.fixturenames or not marked("behaviour") or marked("nftables"):
+        return
+    backends = ["nftables", "iptables-nft"]
+    if marked("frozen"):
+        backends.append("iptables-legacy")
+    metafunc.parametrize("backend", backends, indirect=True)
 
 
 @pytest.hookimpl(wrapper=True)

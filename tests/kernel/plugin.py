@@ -63,14 +63,18 @@ class Attachment:
 class Plugin:
     """The plugin as a runtime calls it, in the host's namespace, with a state directory of its own."""
 
-    def __init__(self, host: Host, state_directory: Path) -> None:
+    def __init__(self, host: Host, state_directory: Path, programs: Path | None = None) -> None:
+        """`programs` comes first in PATH: the variant of iptables that is the backend, if one is."""
         self.host = host
+        self.programs = programs
         self.state_directory = state_directory
         binary = os.environ.get("QUANTUM_NAT_PLUGIN")
         self.command = [binary] if binary else [sys.executable, "-I", "-m", "cni_quantum_nat"]
 
     def configuration(self, network: str = "net", **keys: Any) -> dict[str, Any]:
         base = {"cniVersion": "1.1.0", "name": network, "type": "quantum-nat", "stateDir": str(self.state_directory)}
+        if self.programs is not None:
+            base["backend"] = "iptables"
         return {**base, **keys}
 
     def add(self, container: Container, *ports: dict[str, Any], network: str = "net", **keys: Any) -> Attachment:
@@ -115,7 +119,8 @@ class Plugin:
         **environment: str,
     ) -> subprocess.Popen[str]:
         """Start a call, to be finished later."""
-        variables = {"CNI_COMMAND": command, "CNI_PATH": "/opt/cni/bin", "PATH": os.environ["PATH"]}
+        path = f"{self.programs}:{os.environ['PATH']}" if self.programs else os.environ["PATH"]
+        variables = {"CNI_COMMAND": command, "CNI_PATH": "/opt/cni/bin", "PATH": path}
         if container is not None:
             variables["CNI_CONTAINERID"] = container.id
             variables["CNI_NETNS"] = str(container.path)

@@ -63,6 +63,7 @@ def same_address_again(host: Host, container: Container) -> Container:
     return host.container(number=int(container.address[4].rpartition(".")[2]))
 
 
+@pytest.mark.behaviour
 @both_families
 @pytest.mark.parametrize("specific", [False, True])
 def test_a_client_that_was_already_sending_reaches_the_container_at_once(
@@ -81,6 +82,7 @@ def test_a_client_that_was_already_sending_reaches_the_container_at_once(
     assert talk.ask() == "web"
 
 
+@pytest.mark.behaviour
 @pytest.mark.frozen
 @both_families
 def test_after_del_the_next_owner_of_the_address_gets_nothing_of_an_old_flow(
@@ -97,6 +99,7 @@ def test_after_del_the_next_owner_of_the_address_gets_nothing_of_an_old_flow(
     assert server.seen == []
 
 
+@pytest.mark.behaviour
 @both_families
 def test_after_del_a_late_answer_does_not_reach_the_next_owner_of_the_address(
     stack: ExitStack, host: Host, client: Namespace, container: Container, plugin: Plugin, family: int
@@ -116,6 +119,7 @@ def test_after_del_a_late_answer_does_not_reach_the_next_owner_of_the_address(
             listening.recv(64)
 
 
+@pytest.mark.behaviour
 @both_families
 def test_a_late_del_keeps_the_flows_of_the_next_owner_of_the_address(
     stack: ExitStack, host: Host, client: Namespace, container: Container, plugin: Plugin, family: int

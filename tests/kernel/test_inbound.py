@@ -7,6 +7,7 @@ import pytest
 from .plugin import Plugin, PluginError, publish
 from .world import BRIDGES, CLIENT, HOST, OTHER_HOST, Container, Host, Namespace
 
+pytestmark = pytest.mark.behaviour
 both_families = pytest.mark.parametrize("family", [4, 6])
 GATEWAY = {family: BRIDGES["cni0"][family].format(1).partition("/")[0] for family in (4, 6)}
 OTHER_GATEWAY = {family: BRIDGES["cni1"][family].format(1).partition("/")[0] for family in (4, 6)}

@@ -9,6 +9,7 @@ import pytest
 from .plugin import Plugin, PluginError, publish
 from .world import CLIENT, HOST, Container, Host, Namespace
 
+pytestmark = pytest.mark.behaviour
 both_families = pytest.mark.parametrize("family", [4, 6])
 
 
@@ -45,14 +46,14 @@ def test_a_port_held_by_a_living_container_is_an_error_that_names_it_and_changes
     host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
 ) -> None:
     plugin.add(container, publish(8080))
-    before = host.elements()
+    before = host.holdings()
     with pytest.raises(PluginError, match=container.id) as caught:
         plugin.add(neighbour, publish(9000), publish(8080))
     assert caught.value.code >= 100
     assert "8080" in caught.value.message
     assert client.ask(HOST[4], 8080).server == "web"
     assert client.is_refused(HOST[4], 9000)
-    assert host.elements().keys() == before.keys()
+    assert host.holdings() == before
     assert neighbour.id not in str(host.owners())
     assert not list(plugin.state_directory.glob(f"attachments/{neighbour.id}*"))
 
@@ -166,6 +167,7 @@ def test_del_without_a_record_keeps_what_another_attachment_owns(
     new.check()
 
 
+@pytest.mark.nftables
 def test_del_keeps_elements_that_another_state_directory_owns(
     host: Host, client: Namespace, container: Container, plugin: Plugin
 ) -> None:
@@ -179,6 +181,7 @@ def test_del_keeps_elements_that_another_state_directory_owns(
     assert host.owners() == {"other/somebody/eth0"}
 
 
+@pytest.mark.nftables
 @pytest.mark.parametrize("loss", ["flush ruleset", "flush map inet quantum host_ports4"])
 def test_del_succeeds_where_the_kernel_has_lost_the_elements(
     host: Host, client: Namespace, container: Container, plugin: Plugin, loss: str

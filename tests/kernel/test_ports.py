@@ -65,6 +65,7 @@ def recorded_ports(plugin: Plugin, container: Container) -> list[int]:
     return [m["hostPort"] for record in records for m in json.loads(record.read_text())["portMappings"]]
 
 
+@pytest.mark.behaviour
 @pytest.mark.frozen
 def test_a_mapping_without_a_host_port_gets_the_first_of_the_range_and_port_says_which(
     client: Namespace, container: Container, plugin: Plugin
@@ -92,6 +93,7 @@ def test_port_wants_a_container_that_is_on_record(plugin: Plugin, container: Con
     assert "no container on record has an ID that begins with 'nobody'" in done.stderr
 
 
+@pytest.mark.behaviour
 def test_each_container_gets_another_port_and_a_freed_one_is_not_the_next(
     client: Namespace, container: Container, neighbour: Container, plugin: Plugin
 ) -> None:
@@ -105,6 +107,7 @@ def test_each_container_gets_another_port_and_a_freed_one_is_not_the_next(
     assert client.ask(HOST[4], 40003).server == "web"
 
 
+@pytest.mark.behaviour
 def test_an_attachment_added_again_and_a_second_network_get_the_same_port(
     client: Namespace, container: Container, plugin: Plugin
 ) -> None:
@@ -145,21 +148,23 @@ def test_a_listener_on_another_address_is_in_nobodys_way(host: Host, container: 
     assert recorded_ports(plugin, container) == [40000]
 
 
+@pytest.mark.behaviour
 @pytest.mark.frozen
 def test_a_full_range_is_an_error_that_names_it_and_changes_nothing(
     host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
 ) -> None:
     plugin.add(container, ask_for_any(), ask_for_any(), portRange="40000-40001")
-    before = host.elements().keys()
+    before = host.holdings()
     with pytest.raises(PluginError, match="no tcp port is free in portRange 40000-40001") as caught:
         plugin.add(neighbour, publish(9000), ask_for_any(), portRange="40000-40001")
     assert caught.value.code == 107
-    assert host.elements().keys() == before
+    assert host.holdings() == before
     assert client.is_refused(HOST[4], 9000)
     assert not (plugin.state_directory / "attachments" / neighbour.id).exists()
     plugin.add(neighbour, ask_for_any(protocol="udp"), portRange="40000-40001")
 
 
+@pytest.mark.behaviour
 def test_ports_that_were_counted_and_never_taken_come_back_when_the_range_seems_full(
     container: Container, plugin: Plugin
 ) -> None:
@@ -222,6 +227,7 @@ def host_socket_in_use(host: Host, port: int) -> Iterator[None]:
         yield
 
 
+@pytest.mark.behaviour
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
 def test_the_runtimes_own_reservation_is_no_conflict(
     host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin, protocol: str

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import time
 from contextlib import ExitStack
@@ -195,6 +196,7 @@ class Host(Namespace):
 
     def __init__(self, stack: ExitStack) -> None:
         super().__init__("host", stack)
+        self.backend = "nftables"
         self._used: dict[str, int] = {}
         for bridge, networks in BRIDGES.items():
             self.ip(
@@ -241,11 +243,38 @@ class Host(Namespace):
             if value == "1":
                 pytest.skip("the kernel has no br_netfilter")
 
+    def require_legacy_iptables(self) -> None:
+        """Skip the test where the kernel has none of it."""
+        command = ("nsenter", f"--net={self.path}", "iptables-legacy-save", "-t", "nat")
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("the kernel has no iptables-legacy")
+
+    def iptables_rules(self) -> list[str]:
+        """Return the plugin's rules, of both families, as iptables-save lists them."""
+        saves = [f"{prefix}-{self.backend.removeprefix('iptables-')}-save" for prefix in ("iptables", "ip6tables")]
+        lines = [line for save in saves for line in self.run(save).splitlines()]
+        return [line for line in lines if "QUANTUM" in line]
+
     def ruleset(self) -> str:
         """Return the plugin's table, or nft's complaint."""
+        if self.backend != "nftables":
+            return "\n".join(self.iptables_rules())
         command = ("nsenter", f"--net={self.path}", "nft", "list", "table", "inet", "quantum")
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         return done.stdout or done.stderr
+
+    def lower_guard(self) -> None:
+        """Take away what keeps 127.0.0.0/8 on this host, to see that an attack works without it."""
+        if self.backend == "nftables":
+            self.run("nft", "flush chain inet quantum guard")
+        else:
+            self.run(self.backend, "-t", "raw", "-F", "QUANTUM-GUARD")
+
+    def holdings(self) -> set[str]:
+        """Return what there is in anybody's name: the sets and maps with elements, or the rules."""
+        if self.backend != "nftables":
+            return {line for line in self.iptables_rules() if "--comment" in line}
+        return set(self.elements()) if "No such file" not in self.ruleset() else set()
 
     def elements(self) -> dict[str, list[Any]]:
         """Return the elements of those sets and maps that have any."""
@@ -254,7 +283,9 @@ class Host(Namespace):
         return {entry["name"]: entry["elem"] for entry in sets if entry and "elem" in entry and "flags" not in entry}
 
     def owners(self) -> set[str]:
-        """Return the comments of all elements."""
+        """Return the comments of all elements, or rules."""
+        if self.backend != "nftables":
+            return {owner for line in self.iptables_rules() for owner in re.findall(r'--comment "?([^" ]+)', line)}
         found: set[str] = set()
         _collect_comments(self.elements(), found)
         return found

@@ -89,11 +89,29 @@ def test_several_wrong_keys_are_all_named() -> None:
     assert "masqAll is 'x'" in caught.value.message
 
 
-@pytest.mark.parametrize("key", ["markMasqBit", "externalSetMarkChain"])
-def test_a_key_that_this_version_does_not_act_on_is_refused(key: str) -> None:
-    with pytest.raises(CniError, match=f"{key} is not supported") as caught:
-        normalise({key: "x"})
-    assert caught.value.code == 2
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"backend": "iptables", "sharedPorts": [80]}, 'sharedPorts cannot be had with backend "iptables"'),
+        ({"backend": "iptables", "conntrackTimeout": 60}, "conntrackTimeout cannot be had"),
+        ({"backend": "iptables", "ipv6Localhost": True}, "ipv6Localhost cannot be had"),
+        ({"externalSetMarkChain": "KUBE-MARK-MASQ"}, "externalSetMarkChain cannot be had"),
+        ({"backend": "iptables", "markMasqBit": 1, "externalSetMarkChain": "X"}, "exclude each other"),
+        ({"backend": "iptables", "externalSetMarkChain": "-j"}, "externalSetMarkChain is '-j'"),
+        ({"conditionsV4": ["-s", "10.0.0.1"]}, 'conditionsV4 is in the syntax of iptables, but backend is "nftables"'),
+        ({"conditionsV6": ["ip6 saddr ::1 drop"]}, "'drop' is not part of a match expression"),
+        ({"markMasqBit": 32}, "markMasqBit is 32"),
+        ({"sharedPorts": [0]}, "sharedPorts is [0]"),
+        ({"sharedAffinity": "ip"}, "sharedAffinity is 'ip'"),
+        ({"hostPortConflict": "ignore"}, "hostPortConflict is 'ignore'"),
+        ({"conntrackTimeout": 0}, "conntrackTimeout is 0"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(CniError) as caught:
+        normalise(given)
+    assert caught.value.code == 7
+    assert said in caught.value.message
 
 
 @pytest.mark.parametrize("directory", ["state", "", 5, "/run/../etc", "/a\0b"])
