@@ -141,8 +141,11 @@ def _collision(one: Attachment, other: Attachment) -> PortMapping | None:
 
 
 def is_alive(attachment: Attachment) -> bool:
-    """Whether the network namespace that the attachment was made in still exists, under the same path."""
-    return namespace_identity(attachment.netns) == attachment.netns_identity
+    """Whether the network namespace that the attachment was made in still exists, under the same path.
+
+    One that was made by the Python API has none, and lives until it is undone.
+    """
+    return not attachment.netns or namespace_identity(attachment.netns) == attachment.netns_identity
 
 
 def readable_record(state: State, attachment_id: AttachmentId) -> Attachment | None:

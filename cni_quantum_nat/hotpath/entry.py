@@ -6,10 +6,9 @@ import time
 
 from . import protocol
 from .backend import warn
-from .errors import INTERNAL, CniError, InvalidConfiguration
-from .host import default_route_interface
+from .errors import INTERNAL, CniError
 from .manager import NatManager
-from .model import Attachment, Outbound
+from .model import Attachment
 from .ports import parse_port_mappings
 from .settings import has_other_backend, read_settings, state_of
 
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from .model import Endpoint
     from .protocol import Environment
     from .settings import Settings
 
@@ -129,7 +127,7 @@ def read_attachment(
         netns_identity=netns_identity,
         endpoints=endpoints,
         port_mappings=parse_port_mappings(configuration, ipv6_localhost=settings.inbound.ipv6_localhost),
-        outbound=_outbound_of(settings, endpoints),
+        outbound=settings.outbound_for(endpoints),
         inbound=settings.inbound,
         established_timeout_s=settings.established_timeout_s,
         created_at=time.time(),
@@ -148,26 +146,6 @@ def _attachment_without_record(
         return read_attachment(environment, configuration, _settings_of(configuration, manager), _NO_NAMESPACE)
     except CniError:
         return None  # such a call could not have been added either
-
-
-def _outbound_of(settings: Settings, endpoints: list[Endpoint]) -> Outbound:
-    present = {endpoint.address.family for endpoint in endpoints}
-    families = tuple(family for family in settings.masquerade if family in present)
-    external = {family: _external_interfaces(settings.external_interfaces, family) for family in families}
-    addresses = {family: address for family, address in settings.snat_addresses.items() if family in families}
-    return Outbound(families, external, addresses)
-
-
-def _external_interfaces(configured: tuple[str, ...], family: int) -> tuple[str, ...]:
-    if configured != ("default",):
-        return configured
-    interface = default_route_interface(family)
-    if not interface:
-        raise InvalidConfiguration(
-            f'externalInterface is "default", but the host has no IPv{family} default route',
-            'Name the interface, or set masquerade to the family that has one ("ipv4" or "ipv6").',
-        )
-    return (interface,)
 
 
 def _internal(error: Exception) -> CniError:

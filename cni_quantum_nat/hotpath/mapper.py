@@ -7,6 +7,7 @@ from .detour import holders_of
 from .errors import PORT_RANGE_FULL, CniError, HostPortConflict
 from .host import read_port_list
 from .listeners import find_listeners
+from .model import PROTOCOLS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,14 +22,17 @@ _RESERVED = "/proc/sys/net/ipv4/ip_local_reserved_ports"
 
 def recall_ports(attachment: Attachment, earlier: list[Attachment]) -> None:
     """Give mappings without a host port the one that was allocated for them before: to this attachment or a sibling."""
+    taken = {protocol: set[int]() for protocol in PROTOCOLS}
+    for mapping in attachment.port_mappings:
+        taken[mapping.protocol].add(mapping.host_port)
     known = [mapping for record in earlier for mapping in record.port_mappings if mapping.allocated]
     for mapping in attachment.port_mappings:
         if mapping.host_port:
             continue
         for former in known:
-            if former.asks_for_the_same(mapping):
+            if former.asks_for_the_same(mapping) and former.host_port not in taken[mapping.protocol]:
                 mapping.host_port = former.host_port
-                known = [other for other in known if other is not former]
+                taken[mapping.protocol].add(mapping.host_port)
                 break
 
 

@@ -65,6 +65,32 @@ class Address:
         return self.packed[0] == 127 if self.family == 4 else self.packed == b"\0" * 15 + b"\1"
 
 
+class Subnet:
+    """The addresses that begin with the same bits: `first` of them, and how many bits."""
+
+    __slots__ = ("first", "prefix_length")
+
+    def __init__(self, first: Address, prefix_length: int) -> None:
+        self.first = first
+        self.prefix_length = prefix_length
+
+    def __str__(self) -> str:
+        return f"{self.first}/{self.prefix_length}"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Subnet) and (self.first, self.prefix_length) == (other.first, other.prefix_length)
+
+    def __hash__(self) -> int:
+        return hash((self.first, self.prefix_length))
+
+    @property
+    def after(self) -> bytes:
+        """The address after its last one, packed; empty when there is none."""
+        bits = len(self.first.packed) * 8
+        number = int.from_bytes(self.first.packed, "big") + (1 << (bits - self.prefix_length))
+        return b"" if number >> bits else number.to_bytes(bits // 8, "big")
+
+
 class Endpoint:
     """An address of the container, the length of its network's prefix, and how the host reaches it.
 
@@ -92,11 +118,12 @@ class Endpoint:
         return f"{self.address}/{self.prefix_length}"
 
     @property
-    def network(self) -> bytes:
-        """The first address of its network, packed."""
+    def network(self) -> Subnet:
+        """Its own network."""
         bits = len(self.address.packed) * 8
         mask = (1 << bits) - (1 << (bits - self.prefix_length))
-        return (int.from_bytes(self.address.packed, "big") & mask).to_bytes(bits // 8, "big")
+        first = (int.from_bytes(self.address.packed, "big") & mask).to_bytes(bits // 8, "big")
+        return Subnet(Address(self.address.family, first), self.prefix_length)
 
 
 class PortMapping:
@@ -273,6 +300,7 @@ class Attachment:
     netns_identity: device and inode of the network namespace at ADD; a path may come to name another one.
     established_timeout_s: how long an established TCP flow that the rules translate may be idle.
     created_at: seconds since the epoch.
+    is_network: whether it stands for all addresses of its endpoints' networks; CNI knows no such thing.
     """
 
     __slots__ = (
@@ -282,6 +310,7 @@ class Attachment:
         "established_timeout_s",
         "id",
         "inbound",
+        "is_network",
         "netns",
         "netns_identity",
         "outbound",
@@ -301,8 +330,10 @@ class Attachment:
         inbound: Inbound,
         established_timeout_s: int,
         created_at: float,
+        is_network: bool = False,
     ) -> None:
         self.id = attachment_id
+        self.is_network = is_network
         self.backend = backend
         self.netns = netns
         self.netns_identity = netns_identity
@@ -351,6 +382,7 @@ class Attachment:
             "outbound": _outbound_record(self.outbound),
             "inbound": _inbound_record(self.inbound),
             "establishedTimeoutS": self.established_timeout_s,
+            "isNetwork": self.is_network,
         }
 
     @classmethod
@@ -368,6 +400,7 @@ class Attachment:
             inbound=_inbound_of_record(record["inbound"]),
             established_timeout_s=record["establishedTimeoutS"],
             created_at=record["createdAt"],
+            is_network=record["isNetwork"],
         )
         for endpoint, written in zip(attachment.endpoints, record["endpoints"]):
             endpoint.host_interface = written["hostInterface"]

@@ -10,7 +10,7 @@ from _struct import Struct
 from errno import EEXIST, ENOENT
 
 from .errors import NOT_AVAILABLE, AlreadyThere, CniError, KernelRefused, NotThere
-from .model import PROTOCOL_NAMES, PROTOCOLS, Address
+from .model import PROTOCOL_NAMES, PROTOCOLS, Address, Subnet
 from .netlink import (
     NLM_F_ACK,
     NLM_F_CREATE,
@@ -42,7 +42,8 @@ _GETTABLE, _GETCHAIN, _NEWSETELEM, _GETSETELEM, _DELSETELEM, _GETGEN = 1, 4, 12,
 _TABLE_NAME = 1
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_USERS = 1, 3, 6
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_ELEMENT = 1, 2, 3, 1
-_ELEMENT_KEY, _ELEMENT_DATA, _ELEMENT_USERDATA, _ELEMENT_EXPRESSION = 1, 2, 6, 7
+_ELEMENT_KEY, _ELEMENT_DATA, _ELEMENT_FLAGS, _ELEMENT_USERDATA, _ELEMENT_EXPRESSION = 1, 2, 3, 6, 7
+_INTERVAL_END = 1
 _EXPRESSION_DATA, _COUNTER_PACKETS = 2, 2
 _DATA_VALUE, _DATA_VERDICT = 1, 2
 _VERDICT_CODE, _VERDICT_CHAIN = 1, 2
@@ -71,6 +72,8 @@ def _text(text: str) -> bytes:
 def _encode_field(kind: str, field: Field) -> bytes:
     if isinstance(field, Address):
         return field.packed
+    if isinstance(field, Subnet):
+        return field.first.packed
     if isinstance(field, int):
         return _SLOT.pack(field) if kind == SLOT else field.to_bytes(2, "big") + b"\0\0"
     if kind == PROTOCOL:
@@ -119,8 +122,20 @@ def _element_message(operation: int, flags: int, sequence: int, element: Element
             content += nested(_ELEMENT_DATA, _encode_fields(layout.data, element.data))
         comment = _text(element.owner)
         content += attribute(_ELEMENT_USERDATA, bytes((_COMMENT, len(comment))) + comment)
+    listed = nested(_LIST_ELEMENT, content)
+    if layout.has_intervals and operation != _GETSETELEM:
+        listed += _end_of_interval(element)
     where = attribute(_LIST_TABLE, _text(TABLE)) + attribute(_LIST_SET, _text(element.set_name))
-    return _request(operation, flags, sequence, where + nested(_LIST_ELEMENTS, nested(_LIST_ELEMENT, content)))
+    return _request(operation, flags, sequence, where + nested(_LIST_ELEMENTS, listed))
+
+
+def _end_of_interval(element: Element) -> bytes:
+    """Frame the element that ends an interval: the address after it, with a flag and nothing else."""
+    subnet = element.key[0]
+    if not isinstance(subnet, Subnet) or not subnet.after:
+        return b""
+    flag = attribute(_ELEMENT_FLAGS, _UINT.pack(_INTERVAL_END))
+    return nested(_LIST_ELEMENT, nested(_ELEMENT_KEY, attribute(_DATA_VALUE, subnet.after)) + flag)
 
 
 def _elements_of(reply: Reply, set_name: str) -> Iterator[Element]:
@@ -191,7 +206,10 @@ class NftablesTable:
             requests = [_element_message(_GETSETELEM, 0, start + i, element) for i, element in enumerate(chunk)]
             for reply in self._exchange(b"".join(requests)):
                 if reply.is_answer:
-                    found[reply.sequence] = next(_elements_of(reply, elements[reply.sequence].set_name), None)
+                    held = next(_elements_of(reply, elements[reply.sequence].set_name), None)
+                    if held is not None:
+                        held.key = elements[reply.sequence].key  # an interval comes back as its first address
+                    found[reply.sequence] = held
                 elif reply.error_number not in (0, ENOENT):
                     raise KernelRefused("look up an element of table inet quantum", reply.error_number)
         return found

@@ -27,14 +27,15 @@ def parse_port_mappings(configuration: dict[str, Any], *, ipv6_localhost: bool =
         return []
     if not isinstance(entries, list):
         raise InvalidConfiguration("runtimeConfig.portMappings is not a list")
-    mappings = [_parse_entry(f"portMappings[{number}]", entry) for number, entry in enumerate(entries)]
+    mappings = [parse_entry(f"portMappings[{number}]", entry) for number, entry in enumerate(entries)]
     if not ipv6_localhost:
-        _check_localhost(mappings)
+        check_localhost(mappings)
     _check_distinct(mappings)
     return mappings
 
 
-def _check_localhost(mappings: list[PortMapping]) -> None:
+def check_localhost(mappings: list[PortMapping]) -> None:
+    """Refuse ::1, where nothing makes it reach a container; CniError(7) names the entry."""
     for number, mapping in enumerate(mappings):
         if mapping.host_ip is not None and mapping.host_ip.family == 6 and mapping.host_ip.is_loopback:
             raise InvalidConfiguration(
@@ -43,7 +44,8 @@ def _check_localhost(mappings: list[PortMapping]) -> None:
             )
 
 
-def _parse_entry(where: str, entry: object) -> PortMapping:
+def parse_entry(where: str, entry: object) -> PortMapping:
+    """Read one entry; CniError(7) names it by `where`, and the key."""
     if not isinstance(entry, dict):
         raise InvalidConfiguration(f"{where} is not an object")
     # containerd sends HostPort, podman hostPort: Go's decoder, and so everybody's, does not mind the case.

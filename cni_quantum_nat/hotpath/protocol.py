@@ -74,12 +74,13 @@ def _variable(name: str) -> str:
         raise InvalidEnvironment(f"{name} is not UTF-8: {value!r}") from error
 
 
-def _is_name(text: str) -> bool:
+def is_valid_name(text: str) -> bool:
+    """Whether it can name a network or a container: in records, file names and comments."""
     return text[:1].isalnum() and _NAME_CHARACTERS.issuperset(text) and len(text) <= _NAME_MAX_BYTES
 
 
 def _check_name(variable: str, value: str) -> None:
-    if not _is_name(value):
+    if not is_valid_name(value):
         raise InvalidEnvironment(
             f"{variable} is {value!r}: it must be a letter or digit, then letters, digits, '_', '.', '-', "
             f"at most {_NAME_MAX_BYTES} in all"
@@ -145,7 +146,7 @@ def check_version(configuration: dict[str, Any], command: str) -> str:
 def network_name(configuration: dict[str, Any]) -> str:
     """Return the network's name; CniError(7) when it is missing or could leave the state directory."""
     name = configuration.get("name")
-    if not isinstance(name, str) or not _is_name(name):
+    if not isinstance(name, str) or not is_valid_name(name):
         raise InvalidConfiguration(
             f"name is {name!r}: a network's name must be a letter or digit, then letters, digits, '_', '.', '-', "
             f"at most {_NAME_MAX_BYTES} in all"

@@ -6,6 +6,7 @@ from .deal import deal
 from .model import BY_CLIENT, EXCLUSIVE, SPREAD, Address, Attachment, Endpoint, PortMapping
 from .table import (
     FIXED_SOURCE,
+    FIXED_SOURCE_OF_NETWORK,
     FIXED_SOURCE_VIA,
     IPV6_LOCALHOST_ALIAS,
     MASQUERADED,
@@ -24,7 +25,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    Field = Address | str | int
+    from .model import Subnet
+
+    Field = Address | Subnet | str | int
     Fields = tuple[Field, ...]
 
 _NETWORK_MAPS = ("networks4", "networks6")
@@ -134,6 +137,8 @@ def plan_rules(attachment: Attachment) -> list[Element]:
 
     Those of a shared port's slots depend on who else shares it, see shares.py.
     """
+    if attachment.is_network:
+        return list(_plan_whole_network(attachment))
     planned = [*_plan_outbound(attachment), *_plan_inbound(attachment)]
     return list({element.identity: element for element in planned}.values())
 
@@ -169,10 +174,30 @@ def _plan_outbound(attachment: Attachment) -> Iterator[Element]:
                 yield Element(f"snat{suffix}{family}", key, (fixed,), owner)
 
 
+def _plan_whole_network(attachment: Attachment) -> Iterator[Element]:
+    outbound, owner = attachment.outbound, attachment.id.owner
+    for endpoint in attachment.endpoints:
+        network, family = endpoint.network, endpoint.address.family
+        if family not in outbound.masquerade:
+            continue
+        yield Element(f"cidr_networks{family}", (network,), (prefix_chain(family, network.prefix_length),), owner)
+        yield Element(f"subnets{family}", (network.first, network.first), (), owner)
+        interfaces = outbound.external_interfaces.get(family, ())
+        conditions: dict[int, tuple[str, ...]] = {}
+        if interfaces:
+            conditions[family] = ("oifname", "{", ", ".join(f'"{name}"' for name in interfaces), "}")
+        fixed = outbound.snat_addresses.get(family)
+        kind = MASQUERADED if fixed is None else FIXED_SOURCE_OF_NETWORK
+        policy = Policy(kind, attachment.established_timeout_s, conditions)
+        yield Element(f"cidr_outbound{family}", (network,), (policy.chain,), owner, policy)
+        if fixed is not None:
+            yield Element(f"cidr_snat{family}", (network,), (fixed,), owner)
+
+
 def _plan_own_subnet(endpoint: Endpoint, owner: str) -> Iterator[Element]:
     address, family = endpoint.address, endpoint.address.family
     yield Element(f"networks{family}", (address,), (prefix_chain(family, endpoint.prefix_length),), owner)
-    yield Element(f"subnets{family}", (address, Address(family, endpoint.network)), (), owner)
+    yield Element(f"subnets{family}", (address, endpoint.network.first), (), owner)
 
 
 def _plan_inbound(attachment: Attachment) -> Iterator[Element]:

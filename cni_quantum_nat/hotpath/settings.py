@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from .detour import validate_configuration
 from .errors import InvalidConfiguration
-from .model import EXCLUSIVE, NFTABLES, Address, Inbound
+from .host import default_route_interface
+from .model import EXCLUSIVE, NFTABLES, Address, Inbound, Outbound
 from .state import DEFAULT_DIRECTORY, State
 
 TYPE_CHECKING = False
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from .model import Attachment
+    from .model import Attachment, Endpoint
 
 # What differs from call to call is checked by plain code, each time.
 _VOLATILE = ("prevResult", "runtimeConfig", "args", "cni.dev/valid-attachments", "cni.dev/attachments")
@@ -61,6 +62,14 @@ class Settings:
             set_mark_chain=normalised["externalSetMarkChain"],
         )
 
+    def outbound_for(self, endpoints: list[Endpoint]) -> Outbound:
+        """Return how a container with these addresses gets out; CniError(7) when there is no default route to get out by."""
+        present = {endpoint.address.family for endpoint in endpoints}
+        families = tuple(family for family in self.masquerade if family in present)
+        external = {family: _external_interfaces(self.external_interfaces, family) for family in families}
+        addresses = {family: address for family, address in self.snat_addresses.items() if family in families}
+        return Outbound(families, external, addresses)
+
     def apply_to(self, attachment: Attachment) -> None:
         """Let an attachment have what its network asks for by now, but for the way out, which ADD found."""
         attachment.backend = self.backend
@@ -68,6 +77,18 @@ class Settings:
         attachment.established_timeout_s = self.established_timeout_s
         for mapping in attachment.port_mappings:
             mapping.sharing = self.sharing if mapping.host_port in self.shared_ports else EXCLUSIVE
+
+
+def _external_interfaces(configured: tuple[str, ...], family: int) -> tuple[str, ...]:
+    if configured != ("default",):
+        return configured
+    interface = default_route_interface(family)
+    if not interface:
+        raise InvalidConfiguration(
+            f'externalInterface is "default", but the host has no IPv{family} default route',
+            'Name the interface, or set masquerade to the family that has one ("ipv4" or "ipv6").',
+        )
+    return (interface,)
 
 
 def state_of(configuration: dict[str, Any]) -> State:

@@ -31,11 +31,19 @@ GOTO = "goto"
 class SetLayout:
     """A set, or with `data` a map. `purpose` is its comment in the ruleset."""
 
-    __slots__ = ("counter", "data", "key", "name", "purpose")
+    __slots__ = ("counter", "data", "has_intervals", "key", "name", "purpose")
 
-    def __init__(
-        self, name: str, key: tuple[str, ...], data: tuple[str, ...] = (), *, counter: bool = False, purpose: str
+    def __init__(  # noqa: PLR0913 - a set has as many properties
+        self,
+        name: str,
+        key: tuple[str, ...],
+        data: tuple[str, ...] = (),
+        *,
+        counter: bool = False,
+        has_intervals: bool = False,
+        purpose: str,
     ) -> None:
+        self.has_intervals = has_intervals
         self.name = name
         self.key = key
         self.data = data
@@ -50,6 +58,36 @@ def _layouts_of(family: int) -> list[SetLayout]:
         *_layouts_of_host_ports(f"{{}}{family}", (), (address, PORT)),
         *_layouts_of_containers(family, address),
         *_layouts_of_sources(family, address),
+        *_layouts_of_whole_networks(family, address),
+    ]
+
+
+def _layouts_of_whole_networks(family: int, address: str) -> list[SetLayout]:
+    """Lay out what the Python API fills; their keys are subnets, which do not overlap."""
+    key = (address,)
+    return [
+        SetLayout(
+            f"cidr_networks{family}",
+            key,
+            (JUMP,),
+            has_intervals=True,
+            purpose="whole network -> the chain of its prefix length",
+        ),
+        SetLayout(
+            f"cidr_outbound{family}",
+            key,
+            (GOTO,),
+            counter=True,
+            has_intervals=True,
+            purpose="whole network -> its source outside",
+        ),
+        SetLayout(
+            f"cidr_snat{family}",
+            key,
+            key,
+            has_intervals=True,
+            purpose="whole network -> its source address outside",
+        ),
     ]
 
 
@@ -136,12 +174,12 @@ CHAIN_USE = {
     "localhost6_out": 1,
     "localhost6_in": 1,
     "host_ports": 7,
-    "established": 10,
+    "established": 11,
     "postrouting": 2,
     "inbound": 15,
-    "outbound4": 5,
-    "outbound6": 5,
-    "own": 327,
+    "outbound4": 7,
+    "outbound6": 7,
+    "own": 487,
 }
 
 # What becomes of a connection. The names are those of chains, see slowpath/ruleset.py for their rules.
@@ -152,6 +190,7 @@ ON_ONE_ADDRESS = "_on_ip"  # ends the names above for a port on one host address
 MASQUERADED = "masqueraded"
 FIXED_SOURCE = "fixed_source"
 FIXED_SOURCE_VIA = "fixed_source_via"
+FIXED_SOURCE_OF_NETWORK = "fixed_source_of_network"
 
 
 class Policy:
@@ -195,7 +234,7 @@ class Policy:
 
 ORDINARY = [
     Policy(kind + where) for kind in (PUBLISH, SPREAD_EVENLY, SPREAD_BY_CLIENT) for where in ("", ON_ONE_ADDRESS)
-] + [Policy(kind) for kind in (MASQUERADED, FIXED_SOURCE, FIXED_SOURCE_VIA)]
+] + [Policy(kind) for kind in (MASQUERADED, FIXED_SOURCE, FIXED_SOURCE_VIA, FIXED_SOURCE_OF_NETWORK)]
 
 
 def prefix_chain(family: int, prefix_length: int) -> str:

@@ -71,13 +71,14 @@ class NatConfig(BaseModel):
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, strict=True, extra="ignore")
 
-    backend: Literal["nftables", "iptables"] = Field("nftables", description="What makes the rules.")
-    ip_forwarding: bool = Field(True, description="Turn forwarding on for the families in use.")
+    backend: Literal["nftables", "iptables"] = Field(default="nftables", description="What makes the rules.")
+    ip_forwarding: bool = Field(default=True, description="Turn forwarding on for the families in use.")
     masquerade: bool | Literal["ipv4", "ipv6"] = Field(
-        True, description="Give what leaves the container's subnet the host's address: both families, one, or none."
+        default=True,
+        description="Give what leaves the container's subnet the host's address: both families, one, or none.",
     )
     external_interface: Interface | list[Interface] | None = Field(
-        None,
+        default=None,
         description='Masquerade only what leaves by this interface, or these. "default": that of the default route.',
     )
     snat_address: list[Annotated[str, AfterValidator(lambda text: str(_address(text)))]] = Field(
@@ -86,43 +87,45 @@ class NatConfig(BaseModel):
         description="Use this source address in place of the outgoing interface's; at most one per family.",
     )
     port_range: PortRange = Field(
-        "32768-60999", description="Where a port is taken from for a mapping without hostPort: first and last."
+        default="32768-60999", description="Where a port is taken from for a mapping without hostPort: first and last."
     )
     host_port_conflict: Literal["refuse", "allow"] = Field(
-        "refuse", description="What happens when a process of the host listens on a port that is to be published."
+        default="refuse",
+        description="What happens when a process of the host listens on a port that is to be published.",
     )
     shared_ports: list[Port] = Field(
         default_factory=list, description="Host ports that several containers may publish at the same time."
     )
     shared_affinity: Literal["none", "client"] = Field(
-        "none", description='Spread each new connection to a shared port, or with "client" each client address.'
+        default="none", description='Spread each new connection to a shared port, or with "client" each client address.'
     )
     conntrack_timeout: Annotated[int, Field(ge=1, le=2147483)] = Field(
-        3600, description="Seconds for which an established TCP connection that is translated may be idle."
+        default=3600, description="Seconds for which an established TCP connection that is translated may be idle."
     )
-    ipv6_localhost: bool = Field(False, description="Let [::1]:port on the host reach the container.")
+    ipv6_localhost: bool = Field(default=False, description="Let [::1]:port on the host reach the container.")
     snat: bool = Field(
-        True, description="Masquerade neighbours and 127.0.0.1 that come through a host port, so that replies return."
+        default=True,
+        description="Masquerade neighbours and 127.0.0.1 that come through a host port, so that replies return.",
     )
-    masq_all: bool = Field(False, description="Masquerade everybody who comes through a host port.")
+    masq_all: bool = Field(default=False, description="Masquerade everybody who comes through a host port.")
     mark_masq_bit: Annotated[int, Field(ge=0, le=31)] | None = Field(
-        None,
+        default=None,
         description="With iptables, the bit of the packet mark that stands for masquerade; nftables needs none.",
     )
     external_set_mark_chain: Chain | None = Field(
-        None, description="With iptables, the chain of another program that marks what it masquerades."
+        default=None, description="With iptables, the chain of another program that marks what it masquerades."
     )
     conditions_v4: Conditions = Field(
         default_factory=list,
-        alias="conditionsV4",
         description="What an IPv4 connection to a host port must match as well.",
     )
     conditions_v6: Conditions = Field(
         default_factory=list,
-        alias="conditionsV6",
         description="What an IPv6 connection to a host port must match as well.",
     )
-    state_dir: str = Field("/run/cni/quantum-nat", description="Where the records are kept; one for all networks.")
+    state_dir: str = Field(
+        default="/run/cni/quantum-nat", description="Where the records are kept; one for all networks."
+    )
     capabilities: dict[str, bool] = Field(default_factory=dict, description="What the runtime may pass: portMappings.")
 
     @field_validator("snat_address", mode="before")
@@ -188,6 +191,11 @@ def normalise(configuration: dict[str, Any]) -> dict[str, Any]:
         config = NatConfig.model_validate(configuration)
     except ValidationError as error:
         raise InvalidConfiguration(_explain(error, configuration)) from error
+    return normalised(config)
+
+
+def normalised(config: NatConfig) -> dict[str, Any]:
+    """Return what the hot path's Settings read."""
     interfaces = config.external_interface or []
     conditions = {"4": config.conditions_v4, "6": config.conditions_v6}
     return {

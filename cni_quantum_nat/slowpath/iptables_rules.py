@@ -105,6 +105,10 @@ def _subnet(endpoint: Endpoint) -> str:
     return str(ip_network(str(endpoint), strict=False))
 
 
+def _source(attachment: Attachment, endpoint: Endpoint) -> str:
+    return _subnet(endpoint) if attachment.is_network else _host(endpoint)
+
+
 def _host(endpoint: Endpoint) -> str:
     return f"{endpoint.address}/{len(endpoint.address.packed) * 8}"
 
@@ -192,11 +196,11 @@ def _plan_outbound(attachment: Attachment, family: int) -> Iterator[Rule]:
     endpoints = [endpoint for endpoint in attachment.endpoints if endpoint.address.family == family]
     for endpoint in endpoints:
         # Not ACCEPT: another program may have marked the packet to be masqueraded, see externalSetMarkChain.
-        yield Rule("nat", outward, f"-s {_host(endpoint)} -d {_subnet(endpoint)} {comment} -j RETURN")
+        yield Rule("nat", outward, f"-s {_source(attachment, endpoint)} -d {_subnet(endpoint)} {comment} -j RETURN")
     for group in _MULTICAST[family]:
         yield Rule("nat", outward, f"-d {group} {comment} -j RETURN")
     interfaces = [f"-o {name} " for name in outbound.external_interfaces.get(family, ())]
     for interface in interfaces or [""]:
         yield Rule("nat", outward, f"{interface}{comment} -j {target}")
     for endpoint in endpoints:
-        yield Rule("nat", "QUANTUM-OUTBOUND", f"-s {_host(endpoint)} {comment} -j {outward}", first=True)
+        yield Rule("nat", "QUANTUM-OUTBOUND", f"-s {_source(attachment, endpoint)} {comment} -j {outward}", first=True)

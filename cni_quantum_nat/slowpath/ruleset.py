@@ -14,6 +14,7 @@ from ..hotpath.table import (
     ADDRESS6,
     DEFAULT_TIMEOUT_S,
     FIXED_SOURCE,
+    FIXED_SOURCE_OF_NETWORK,
     FIXED_SOURCE_VIA,
     GOTO,
     INTERFACE,
@@ -112,15 +113,19 @@ _CHAINS = f"""
 	}}
 	chain outbound4 {{
 		ip saddr vmap @networks4
+		ip saddr vmap @cidr_networks4
 		ip daddr {{ 224.0.0.0/4, 255.255.255.255 }} return
 		ip saddr . oifname vmap @outbound_via4
 		ip saddr vmap @outbound4
+		ip saddr vmap @cidr_outbound4
 	}}
 	chain outbound6 {{
 		ip6 saddr vmap @networks6
+		ip6 saddr vmap @cidr_networks6
 		ip6 daddr ff00::/8 return
 		ip6 saddr . oifname vmap @outbound_via6
 		ip6 saddr vmap @outbound6
+		ip6 saddr vmap @cidr_outbound6
 	}}
 	chain own {{
 		comment "source and destination share the container's subnet"
@@ -170,6 +175,7 @@ _RULES = {
     SPREAD_BY_CLIENT + ON_ONE_ADDRESS: _spread(_THIS_ADDRESS, "host_ip_slots", _BY_CLIENT),
     MASQUERADED: ["masquerade"],
     FIXED_SOURCE: [f"snat {ip} to {ip} saddr map @snat{family}" for _, ip, family, _ in _FAMILIES],
+    FIXED_SOURCE_OF_NETWORK: [f"snat {ip} to {ip} saddr map @cidr_snat{family}" for _, ip, family, _ in _FAMILIES],
     FIXED_SOURCE_VIA: [f"snat {ip} to {ip} saddr . oifname map @snat_via{family}" for _, ip, family, _ in _FAMILIES],
 }
 
@@ -230,6 +236,7 @@ def _prefix_chains() -> str:
                 f"\tchain {prefix_chain(family, length)} {{\n"
                 f"\t\t{ip} daddr . ( {ip} saddr & {mask} ) @subnets{family} goto own\n"
                 f"\t\t{ip} saddr . ( {ip} daddr & {mask} ) @subnets{family} goto own\n"
+                f"\t\t( {ip} saddr & {mask} ) . ( {ip} daddr & {mask} ) @subnets{family} goto own\n"
                 "\t}\n"
             )
     return "".join(chains)
@@ -237,7 +244,7 @@ def _prefix_chains() -> str:
 
 def _declare(layout: SetLayout) -> str:
     kind = "map" if layout.data else "set"
-    counter = " counter;" if layout.counter else ""
+    counter = (" flags interval;" if layout.has_intervals else "") + (" counter;" if layout.counter else "")
     return f'\t{kind} {layout.name} {{ {_type(layout)};{counter} comment "{layout.purpose}"; }}\n'
 
 

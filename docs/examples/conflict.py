@@ -1,0 +1,14 @@
+"""What happens when a port is held already."""
+
+from cni_quantum_nat import CniError, NatManager
+
+manager = NatManager()
+first = manager.create_port_mapping("first", "172.20.0.2", 80, 8080)
+try:
+    manager.create_port_mapping("second", "172.20.0.3", 80, 8080)
+except CniError as error:
+    print(error.code, error.message)
+    second = manager.create_port_mapping("second", "172.20.0.3", 80)
+    print("published on", second.host_port, "instead")
+    manager.remove_port_mapping(second)
+manager.remove_port_mapping(first)

@@ -1,0 +1,209 @@
+"""The Python API, by what packets do; and the examples of the documentation, run as they are."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from cni_quantum_nat import CniError, NatConfig, NatManager, NatType, Network, PortMapping, Protocol
+
+from .peer import inside
+from .plugin import Plugin, publish
+from .world import CLIENT, HOST, OTHER_HOST, SUBNETS, Container, Host, Namespace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "docs" / "examples").glob("*.py"))
+both_families = pytest.mark.parametrize("family", [4, 6])
+pytestmark = pytest.mark.behaviour
+
+
+@pytest.fixture
+def manager(plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> Callable[..., NatManager]:
+    """Return a manager over the plugin's records, with other keys of the configuration."""
+    if plugin.programs is not None:
+        monkeypatch.setenv("PATH", str(plugin.programs), prepend=":")
+
+    def make(**keys: object) -> NatManager:
+        if plugin.programs is not None:
+            keys["backend"] = "iptables"
+        return NatManager(NatConfig.model_validate({"state_dir": str(plugin.state_directory), **keys}))
+
+    return make
+
+
+def network(family: int, bridge: str = "cni0") -> Network:
+    return Network("fabric0", SUBNETS[bridge][family])
+
+
+@pytest.mark.frozen
+@both_families
+def test_a_network_that_is_enabled_gets_out_and_stays_itself_within(
+    host: Host,
+    client: Namespace,
+    container: Container,
+    neighbour: Container,
+    manager: Callable[..., NatManager],
+    family: int,
+) -> None:
+    client.serve("outside", 80)
+    host.filter_bridges("1")
+    with inside(host.path):
+        rule = manager().enable_outbound_connectivity(network(family))
+    assert (rule.nat_type, rule.source, rule.translated) == (NatType.MASQUERADE, SUBNETS["cni0"][family], "")
+    for place in (container, neighbour):
+        assert place.ask(CLIENT[family], 80).source == HOST[family]
+    assert neighbour.ask(container.address[family], 80).source == neighbour.address[family]
+    with inside(host.path):
+        manager().disable_outbound_connectivity(network(family))
+        manager().disable_outbound_connectivity(network(family))
+    assert container.cannot_reach(CLIENT[family], 80)
+    assert host.holdings() == set()
+
+
+@both_families
+def test_a_network_can_have_a_fixed_source_and_an_interface(
+    host: Host, client: Namespace, container: Container, manager: Callable[..., NatManager], family: int
+) -> None:
+    client.serve("outside", 80)
+    with inside(host.path):
+        rule = manager(snat_address=[OTHER_HOST[family]], external_interface="uplink").enable_outbound_connectivity(
+            network(family)
+        )
+    assert (rule.nat_type, rule.translated, rule.interfaces) == (NatType.SNAT, OTHER_HOST[family], ("uplink",))
+    assert container.ask(CLIENT[family], 80).source == OTHER_HOST[family]
+    with inside(host.path):
+        manager(external_interface="cni1").enable_outbound_connectivity(network(family))
+    assert container.cannot_reach(CLIENT[family], 80)
+
+
+def test_networks_that_overlap_are_refused(host: Host, manager: Callable[..., NatManager]) -> None:
+    with inside(host.path):
+        manager().enable_outbound_connectivity(Network("wide", "172.20.0.0/16"))
+        manager().enable_outbound_connectivity(Network("next", "172.21.0.0/16"))
+        before = host.holdings()
+        with pytest.raises(CniError, match=r"overlaps network wide \(172.20.0.0/16\)") as caught:
+            manager().enable_outbound_connectivity(Network("narrow", "172.20.3.0/24"))
+    assert caught.value.code == 100
+    assert host.holdings() == before
+
+
+@pytest.mark.frozen
+@both_families
+def test_a_port_mapping_leads_to_the_container_until_it_is_removed(
+    host: Host,
+    client: Namespace,
+    container: Container,
+    neighbour: Container,
+    manager: Callable[..., NatManager],
+    family: int,
+) -> None:
+    container.serve("second", 81)
+    with inside(host.path):
+        api = manager(port_range="40000-40009")
+        api.enable_outbound_connectivity(network(family))
+        web = api.create_port_mapping("container123", container.address[family], 80, 8080)
+        second = api.create_port_mapping("container123", container.address[family], 81, protocol=Protocol.UDP)
+        again = api.create_port_mapping("container123", container.address[family], 81, protocol="udp")
+    assert web == PortMapping("container123", container.address[family], 80, 8080, Protocol.TCP)
+    assert (second.host_port, again.host_port) == (40000, 40001)
+    assert client.ask(HOST[family], 8080) == ("web", CLIENT[family])
+    assert client.ask(HOST[family], 40001, "udp").server == "second"
+    assert neighbour.ask(HOST[family], 8080).server == "web"
+    with inside(host.path):
+        assert api.port_mappings() == [web, second, again]
+        api.remove_port_mapping(web)
+        api.remove_port_mapping(web)
+    assert client.is_refused(HOST[family], 8080)
+    assert client.ask(HOST[family], 40000, "udp").server == "second"
+    with inside(host.path):
+        for mapping in (second, again):
+            api.remove_port_mapping(mapping)
+        assert api.port_mappings() == []
+
+
+def test_the_api_and_the_plugin_know_of_each_other(
+    host: Host, container: Container, neighbour: Container, plugin: Plugin, manager: Callable[..., NatManager]
+) -> None:
+    web = plugin.add(container, publish(8080))
+    with inside(host.path):
+        api = manager()
+        with pytest.raises(CniError, match=f"8080/tcp is held by container {container.id}"):
+            api.create_port_mapping("other", neighbour.address[4], 80, 8080)
+        api.create_port_mapping("other", neighbour.address[4], 80, 8081)
+        kinds = [(rule.nat_type, rule.destination) for rule in api.rules()]
+    assert (NatType.DNAT, "0.0.0.0:8080") in kinds
+    assert (NatType.DNAT, "0.0.0.0:8081") in kinds
+    web.delete()
+    line = [*plugin.command, "--state-dir", str(plugin.state_directory), "list"]
+    listed = subprocess.run(line, capture_output=True, text=True, check=True).stdout
+    assert "python-api" in listed
+    assert "8081->80/tcp" in listed
+
+
+@pytest.mark.nftables
+def test_what_the_api_made_survives_a_lost_table(
+    host: Host,
+    client: Namespace,
+    container: Container,
+    neighbour: Container,
+    plugin: Plugin,
+    manager: Callable[..., NatManager],
+) -> None:
+    client.serve("outside", 80)
+    with inside(host.path):
+        manager(snat_address=[OTHER_HOST[4]]).enable_outbound_connectivity(network(4))
+        manager().create_port_mapping("other", container.address[4], 80, 8080)
+    host.run("nft", "flush", "ruleset")
+    plugin.add(host.container("cni1"), network="second")
+    assert client.ask(HOST[4], 8080).server == "web"
+    assert neighbour.ask(CLIENT[4], 80).source == OTHER_HOST[4]
+    assert neighbour.ask(HOST[4], 8080).server == "web"
+
+
+@pytest.mark.nftables
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_the_examples_run(host: Host, example: Path) -> None:
+    host.ip("link add fabric0 type bridge", "address add 172.20.0.1/16 dev fabric0", "link set fabric0 up")
+    printed = host.run(sys.executable, "-W", "error", str(example))
+    assert (
+        printed
+        == {
+            "outbound": "masquerade 172.20.0.0/16 -> the outgoing interface's address\n[]\n",
+            "port_mapping": "80/tcp is published on 8080\n53/udp is published on 32768\n"
+            "0.0.0.0:8080 -> 172.20.0.2:80\n0.0.0.0:32768 -> 172.20.0.2:53\n",
+            "conflict": "100 host port 8080/tcp is held by container first (172.20.0.2 on network python-api)\n"
+            "published on 32768 instead\n",
+        }[example.stem]
+    )
+    assert host.elements() == {}
+
+
+@pytest.mark.nftables
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda _: Network("a/b", "10.0.0.0/8"), "network name 'a/b'"),
+        (lambda _: Network("n", "10.0.0.1/8"), "has host bits set"),
+        (lambda _: Network("n", "10.0.0.0/8", "11.0.0.1"), "gateway 11.0.0.1 is not in 10.0.0.0/8"),
+        (lambda _: Network("n", "0.0.0.0/0"), "is everything there is"),
+        (lambda api: api(masquerade="ipv4").enable_outbound_connectivity(Network("n", "fd00::/64")), "is IPv6"),
+        (lambda api: api().create_port_mapping("../x", "10.88.0.2", 80), "container ID '../x'"),
+        (lambda api: api().create_port_mapping("x", "10.88.0.2", 0), "containerPort is 0"),
+        (lambda api: api().create_port_mapping("x", "10.88.0.2", 80, 70000), "hostPort is 70000"),
+        (lambda api: api().create_port_mapping("x", "10.88.0.2", 80, protocol="icmp"), "protocol is 'icmp'"),
+        (lambda api: api().create_port_mapping("x", "10.88.0.2", 80, host_ip="::"), "not of one family"),
+        (lambda api: api().create_port_mapping("x", "example", 80), "'example' does not appear to be"),
+    ],
+)
+def test_what_cannot_be_says_why(
+    host: Host, manager: Callable[..., NatManager], make: Callable[[Callable[..., NatManager]], object], said: str
+) -> None:
+    with inside(host.path), pytest.raises(CniError) as caught:
+        make(manager)
+    assert said in caught.value.message
+    assert host.holdings() == set()
