@@ -8,6 +8,7 @@ import sys
 from .. import __version__
 from ..hotpath.errors import CniError
 from ..hotpath.state import DEFAULT_DIRECTORY
+from . import connections as connections_command
 from . import list as list_command
 from . import port as port_command
 
@@ -36,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
     list_command.add_to(commands)
     port_command.add_to(commands)
+    connections_command.add_to(commands)
     return parser
 
 

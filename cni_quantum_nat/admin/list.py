@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ..hotpath.errors import CniError
 from ..hotpath.state import State
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterable
 
     from ..hotpath.model import Attachment
 
 _COLUMNS = ("NETWORK", "CONTAINER", "INTERFACE", "ADDRESSES", "PORTS", "AGE")
-_CONTAINER_CHARACTERS = 12  # what podman and crictl show
+CONTAINER_CHARACTERS = 12  # what podman and crictl show
 _PIPED_WIDTH = 10_000  # one line for each attachment, whatever reads it
 _UNITS = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 
@@ -38,28 +40,30 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([attachment.as_record() for attachment in records], indent=2))
     else:
-        _print_table(records)
+        now = time.time()
+        print_table(_COLUMNS, (_row(attachment, now) for attachment in records))
     for error in damaged:
         print(f"quantum-nat: {error.message}. {error.details}", file=sys.stderr)
     return 1 if damaged else 0
 
 
-def _print_table(records: list[Attachment]) -> None:
+def print_table(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
+    """Print a table: as wide as the terminal, and one line a row for whatever else reads it."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=_PIPED_WIDTH)
-    table = Table(*_COLUMNS, box=None, pad_edge=False, header_style="bold")
-    for attachment in records:
-        table.add_row(*_row(attachment, time.time()))
+    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*map(Text, row))  # not markup: an IPv6 address stands in brackets
     console.print(table)
 
 
-def _row(attachment: Attachment, now: float) -> tuple[Any, ...]:
+def _row(attachment: Attachment, now: float) -> tuple[str, ...]:
     return (
         attachment.id.network,
-        attachment.id.container_id[:_CONTAINER_CHARACTERS],
+        attachment.id.container_id[:CONTAINER_CHARACTERS],
         attachment.id.interface,
-        ", ".join(str(endpoint.address) for endpoint in attachment.endpoints),
+        ", ".join(str(e.network if attachment.is_network else e.address) for e in attachment.endpoints),
         ", ".join(str(mapping) for mapping in attachment.port_mappings) or "-",
         age(now - attachment.created_at),
     )

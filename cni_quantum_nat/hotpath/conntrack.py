@@ -30,7 +30,7 @@ from .netlink import NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkSocket, attrib
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Self
 
     from .model import PortMapping
@@ -147,12 +147,11 @@ class ConnectionTracker:
         """Delete the flows from and to these addresses: translated to the container's ports, or masqueraded from it."""
         for address in addresses:
             if address.family == 6:
-                near = (flow for flow in self.flows(Selection(6), containing=address.packed))
-                self._delete([flow for flow in near if address in flow.sources])
+                self._delete(list(filter(_from(address), self.flows(Selection(6), containing=address.packed))))
                 continue
             source = nested(_TUPLE_IP, attribute(_SOURCE[4], address.packed))
             for direction in (_ORIGINAL, _REPLY):
-                self._delete_selected(Selection(4, direction, source, _BY_SOURCE))
+                self._delete_selected(Selection(4, direction, source, _BY_SOURCE), _from(address))
 
     def forget_stale_udp(self, mappings: list[PortMapping], families: set[int]) -> None:
         """Delete the UDP flows to the host ports of `mappings`, so that who was sending already reaches the container.
@@ -164,7 +163,7 @@ class ConnectionTracker:
         four = {target: shared for target, shared in targets.items() if target[0].family == 4}
         if len(four) <= _SELECTIONS_AT_MOST:
             for (address, port), shared in four.items():
-                self._delete_selected(_udp_to(address, port, untranslated=shared))
+                self._delete_selected(_udp_to(address, port, untranslated=shared), _is_stale({(address, port): shared}))
         else:
             self._delete_listed(4, four)
         self._delete_listed(6, {target: shared for target, shared in targets.items() if target[0].family == 6})
@@ -187,18 +186,19 @@ class ConnectionTracker:
             return
         ports = {port for _, port in targets}
         listed = self.flows(_udp(family, ports.pop() if len(ports) == 1 else 0))
-        self._delete([f for f in listed if f.target in targets and not (targets[f.target] and f.is_translated)])
+        self._delete(list(filter(_is_stale(targets), listed)))
 
-    def _delete_selected(self, selection: Selection) -> None:
+    def _delete_selected(self, selection: Selection, is_meant: Callable[[Flow], bool]) -> None:
         replies = self._netlink.exchange(selection.request(_DELETE, NLM_F_ACK))
         error = max((reply.error_number for reply in replies), default=0)
         if error in (EINVAL, ENOENT):  # before Linux 6.10 a tuple must name one flow
-            self._delete_one_by_one(selection)
+            self._delete_one_by_one(selection, is_meant)
         elif error:
             raise KernelRefused("forget tracked connections", error)
 
-    def _delete_one_by_one(self, selection: Selection) -> None:
-        self._delete(list(self.flows(selection)))
+    def _delete_one_by_one(self, selection: Selection, is_meant: Callable[[Flow], bool]) -> None:
+        """Look at each flow once more: some older kernels compare the reply tuple wrongly."""
+        self._delete(list(filter(is_meant, self.flows(selection))))
 
     def _delete(self, flows: list[Flow]) -> None:
         for start in range(0, len(flows), _DELETES_PER_REQUEST):
@@ -207,6 +207,14 @@ class ConnectionTracker:
             for reply in self._netlink.exchange(requests):
                 if reply.error_number not in (0, ENOENT):  # it may have ended by itself
                     raise KernelRefused("forget a tracked connection", reply.error_number)
+
+
+def _from(address: Address) -> Callable[[Flow], bool]:
+    return lambda flow: address in flow.sources
+
+
+def _is_stale(targets: dict[tuple[Address, int], bool]) -> Callable[[Flow], bool]:
+    return lambda flow: flow.target in targets and not (targets[flow.target] and flow.is_translated)
 
 
 def is_tracking() -> bool:

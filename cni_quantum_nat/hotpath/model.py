@@ -83,6 +83,13 @@ class Subnet:
     def __hash__(self) -> int:
         return hash((self.first, self.prefix_length))
 
+    def contains(self, address: Address) -> bool:
+        """Whether the address is one of them."""
+        if len(address.packed) != len(self.first.packed):
+            return False
+        spare = len(address.packed) * 8 - self.prefix_length
+        return int.from_bytes(address.packed, "big") >> spare == int.from_bytes(self.first.packed, "big") >> spare
+
     @property
     def after(self) -> bytes:
         """The address after its last one, packed; empty when there is none."""

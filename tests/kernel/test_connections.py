@@ -1,0 +1,85 @@
+"""`quantum-nat connections`: what is translated right now, for whom."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from .plugin import Plugin, publish
+from .test_policies import establish, listen
+from .world import CLIENT, HOST, Container, Host, Namespace
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+
+both_families = pytest.mark.parametrize("family", [4, 6])
+
+
+def connections(plugin: Plugin, *arguments: str) -> subprocess.CompletedProcess[str]:
+    line = ["nsenter", f"--net={plugin.host.path}", "--", *plugin.command, "--state-dir", str(plugin.state_directory)]
+    return subprocess.run([*line, "connections", *arguments], capture_output=True, text=True, check=False)
+
+
+def listed(plugin: Plugin, *arguments: str) -> list[dict[str, Any]]:
+    done = connections(plugin, "--json", *arguments)
+    assert done.returncode == 0, done.stderr
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found
+
+
+def at(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+@pytest.mark.frozen
+@both_families
+def test_it_lists_both_directions_with_the_addresses_before_and_after(
+    stack: ExitStack, host: Host, client: Namespace, plugin: Plugin, family: int
+) -> None:
+    container, other = host.container(), host.container()
+    host.set_sysctl("netfilter/nf_conntrack_acct", "1")
+    for place, port in ((container, 80), (host, 90), (client, 100)):
+        listen(stack, place, port, family)
+    plugin.add(container, publish(8080))
+    plugin.add(other)
+    inward = establish(stack, client, HOST[family], 8080)
+    outward = establish(stack, container, CLIENT[family], 100)
+    establish(stack, client, HOST[family], 90)
+    incoming, outgoing = sorted(listed(plugin), key=lambda connection: str(connection["direction"]))
+    assert incoming["containerId"] == outgoing["containerId"] == container.id
+    assert (incoming["direction"], outgoing["direction"]) == ("in", "out")
+    assert incoming["source"] == at(CLIENT[family], inward)
+    assert incoming["destination"] == at(HOST[family], 8080)
+    assert incoming["newDestination"] == at(container.address[family], 80)
+    assert incoming["newSource"] == ""
+    assert outgoing["source"] == at(container.address[family], outward)
+    assert outgoing["newSource"].startswith(at(HOST[family], 0)[:-1])
+    assert incoming["state"] == outgoing["state"] == "established"
+    assert incoming["bytes"] > 100
+    assert 3500 < incoming["expiresS"] <= 3600
+    assert listed(plugin, other.id) == []
+    assert len(listed(plugin, container.id[:-1])) == 2
+    lines = connections(plugin).stdout.splitlines()
+    assert lines[0].split()[:3] == ["DIRECTION", "PROTOCOL", "FROM"]
+    assert f"to {at(container.address[family], 80)}" in lines[1]
+
+
+def test_udp_and_a_neighbour_through_the_host(
+    client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+) -> None:
+    plugin.add(container, publish(8080, protocol="udp"))
+    client.ask(HOST[4], 8080, "udp")
+    neighbour.ask(HOST[4], 8080, "udp")
+    states = {connection["source"].partition(":")[0]: connection for connection in listed(plugin)}
+    assert states[CLIENT[4]]["state"] == "replied"
+    assert states[CLIENT[4]]["bytes"] is None
+    assert states[neighbour.address[4]]["newSource"].startswith("10.88.0.1:")
+
+
+def test_a_container_that_is_not_on_record_is_an_error(plugin: Plugin) -> None:
+    done = connections(plugin, "nobody")
+    assert done.returncode == 1
+    assert "no container on record" in done.stderr
