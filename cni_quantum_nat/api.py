@@ -15,6 +15,7 @@ from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING
 
 from .hotpath import model
+from .hotpath.addresses import Address, Endpoint
 from .hotpath.errors import CniError, HostPortConflict, InvalidConfiguration
 from .hotpath.manager import NatManager as Manager
 from .hotpath.ports import check_localhost, parse_entry
@@ -123,7 +124,7 @@ class NatManager:
 
         Raises: CniError, with code 100 where the network overlaps another one that was enabled.
         """
-        endpoint = model.Endpoint.parse(network.cidr)
+        endpoint = Endpoint.parse(network.cidr)
         attachment = self._attachment(network.name, _WHOLE_NETWORK, endpoint, is_network=True)
         attachment.outbound = self._settings.outbound_for([endpoint])
         if not attachment.needs_rules:
@@ -203,7 +204,7 @@ class NatManager:
         return records
 
     def _attachment(
-        self, container_id: str, interface: str, endpoint: model.Endpoint, *, is_network: bool = False
+        self, container_id: str, interface: str, endpoint: Endpoint, *, is_network: bool = False
     ) -> model.Attachment:
         if not is_valid_name(container_id):
             raise InvalidConfiguration(f"container ID {container_id!r} is not letters, digits, '_', '.' and '-'")
@@ -229,7 +230,7 @@ def _interface_of(container_ip: str) -> str:
     return f"ip6-{blake2b(ip_address(container_ip).packed, digest_size=5).hexdigest()}"
 
 
-def _endpoint_of(container_ip: str, state: State) -> model.Endpoint:
+def _endpoint_of(container_ip: str, state: State) -> Endpoint:
     """Return the container's address, with the prefix length of the enabled network that it is in."""
     try:
         address = ip_address(container_ip)
@@ -237,7 +238,7 @@ def _endpoint_of(container_ip: str, state: State) -> model.Endpoint:
         raise InvalidConfiguration(f"container_ip: {error}") from error
     networks = [network for _, network in _enabled_networks(state) if address in network]
     length = networks[0].prefixlen if networks else address.max_prefixlen
-    return model.Endpoint.parse(f"{address}/{length}")
+    return Endpoint.parse(f"{address}/{length}")
 
 
 def _enabled_networks(state: State) -> Iterator[tuple[model.AttachmentId, IPNetwork]]:
@@ -261,7 +262,7 @@ def _mapping(container_ip: str, entry: dict[str, object], inbound: model.Inbound
     mapping = parse_entry("port mapping", {key: value for key, value in entry.items() if value is not None})
     family = 6 if ":" in container_ip else 4
     if mapping.host_ip is None:
-        mapping.host_ip = model.Address.parse(_ANY[family].partition("/")[0])
+        mapping.host_ip = Address.parse(_ANY[family].partition("/")[0])
     if mapping.host_ip.family != family:
         raise InvalidConfiguration(
             f"hostIP {mapping.host_ip} and container address {container_ip} are not of one family"

@@ -7,8 +7,9 @@ import sys
 from socket import AF_INET, AF_INET6
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..hotpath.addresses import Address
 from ..hotpath.errors import KERNEL_REFUSED, CniError
-from ..hotpath.model import PROTOCOL_NAMES, Address
+from ..hotpath.model import PROTOCOL_NAMES
 from ..hotpath.state import State
 from .find import attachments_of
 from .list import CONTAINER_CHARACTERS, print_table

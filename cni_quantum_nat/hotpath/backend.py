@@ -17,7 +17,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .model import Address, Attachment, PortMapping
+    from .addresses import Address
+    from .model import Attachment, PortMapping
     from .state import State
 
 

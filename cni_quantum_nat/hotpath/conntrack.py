@@ -23,9 +23,10 @@ from __future__ import annotations
 from _struct import Struct
 from errno import EINVAL, ENOENT
 
+from .addresses import Address
 from .errors import KernelRefused
 from .host import local_addresses, read_number
-from .model import PROTOCOLS, Address
+from .model import PROTOCOLS
 from .netlink import NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkSocket, attribute, attributes, message, nested
 
 TYPE_CHECKING = False

@@ -22,21 +22,21 @@ def validate_configuration(configuration: dict[str, Any]) -> dict[str, Any]:
 
 def build_table(elements: list[Element]) -> None:
     """Build the table, with these elements in it, in one transaction; replaces one that is damaged."""
-    from ..slowpath.ruleset import build
+    from ..slowpath.libnftables import build
 
     build(elements)
 
 
 def add_policies(policies: list[Policy]) -> None:
     """Make the chains of policies that are not ordinary."""
-    from ..slowpath.ruleset import add_policies as make
+    from ..slowpath.libnftables import add_policies as make
 
     make(policies)
 
 
 def rehearse_table() -> None:
     """Check, without a change, that the kernel takes the table; CniError(50) when not."""
-    from ..slowpath.ruleset import rehearse
+    from ..slowpath.libnftables import rehearse
 
     rehearse()
 

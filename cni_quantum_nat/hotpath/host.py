@@ -7,8 +7,8 @@ from _socket import if_indextoname, if_nametoindex
 from _struct import Struct
 from errno import EEXIST
 
+from .addresses import Address
 from .errors import HOST_SETTING_REFUSED, NO_ROUTE, CniError
-from .model import Address
 from .netlink import (
     NLM_F_ACK,
     NLM_F_CREATE,

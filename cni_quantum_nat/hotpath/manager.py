@@ -6,6 +6,7 @@ a GC finds what there is to undo. All of it runs under the state directory's loc
 
 from __future__ import annotations
 
+from .addresses import Address
 from .backend import is_alive, readable_record, warn
 from .claims import PortClaims
 from .conntrack import ConnectionTracker, is_tracking
@@ -13,7 +14,7 @@ from .detour import iptables_backend
 from .errors import CHECK_FAILED, CLEAN_UP_INCOMPLETE, CniError, KernelRefused
 from .host import HostSettings, interface_towards
 from .mapper import allocate_ports, recall_ports, refuse_shadowing
-from .model import NFTABLES, Address, Attachment, AttachmentId
+from .model import NFTABLES, Attachment, AttachmentId
 from .provider import NftablesBackend
 from .table import IPV6_LOCALHOST_ALIAS
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from _struct import Struct
 from errno import EEXIST, ENOENT
 
+from .addresses import Address, Subnet
 from .errors import NOT_AVAILABLE, AlreadyThere, CniError, KernelRefused, NotThere
-from .model import PROTOCOL_NAMES, PROTOCOLS, Address, Subnet
+from .model import PROTOCOL_NAMES, PROTOCOLS
 from .netlink import (
     NLM_F_ACK,
     NLM_F_CREATE,

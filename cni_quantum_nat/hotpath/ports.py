@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from .addresses import Address
 from .errors import HostPortConflict, InvalidConfiguration
-from .model import PROTOCOLS, Address, PortMapping
+from .model import PROTOCOLS, PortMapping
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

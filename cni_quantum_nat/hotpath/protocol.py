@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posix
 
+from .addresses import Endpoint
 from .errors import (
     DECODING_FAILURE,
     INCOMPATIBLE_VERSION,
@@ -14,7 +15,7 @@ from .errors import (
 )
 from .host import namespace_identity
 from .jsontext import dumps, loads
-from .model import AttachmentId, Endpoint
+from .model import AttachmentId
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from .model import Address, Attachment, AttachmentId, PortMapping
+    from .addresses import Address
+    from .model import Attachment, AttachmentId, PortMapping
     from .rules import Element
     from .state import State
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from .addresses import Address, Endpoint
 from .deal import deal
-from .model import BY_CLIENT, EXCLUSIVE, SPREAD, Address, Attachment, Endpoint, PortMapping
+from .model import BY_CLIENT, EXCLUSIVE, SPREAD, Attachment, PortMapping
 from .table import (
     FIXED_SOURCE,
     FIXED_SOURCE_OF_NETWORK,
@@ -25,7 +26,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from .model import Subnet
+    from .addresses import Subnet
 
     Field = Address | Subnet | str | int
     Fields = tuple[Field, ...]

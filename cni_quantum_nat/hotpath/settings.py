@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from .addresses import Address
 from .detour import validate_configuration
 from .errors import InvalidConfiguration
 from .host import default_route_interface
-from .model import EXCLUSIVE, NFTABLES, Address, Inbound, Outbound
+from .model import EXCLUSIVE, NFTABLES, Inbound, Outbound
 from .state import DEFAULT_DIRECTORY, State
 
 TYPE_CHECKING = False
@@ -13,7 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from .model import Attachment, Endpoint
+    from .addresses import Endpoint
+    from .model import Attachment
 
 # What differs from call to call is checked by plain code, each time.
 _VOLATILE = ("prevResult", "runtimeConfig", "args", "cni.dev/valid-attachments", "cni.dev/attachments")

@@ -10,7 +10,7 @@ import re
 
 _NFT_WORD = re.compile(r"[A-Za-z0-9_.:/!=<>&|^,{}()*\- ]+")
 # nft(8), STATEMENTS and VERDICT STATEMENT. Older and newer versions of nft differ in what they know, so what
-# is made of the words is looked at once more, by ruleset.py, before it is used.
+# is made of the words is looked at once more, by libnftables.py, before it is used.
 _NFT_STATEMENTS = frozenset(
     [
         "accept",

@@ -21,7 +21,8 @@ from .iptables_rules import FIXED_CHAINS, Rule, chains_of, fixed_rules, own_chai
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from ..hotpath.model import Address, Attachment
+    from ..hotpath.addresses import Address
+    from ..hotpath.model import Attachment
     from ..hotpath.state import State
 
 _PREFIXES = {4: "iptables", 6: "ip6tables"}

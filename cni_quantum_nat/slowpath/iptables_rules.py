@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ..hotpath.model import Attachment, Endpoint, PortMapping
+    from ..hotpath.addresses import Endpoint
+    from ..hotpath.model import Attachment, PortMapping
 
 _EVERYWHERE = {4: "0.0.0.0/0", 6: "::/0"}
 _MULTICAST = {4: ("224.0.0.0/4", "255.255.255.255/32"), 6: ("ff00::/8",)}

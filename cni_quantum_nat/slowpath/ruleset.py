@@ -1,4 +1,4 @@
-"""The fixed ruleset of table `inet quantum`, built through libnftables when it is not there.
+"""The fixed ruleset of table `inet quantum`, as text.
 
 Containers are elements of its sets and maps and never add a rule. docs/ruleset.md explains each chain.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
-from ..hotpath.errors import NOT_AVAILABLE, CniError, InvalidConfiguration
 from ..hotpath.table import (
     ADDRESS4,
     ADDRESS6,
@@ -38,15 +37,12 @@ from ..hotpath.table import (
 )
 
 if TYPE_CHECKING:
-    from nftables import Nftables
-
     from ..hotpath.rules import Element, Fields
 
 # Ahead of Docker's, portmap's and kube-proxy's chains at -100 and 100: for a flow, the first NAT rule that
 # matches is the only one, so a published port must not depend on who registered last.
 _PRIORITY_IN = -110
 _PRIORITY_OUT = 90
-_REHEARSAL = f"{TABLE}_rehearsal"
 
 _CHAINS = f"""
 	chain guard {{
@@ -281,28 +277,8 @@ def _fields_text(kinds: tuple[str, ...], fields: Fields) -> str:
     )
 
 
-def build(elements: list[Element]) -> None:
-    """Build the table and its elements in one transaction, in place of what there is; CniError(50) when refused."""
-    # "add, delete, add" replaces the table whether it is there or not.
-    replacement = [f"add table inet {TABLE}", f"delete table inet {TABLE}", table_text(TABLE)]
-    special = [element.policy for element in elements if element.policy and not element.policy.is_ordinary]
-    _run(replacement + _policies_text(special) + [element_text(element) for element in elements])
-
-
-def add_policies(policies: list[Policy]) -> None:
-    """Make the chains of policies in the table; CniError(7) when their conditions are none."""
-    if not policies:
-        return
-    try:
-        _run(_policies_text(policies))
-    except CniError as error:
-        words = "; ".join(" ".join(w) for policy in policies for w in policy.conditions.values())
-        if not words:
-            raise
-        raise InvalidConfiguration(f"nftables does not take the conditions {words!r}", error.details) from error
-
-
-def _policies_text(policies: list[Policy]) -> list[str]:
+def policies_text(policies: list[Policy]) -> list[str]:
+    """Return the commands that make the chains of policies, and their time-outs, as nft reads them."""
     chains = {policy.chain: policy for policy in policies}
     chains |= {p.chain: p for p in (policy.without_conditions for policy in policies) if not p.is_ordinary}
     commands = []
@@ -312,25 +288,3 @@ def _policies_text(policies: list[Policy]) -> list[str]:
             commands.append(f"table inet {TABLE} {{\n{_timeout(policy)}}}")
     commands += [f"table inet {TABLE} {{\n{_policy_chain(policy)}}}" for policy in chains.values()]
     return commands
-
-
-def rehearse() -> None:
-    """Let the kernel take the table under another name and drop it, in one transaction; CniError(50) when refused."""
-    _run([table_text(_REHEARSAL), f"delete table inet {_REHEARSAL}"])
-
-
-def _run(commands: list[str]) -> None:
-    status, _, error = _libnftables().cmd("\n".join(commands) + "\n")
-    if status:
-        raise CniError(NOT_AVAILABLE, f"nftables cannot hold table inet {TABLE}", " ".join(error.split())[:1000])
-
-
-def _libnftables() -> Nftables:
-    from nftables import Nftables  # loads the library, which may not be installed
-
-    try:
-        return Nftables()
-    except OSError as error:
-        raise CniError(
-            NOT_AVAILABLE, f"libnftables cannot be loaded: {error}", "Install it: apt-get install libnftables1."
-        ) from error

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 from cni_quantum_nat.hotpath import conntrack
+from cni_quantum_nat.hotpath.addresses import Address
 from cni_quantum_nat.hotpath.conntrack import ConnectionTracker, Selection
-from cni_quantum_nat.hotpath.model import Address, PortMapping
+from cni_quantum_nat.hotpath.model import PortMapping
 
 from .peer import inside, open_socket
 from .plugin import Plugin, publish

@@ -7,8 +7,10 @@ import socket
 from typing import TYPE_CHECKING
 
 import pytest
+from cni_quantum_nat.hotpath.errors import CniError
+from cni_quantum_nat.slowpath import libnftables
 
-from .peer import Refused, open_socket
+from .peer import Refused, inside, open_socket
 from .plugin import Plugin, PluginError, publish
 from .world import CLIENT, HOST, OTHER_HOST, Container, Host, Namespace
 
@@ -150,6 +152,17 @@ def test_what_is_no_condition_is_refused_and_nothing_has_changed(
     assert host.elements().keys() == before
     assert client.is_refused(HOST[4], 8080)
     assert not (plugin.state_directory / "attachments" / container.id).exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["limit rate 5/second", "ip saddr 192.0.2.1 counter", "meta mark set 1", "ip saddr 192.0.2.1 drop"]
+)
+def test_what_nft_reads_as_more_than_a_match_is_refused_whatever_it_is_called(host: Host, text: str) -> None:
+    with inside(host.path):
+        libnftables._check_conditions(4, "ip saddr != 192.0.2.1 tcp dport { 80, 443 }")
+        with pytest.raises(CniError, match="is more than matches"):
+            libnftables._check_conditions(4, text)
+    assert "rehearsal" not in host.run("nft", "list", "ruleset")
 
 
 @pytest.mark.frozen

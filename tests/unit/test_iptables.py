@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni_quantum_nat.hotpath.model import Attachment, AttachmentId, Endpoint, Inbound, Outbound, PortMapping
+from cni_quantum_nat.hotpath.addresses import Endpoint
+from cni_quantum_nat.hotpath.model import Attachment, AttachmentId, Inbound, Outbound, PortMapping
 from cni_quantum_nat.slowpath.iptables import Listing, Script, _owner_of
 from cni_quantum_nat.slowpath.iptables_rules import FIXED_CHAINS, fixed_rules, own_chains, plan_rules
 

@@ -9,16 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cni_quantum_nat.hotpath.addresses import Address, Endpoint
 from cni_quantum_nat.hotpath.jsontext import dumps, loads
 from cni_quantum_nat.hotpath.model import (
     BY_CLIENT,
     EXCLUSIVE,
     OWNER_MAX_BYTES,
     SPREAD,
-    Address,
     Attachment,
     AttachmentId,
-    Endpoint,
     Inbound,
     Outbound,
     PortMapping,

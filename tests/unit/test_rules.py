@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cni_quantum_nat.hotpath import netlink, nftables
-from cni_quantum_nat.hotpath.model import Address, Attachment, AttachmentId, Endpoint, Inbound, Outbound, PortMapping
+from cni_quantum_nat.hotpath.addresses import Address, Endpoint
+from cni_quantum_nat.hotpath.model import Attachment, AttachmentId, Inbound, Outbound, PortMapping
 from cni_quantum_nat.hotpath.rules import Element, plan_rules, plan_together
 from cni_quantum_nat.hotpath.table import ADDRESS4, ADDRESS6, GOTO, INTERFACE, JUMP, PORT, PROTOCOL, SETS, SLOT
 

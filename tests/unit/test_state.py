@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from cni_quantum_nat.hotpath import state as state_module
+from cni_quantum_nat.hotpath.addresses import Endpoint
 from cni_quantum_nat.hotpath.errors import CniError
-from cni_quantum_nat.hotpath.model import Attachment, AttachmentId, Endpoint, Inbound, Outbound, PortMapping
+from cni_quantum_nat.hotpath.model import Attachment, AttachmentId, Inbound, Outbound, PortMapping
 from cni_quantum_nat.hotpath.state import State
 
 

@@ -1,0 +1,86 @@
+"""Table `inet quantum` through libnftables: built when it is not there, rehearsed, and given chains that it lacks."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from ..hotpath.errors import NOT_AVAILABLE, CniError, InvalidConfiguration
+from ..hotpath.table import TABLE
+from .ruleset import element_text, policies_text, table_text
+
+if TYPE_CHECKING:
+    from nftables import Nftables
+
+    from ..hotpath.rules import Element
+    from ..hotpath.table import Policy
+
+_REHEARSAL = f"{TABLE}_rehearsal"
+_NFPROTO = {4: "ipv4", 6: "ipv6"}
+
+
+def build(elements: list[Element]) -> None:
+    """Build the table and its elements in one transaction, in place of what there is; CniError(50) when refused."""
+    # "add, delete, add" replaces the table whether it is there or not.
+    replacement = [f"add table inet {TABLE}", f"delete table inet {TABLE}", table_text(TABLE)]
+    special = [element.policy for element in elements if element.policy and not element.policy.is_ordinary]
+    _run(replacement + policies_text(special) + [element_text(element) for element in elements])
+
+
+def add_policies(policies: list[Policy]) -> None:
+    """Make the chains of policies in the table; CniError(7) when their conditions are not conditions."""
+    for family, words in {(f, words) for policy in policies for f, words in policy.conditions.items()}:
+        _check_conditions(family, " ".join(words))
+    if policies:
+        _run(policies_text(policies))
+
+
+def rehearse() -> None:
+    """Let the kernel take the table under another name and drop it, in one transaction; CniError(50) when refused."""
+    _run([table_text(_REHEARSAL), f"delete table inet {_REHEARSAL}"])
+
+
+def _check_conditions(family: int, text: str) -> None:
+    """Let nft read the conditions, in a table that no packet meets, and see that there are matches and nothing else.
+
+    conditions.py has refused what it knows to be a statement; what this version of nft knows beside that, only it can say.
+    """
+    try:
+        _run(
+            [
+                f"add table inet {_REHEARSAL}",
+                f"add chain inet {_REHEARSAL} conditions",
+                f"add rule inet {_REHEARSAL} conditions meta nfproto {_NFPROTO[family]} {text}",
+            ]
+        )
+        listed = json.loads(_run([f"list chain inet {_REHEARSAL} conditions"], as_json=True))["nftables"]
+    except CniError as error:
+        raise InvalidConfiguration(
+            f"conditionsV{family} {text!r} is not understood by nftables", error.details
+        ) from error
+    finally:
+        _run([f"add table inet {_REHEARSAL}", f"delete table inet {_REHEARSAL}"])
+    expressions = [name for item in listed if "rule" in item for part in item["rule"]["expr"] for name in part]
+    foreign = [name for name in expressions if name != "match"]
+    if foreign:
+        raise InvalidConfiguration(f"conditionsV{family} {text!r} is more than matches: {', '.join(foreign)}")
+
+
+def _run(commands: list[str], *, as_json: bool = False) -> str:
+    nft = _libnftables()
+    nft.set_json_output(as_json)
+    status, output, error = nft.cmd("\n".join(commands) + "\n")
+    if status:
+        raise CniError(NOT_AVAILABLE, f"nftables cannot hold table inet {TABLE}", " ".join(error.split())[:1000])
+    return str(output)
+
+
+def _libnftables() -> Nftables:
+    from nftables import Nftables  # loads the library, which may not be installed
+
+    try:
+        return Nftables()
+    except OSError as error:
+        raise CniError(
+            NOT_AVAILABLE, f"libnftables cannot be loaded: {error}", "Install it: apt-get install libnftables1."
+        ) from error
