@@ -17,7 +17,7 @@ from ipaddress import ip_network
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from ..hotpath.addresses import Endpoint
     from ..hotpath.model import Attachment, PortMapping
@@ -92,6 +92,31 @@ def chains_of(owner: str) -> tuple[str, str]:
     return f"QUANTUM-IN-{digest}", f"QUANTUM-OUT-{digest}"
 
 
+def in_force(attachments: Iterable[Attachment]) -> list[Attachment]:
+    """Return the attachments, the oldest first, without those that a newer container took a host port from.
+
+    It could only do that because their network namespaces were gone.
+    """
+    holders: dict[object, list[Attachment]] = {}
+    lost: set[object] = set()
+    ordered = sorted(attachments, key=lambda attachment: attachment.created_at)
+    for attachment in ordered:
+        for claim in _claims_of(attachment):
+            holding = holders.setdefault(claim, [])
+            if holding and holding[0].id.container_id != attachment.id.container_id:
+                lost.update(former.id for former in holding)
+                holding.clear()
+            holding.append(attachment)
+    return [attachment for attachment in ordered if attachment.id not in lost]
+
+
+def _claims_of(attachment: Attachment) -> Iterator[object]:
+    for mapping in attachment.port_mappings:
+        for family in attachment.published_families:
+            if mapping.serves(family):
+                yield family, mapping.protocol, mapping.host_port, mapping.specific_host_ip
+
+
 def plan_rules(attachment: Attachment, family: int) -> list[Rule]:
     """Return the attachment's rules of one family, in the order in which they are made."""
     return [*_plan_inbound(attachment, family), *_plan_outbound(attachment, family)]
@@ -140,18 +165,24 @@ def _masqueraded(attachment: Attachment, endpoint: Endpoint) -> list[str]:
 
 
 def _plan_host_port(attachment: Attachment, mapping: PortMapping, endpoint: Endpoint) -> Iterator[Rule]:
-    family = endpoint.address.family
-    host_ip, inbound = mapping.specific_host_ip, attachment.inbound
-    chain = "QUANTUM-ANY-IP" if host_ip is None else "QUANTUM-HOST-IP"
-    words = [f"-p {mapping.protocol} -m {mapping.protocol} --dport {mapping.host_port}"]
-    if host_ip is not None:
-        words.insert(0, f"-d {host_ip}/{len(host_ip.packed) * 8}")
-    match = " ".join([*words, *inbound.conditions.get(family, ()), _comment(attachment)])
-    mark = _mark_target(attachment)
+    family, mark = endpoint.address.family, _mark_target(attachment)
+    chain = "QUANTUM-ANY-IP" if mapping.specific_host_ip is None else "QUANTUM-HOST-IP"
+    conditions = attachment.inbound.conditions.get(family, ())
+    match = " ".join([*_host_port_match(mapping, conditions), *conditions, _comment(attachment)])
+    # Conditions may name addresses, and iptables takes -s and -d once: look at what conntrack keeps of the packet.
+    from_ = "-m conntrack --ctorigsrc" if conditions else "-s"
     for source in _masqueraded(attachment, endpoint) if mark else ():
-        yield Rule("nat", chain, f"-s {source} {match} -j {mark}")
+        yield Rule("nat", chain, f"{from_} {source} {match} -j {mark}")
     destination = f"[{endpoint.address}]" if family == 6 else str(endpoint.address)
     yield Rule("nat", chain, f"{match} -j DNAT --to-destination {destination}:{mapping.container_port}")
+
+
+def _host_port_match(mapping: PortMapping, conditions: tuple[str, ...]) -> Iterator[str]:
+    host_ip = mapping.specific_host_ip
+    if host_ip is not None:
+        to = "-m conntrack --ctorigdst" if conditions else "-d"
+        yield f"{to} {host_ip}/{len(host_ip.packed) * 8}"
+    yield f"-p {mapping.protocol} -m {mapping.protocol} --dport {mapping.host_port}"
 
 
 def _mark(bit: int) -> str:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from cni_quantum_nat.hotpath.addresses import Endpoint
 from cni_quantum_nat.hotpath.model import Attachment, AttachmentId, Inbound, Outbound, PortMapping
-from cni_quantum_nat.slowpath.iptables import Listing, Script, _owner_of
 from cni_quantum_nat.slowpath.iptables_rules import FIXED_CHAINS, fixed_rules, own_chains, plan_rules
+from cni_quantum_nat.slowpath.iptables_text import Listing, Script, owner_of
 
 # What protocol.py lets through as names.
 NAMES = st.from_regex(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]{0,80}", fullmatch=True)
@@ -45,7 +45,7 @@ def test_no_name_becomes_syntax_and_the_owner_can_be_read_back(family: int, iden
         assert words.count("--comment") == 1
         assert words[words.index("--comment") + 1] == identity.owner
         if rule.chain.startswith("QUANTUM-"):
-            assert _owner_of(line.replace("-I", "-A", 1)) == identity.owner
+            assert owner_of(line.replace("-I", "-A", 1)) == identity.owner
 
 
 def test_no_name_of_a_chain_is_too_long() -> None:

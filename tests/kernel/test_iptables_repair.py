@@ -1,0 +1,231 @@
+"""Backend iptables where something is in the way: flushed tables, lost records, other programs' chains, dead holders."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from .peer import Refused
+from .plugin import Plugin, PluginError, publish
+from .world import CLIENT, HOST, Container, Host, Namespace
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+both_variants = pytest.mark.parametrize("backend", ["iptables-nft", "iptables-legacy"], indirect=True)
+nft_variant = pytest.mark.parametrize("backend", ["iptables-nft"], indirect=True)
+WITHOUT_RIGHTS = ("setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-net_admin")
+
+
+def iptables(host: Host, *words: str) -> None:
+    """Run iptables and ip6tables, in the variant that the test is about."""
+    for prefix in ("iptables", "ip6tables"):
+        host.run(f"{prefix}-{host.backend.removeprefix('iptables-')}", *words)
+
+
+def make_mark_chain(host: Host) -> None:
+    """Make what kube-proxy does: a chain that marks, and a rule that masquerades what is marked."""
+    iptables(host, "-t", "nat", "-N", "MARK-MASQ")
+    iptables(host, "-t", "nat", "-A", "MARK-MASQ", "-j", "MARK", "--or-mark", "0x4000")
+    iptables(host, "-t", "nat", "-A", "POSTROUTING", "-m", "mark", "--mark", "0x4000/0x4000", "-j", "MASQUERADE")
+
+
+@both_variants
+def test_after_a_flush_that_left_the_chains_the_next_add_of_anything_puts_everything_back(
+    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+) -> None:
+    client.serve("outside", 80)
+    web = plugin.add(container, publish(8080), publish(8081, hostIP="127.0.0.1"))
+    before = sorted(host.iptables_rules())
+    for table in ("nat", "raw", "filter"):
+        iptables(host, "-t", table, "-F")
+    other = plugin.add(neighbour, publish(9000))
+    web.check()
+    for family in (4, 6):
+        assert client.ask(HOST[family], 8080).server == "web"
+        assert container.ask(CLIENT[family], 80).source == HOST[family]
+    other.delete()
+    assert sorted(host.iptables_rules()) == before
+
+
+@both_variants
+@pytest.mark.parametrize("orphan", [False, True])
+def test_a_chain_that_is_gone_is_made_again_and_no_rule_is_there_twice(
+    host: Host, container: Container, neighbour: Container, plugin: Plugin, orphan: bool
+) -> None:
+    web = plugin.add(container, publish(8080))
+    other = plugin.add(neighbour, publish(9000))
+    if orphan:
+        shutil.rmtree(plugin.state_directory / "attachments" / neighbour.id)
+    iptables(host, "-t", "nat", "-D", "OUTPUT", "-m", "addrtype", "--dst-type", "LOCAL", "-j", "QUANTUM-OUTPUT")
+    iptables(host, "-t", "nat", "-F", "QUANTUM-OUTPUT")
+    iptables(host, "-t", "nat", "-X", "QUANTUM-OUTPUT")
+    third = plugin.add(host.container("cni1"), publish(9001), network="third")
+    web.check()
+    third.check()
+    rules = [line for line in host.iptables_rules() if "--dport" in line]
+    assert len(rules) == len(set(rules)) == 6
+    other.delete()
+    web.delete()
+    third.delete()
+    assert host.holdings() == set()
+
+
+@both_variants
+def test_a_port_that_was_taken_over_from_the_dead_stays_with_its_heir_after_a_flush(
+    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+) -> None:
+    neighbour.serve("heir", 80)
+    plugin.add(container, publish(8080))
+    container.remove()
+    heir = plugin.add(neighbour, publish(8080))
+    assert client.ask(HOST[4], 8080).server == "heir"
+    for option in ("-F", "-X"):
+        iptables(host, "-t", "nat", option)
+    plugin.add(host.container("cni1"), network="other")
+    for family in (4, 6):
+        assert client.ask(HOST[family], 8080).server == "heir"
+    heir.check()
+
+
+@both_variants
+def test_what_one_network_needs_and_is_gone_keeps_no_other_from_being_put_back(
+    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+) -> None:
+    make_mark_chain(host)
+    marked = plugin.add(neighbour, publish(9000), network="marked", externalSetMarkChain="MARK-MASQ")
+    web = plugin.add(container, publish(8080))
+    for option in ("-F", "-X"):
+        iptables(host, "-t", "nat", option)
+    newcomer = plugin.add(host.container("cni1"), publish(9001), network="other")
+    for attachment in (web, newcomer):
+        attachment.check()
+    assert client.ask(HOST[4], 8080).server == "web"
+    with pytest.raises(PluginError, match="MARK-MASQ"):
+        marked.check()
+    make_mark_chain(host)
+    marked.add().check()
+
+
+@both_variants
+@pytest.mark.parametrize("keys", [{}, {"markMasqBit": 5}])
+def test_conditions_about_addresses_go_with_marks_and_host_addresses(
+    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin, keys: dict[str, Any]
+) -> None:
+    client.ip("address add 198.51.100.77/24 dev uplink")
+    conditions = ["!", "-s", "198.51.100.77", "!", "-d", "203.0.113.0/24", "-m", "comment", "--comment", "x/y/z"]
+    web = plugin.add(container, publish(8080, hostIP=HOST[4]), publish(8081), conditionsV4=conditions, **keys)
+    for port in (8080, 8081):
+        assert client.ask(HOST[4], port, source=CLIENT[4]) == ("web", CLIENT[4])
+        assert neighbour.ask(HOST[4], port) == ("web", "10.88.0.1")
+        assert host.ask(HOST[4], port).server == "web"
+        with pytest.raises(Refused):
+            client.ask(HOST[4], port, source="198.51.100.77")
+    assert client.ask(HOST[6], 8081).server == "web"
+    web.check()
+    iptables(host, "-t", "nat", "-F", "QUANTUM-INBOUND")
+    web.delete()
+    assert host.holdings() == set()
+
+
+@nft_variant
+def test_a_port_of_a_dead_container_of_the_other_backend_is_taken_over(
+    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+) -> None:
+    for number, (dead, heir) in enumerate((("nftables", "iptables"), ("iptables", "nftables"))):
+        port, old = 8080 + number, host.container()
+        attachment = plugin.add(old, publish(port), network=f"{dead}-net", backend=dead)
+        old.remove()
+        young = container if number else neighbour
+        young.serve(f"heir{number}", 81)
+        made = plugin.add(young, publish(port, 81), network=f"{heir}-net", backend=heir)
+        for _ in range(2):
+            for family in (4, 6):
+                assert client.ask(HOST[family], port).server == f"heir{number}"
+            attachment.delete()
+        made.check()
+
+
+@both_variants
+def test_status_without_the_right_to_change_the_network_is_not_available(container: Container, plugin: Plugin) -> None:
+    for _ in range(2):
+        with pytest.raises(PluginError, match="iptables") as caught:
+            plugin.status(*WITHOUT_RIGHTS)
+        assert caught.value.code == 50
+        plugin.add(container)
+
+
+@both_variants
+def test_an_add_that_the_kernel_refuses_leaves_neither_record_nor_rule(
+    host: Host, container: Container, plugin: Plugin
+) -> None:
+    request = plugin.attachment(container, publish(8080), ipForwarding=False).configuration
+    with pytest.raises(PluginError, match="iptables") as caught:
+        plugin.call("ADD", request, container, before=WITHOUT_RIGHTS)
+    assert caught.value.code in (50, 101)
+    assert host.holdings() == set()
+    assert not list(plugin.state_directory.glob("attachments/*"))
+
+
+@nft_variant
+def test_add_and_status_say_when_iptables_is_not_installed(container: Container, plugin: Plugin) -> None:
+    hide = 'mount -t tmpfs none /usr/sbin && exec "$@"'
+    before = ("unshare", "--mount", "sh", "-c", hide, "sh")
+    plugin.programs = None
+    configuration = plugin.attachment(container, publish(8080), backend="iptables").configuration
+    for verb in ("STATUS", "ADD"):
+        with pytest.raises(PluginError, match=r"there is no ip6?tables-restore") as caught:
+            plugin.call(verb, configuration, container, before=before)
+        assert caught.value.code == 50
+        assert "Install iptables" in caught.value.details
+    assert not list(plugin.state_directory.glob("attachments/*"))
+
+
+@both_variants
+def test_an_add_again_that_is_refused_leaves_every_rule_as_it_was(
+    host: Host, client: Namespace, container: Container, plugin: Plugin
+) -> None:
+    web = plugin.add(container, publish(8080), publish(8081, hostIP="127.0.0.1"))
+    before = sorted(host.iptables_rules())
+    again = plugin.attachment(container, publish(8082), externalSetMarkChain="NO-SUCH-CHAIN")
+    again.configuration["prevResult"]["ips"] = again.configuration["prevResult"]["ips"][:1]
+    with pytest.raises(PluginError, match="NO-SUCH-CHAIN"):
+        again.add()
+    assert sorted(host.iptables_rules()) == before
+    assert client.ask(HOST[6], 8080).server == "web"
+    web.check()
+
+
+@both_variants
+def test_rules_of_others_that_are_hard_to_read_are_no_obstacle(
+    host: Host, container: Container, plugin: Plugin
+) -> None:
+    host.run(host.backend, "-A", "INPUT", "-i", "it's", "-m", "comment", "--comment", 'don\'t "do" it', "-j", "ACCEPT")
+    host.run(host.backend, "-A", "FORWARD", "-m", "comment", "--comment", "isn't QUANTUM-FORWARD", "-j", "ACCEPT")
+    host.ip("link set cni0 down", "link set cni0 name it's'0", "link set it's'0 up")
+    plugin.add(container, publish(8080), publish(8081, hostIP="127.0.0.1")).check()
+    iptables(host, "-t", "nat", "-F")
+    web = plugin.add(container, publish(8080), publish(8081, hostIP="127.0.0.1"))
+    web.check()
+    web.delete()
+    assert not [line for line in host.iptables_rules() if line.startswith("-A QUANTUM-") and "--comment" in line]
+    assert len(host.run(f"{host.backend}-save", "-t", "filter").split("-j ACCEPT")) == 3
+
+
+@pytest.mark.frozen
+@nft_variant
+@pytest.mark.parametrize("libraries", [None, "/opt/lib"])
+def test_the_hosts_programs_run_with_the_hosts_libraries(
+    container: Container, plugin: Plugin, tmp_path: Path, libraries: str | None
+) -> None:
+    seen, wrapped = tmp_path / "seen", tmp_path / "wrapped"
+    wrapped.mkdir()
+    for program in ("iptables-restore", "ip6tables-restore"):
+        (wrapped / program).write_text(f'#!/bin/sh\necho "${{LD_LIBRARY_PATH-unset}}" >> {seen}\n')
+        (wrapped / program).chmod(0o755)
+    plugin.programs = wrapped
+    environment: dict[str, Any] = {} if libraries is None else {"LD_LIBRARY_PATH": libraries}
+    plugin.call("ADD", plugin.attachment(container, publish(8080)).configuration, container, **environment)
+    assert set(seen.read_text().split()) == {libraries or "unset"}
