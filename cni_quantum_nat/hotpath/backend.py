@@ -96,6 +96,11 @@ class Holders:
         """
         return [holder for holder in self._colliding(attachment) if self._may_take_from(holder, attachment)]
 
+    def refuse_held(self, attachment: Attachment) -> None:
+        """Refuse host ports that any living attachment holds; reads all records."""
+        for holder in self._search_colliding(attachment):
+            self._may_take_from(holder, attachment)
+
     def refuse_held_by(self, backend: str, attachment: Attachment) -> None:
         """Refuse host ports that a living attachment of another backend holds, which our own kernel part cannot see."""
         for holder in self._colliding(attachment):
@@ -111,6 +116,9 @@ class Holders:
         claims = PortClaims(self._state.directory)
         if all(claims.count(mapping) <= 1 for mapping in attachment.port_mappings):
             return []  # that one is the attachment itself
+        return self._search_colliding(attachment)
+
+    def _search_colliding(self, attachment: Attachment) -> list[Attachment]:
         others = [other for other in self._state.attachments([]) if other.id != attachment.id]
         return [other for other in others if _collision(other, attachment)]
 

@@ -7,7 +7,7 @@ a GC finds what there is to undo. All of it runs under the state directory's loc
 from __future__ import annotations
 
 from .addresses import Address
-from .backend import is_alive, readable_record, warn
+from .backend import Holders, is_alive, readable_record, warn
 from .claims import PortClaims
 from .conntrack import ConnectionTracker, is_tracking
 from .detour import iptables_backend
@@ -224,7 +224,7 @@ class NatManager:
                 count_again=lambda: self._claims.count_again(self.state.attachments([])),
             )
         if settings.refuse_conflicts:
-            refuse_shadowing(attachment)
+            refuse_shadowing(attachment, lambda: Holders(self.state).refuse_held(attachment))
 
     def _restore_record(self, attachment_id: AttachmentId, before: Attachment | None) -> None:
         if before is None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .claims import PortClaims
+    from .listeners import Listener
     from .model import Attachment, PortMapping
     from .settings import Settings
 
@@ -91,10 +92,11 @@ def _full(mapping: PortMapping, settings: Settings) -> CniError:
     )
 
 
-def refuse_shadowing(attachment: Attachment) -> None:
+def refuse_shadowing(attachment: Attachment, refuse_held: Callable[[], None]) -> None:
     """Refuse host ports that a process of the host listens on: its traffic would go to the container.
 
-    The runtime's own reservation for this container is none.
+    The runtime's own reservation for this container is none. Its reservation for another one is named by that container,
+    which is what people know: `refuse_held` does it, and is asked only when there is something to refuse.
 
     Raises: HostPortConflict, which names the process where it can be found.
     """
@@ -105,16 +107,17 @@ def refuse_shadowing(attachment: Attachment) -> None:
         for listener in find_listeners(protocol, min(ports), max(ports)):
             for mapping in mappings:
                 if listener.is_shadowed_by(mapping, families, ipv6_localhost=attachment.inbound.ipv6_localhost):
-                    _refuse(mapping, str(listener), listener.inode, attachment.id.container_id)
+                    _refuse(mapping, listener, attachment.id.container_id, refuse_held)
 
 
-def _refuse(mapping: PortMapping, where: str, inode: int, container_id: str) -> None:
-    holders = holders_of(inode)
+def _refuse(mapping: PortMapping, listener: Listener, container_id: str, refuse_held: Callable[[], None]) -> None:
+    holders = holders_of(listener.inode)
     if any(holder.serves_container(container_id) for holder in holders):
         return
+    refuse_held()
     by = " and ".join(map(str, holders)) or "a process that cannot be seen from here"
     raise HostPortConflict(
-        f"host port {mapping.host_port}/{mapping.protocol} is in use on the host: {by} listens on {where}, "
+        f"host port {mapping.host_port}/{mapping.protocol} is in use on the host: {by} listens on {listener}, "
         "and would lose its traffic to the container",
         'Publish another port, or stop that process; "hostPortConflict": "allow" lets the container have the port.',
     )

@@ -244,6 +244,16 @@ def test_the_runtimes_own_reservation_is_no_conflict(
             plugin.add(neighbour, publish(8080, protocol=protocol))
 
 
+def test_a_reservation_for_another_container_is_named_by_that_container(
+    host: Host, container: Container, neighbour: Container, plugin: Plugin
+) -> None:
+    web = plugin.attachment(container, publish(8080))
+    with process_on(host, 8080, "0.0.0.0", "tcp", "-c", container.id):
+        web.add()
+        with pytest.raises(PluginError, match=f"8080/tcp is held by container {container.id}"):
+            plugin.add(neighbour, publish(8080))
+
+
 def test_a_wrong_range_is_refused(container: Container, plugin: Plugin) -> None:
     for wrong in ("40000", "40001-40000", "0-5", "1-70000", "a-b", 5):
         with pytest.raises(PluginError, match="portRange is") as caught:
