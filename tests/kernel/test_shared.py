@@ -78,6 +78,7 @@ def test_with_affinity_a_client_stays_with_one_container(
     client.ip(
         *(f"address add {_client(family, number)}/{24 if family == 4 else 64} dev uplink" for number in range(20))
     )
+    host.wait_for([_client(family, number) for number in range(20)])
     met = set()
     for number in range(20):
         counts = served(client, HOST[family], 4, source=_client(family, number))

@@ -123,6 +123,20 @@ class Namespace:
             return True
         return False
 
+    def wait_for(self, addresses: list[str]) -> None:
+        """Wait until packets from here arrive: an address that was given a moment ago may not know its multicast group."""
+        wait_until(lambda: all(map(self._is_answered_by, addresses)), f"{' and '.join(addresses)} answer")
+
+    def _is_answered_by(self, address: str) -> bool:
+        """Whether a closed port refuses."""
+        try:
+            self.ask(address, 1, timeout=0.1)
+        except Refused:
+            return True
+        except (TimedOut, OSError):
+            return False
+        return False
+
     def aim_at_localhost(self, gateway: str) -> None:
         """Let this namespace attack: what it sends to AIMED leaves as a packet to 127.0.0.1, and answers come back."""
         self.ip(f"route add {AIMED} via {gateway}")
@@ -166,17 +180,7 @@ class Container(Namespace):
         addresses = [network.partition("/")[0] for network in networks.values()]
         for address in addresses:  # what an announcement does to those who knew an earlier owner
             self.host.ip(f"neigh flush to {address}")
-        wait_until(lambda: all(map(self._answers, addresses)), f"{' and '.join(addresses)} answer")
-
-    def _answers(self, address: str) -> bool:
-        """Whether the host's packets arrive: a closed port refuses."""
-        try:
-            self.host.ask(address, 1, timeout=0.1)
-        except Refused:
-            return True
-        except (TimedOut, OSError):
-            return False
-        return False
+        self.host.wait_for(addresses)
 
     def previous_result(self) -> dict[str, Any]:
         """Return what the bridge plugin prints."""
@@ -198,9 +202,10 @@ class Host(Namespace):
         super().__init__("host", stack)
         self.backend = "nftables"
         self._used: dict[str, int] = {}
-        for bridge, networks in BRIDGES.items():
+        for number, (bridge, networks) in enumerate(BRIDGES.items()):
             self.ip(
-                f"link add {bridge} type bridge mcast_snooping 0",
+                # An address of its own, as the bridge plugin sees to: else it has that of a port, and another one as they come.
+                f"link add {bridge} address 02:00:00:00:01:0{number} type bridge mcast_snooping 0",
                 f"address add {networks[4].format(1)} dev {bridge}",
                 f"address add {networks[6].format(1)} dev {bridge} nodad",
                 f"link set {bridge} up",
