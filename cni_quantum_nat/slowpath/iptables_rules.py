@@ -119,7 +119,8 @@ def _claims_of(attachment: Attachment) -> Iterator[object]:
 
 def plan_rules(attachment: Attachment, family: int) -> list[Rule]:
     """Return the attachment's rules of one family, in the order in which they are made."""
-    return [*_plan_inbound(attachment, family), *_plan_outbound(attachment, family)]
+    # One mark speaks for all ports and sources of the container.
+    return list(dict.fromkeys([*_plan_inbound(attachment, family), *_plan_outbound(attachment, family)]))
 
 
 def _comment(attachment: Attachment) -> str:

@@ -145,7 +145,6 @@ def test_the_api_and_the_plugin_know_of_each_other(
     assert "8081->80/tcp" in listed
 
 
-@pytest.mark.nftables
 def test_what_the_api_made_survives_a_lost_table(
     host: Host,
     client: Namespace,

@@ -236,7 +236,7 @@ def test_what_iptables_cannot_do_is_refused(container: Container, plugin: Plugin
 
 
 @nft_variant
-def test_status_says_when_iptables_is_not_installed(plugin: Plugin, tmp_path: Path) -> None:
+def test_status_says_when_iptables_does_not_work(plugin: Plugin, tmp_path: Path) -> None:
     plugin.status()
     broken = tmp_path / "broken"
     broken.mkdir()

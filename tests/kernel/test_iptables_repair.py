@@ -51,6 +51,23 @@ def test_after_a_flush_that_left_the_chains_the_next_add_of_anything_puts_everyt
 
 
 @both_variants
+def test_where_only_a_containers_own_rules_are_missing_no_other_record_is_put_back(
+    host: Host, container: Container, neighbour: Container, plugin: Plugin
+) -> None:
+    """What iptables-save lists is compared with what we wrote, word for word: a variant that says it otherwise costs time."""
+    web = plugin.add(container, publish(8080))
+    kept = plugin.add(neighbour, publish(9000))
+    (plugin.state_directory / "rebuilt").unlink()
+    before = sorted(host.iptables_rules())
+    iptables(host, "-t", "nat", "-D", "QUANTUM-INBOUND", "1")
+    iptables(host, "-t", "nat", "-D", "QUANTUM-ANY-IP", "1")
+    web.add().check()
+    kept.add().check()
+    assert sorted(host.iptables_rules()) == before
+    assert not (plugin.state_directory / "rebuilt").exists()
+
+
+@both_variants
 @pytest.mark.parametrize("orphan", [False, True])
 def test_a_chain_that_is_gone_is_made_again_and_no_rule_is_there_twice(
     host: Host, container: Container, neighbour: Container, plugin: Plugin, orphan: bool

@@ -41,6 +41,7 @@ def test_a_network_name_that_could_leave_the_directory_is_refused(
     assert caught.value.code == 7
 
 
+@pytest.mark.behaviour
 @pytest.mark.frozen
 @pytest.mark.parametrize(
     "broken",
@@ -80,6 +81,7 @@ def test_an_add_that_the_kernel_refuses_leaves_neither_record_nor_element(
     assert not list(plugin.state_directory.glob("attachments/*"))
 
 
+@pytest.mark.behaviour
 def test_an_add_whose_last_step_fails_leaves_neither_record_nor_element(
     host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
 ) -> None:
@@ -94,6 +96,7 @@ def test_an_add_whose_last_step_fails_leaves_neither_record_nor_element(
     assert not list(plugin.state_directory.glob(f"attachments/{container.id}*"))
 
 
+@pytest.mark.behaviour
 def test_an_add_again_that_fails_keeps_what_was_there(
     client: Namespace, container: Container, neighbour: Container, plugin: Plugin
 ) -> None:
@@ -139,6 +142,7 @@ def test_an_add_that_is_refused_for_a_conflict_puts_a_lost_ruleset_back_all_the_
     web.check()
 
 
+@pytest.mark.behaviour
 def test_many_adds_at_once_and_many_dels_at_once_leave_nothing(
     host: Host, client: Namespace, container: Container, plugin: Plugin
 ) -> None:

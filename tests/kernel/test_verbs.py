@@ -43,6 +43,7 @@ def test_add_without_prev_result_is_an_error(container: Container, plugin: Plugi
     assert caught.value.code == 7
 
 
+@pytest.mark.behaviour
 def test_addresses_of_other_interfaces_are_not_the_containers(
     client: Namespace, container: Container, neighbour: Container, plugin: Plugin
 ) -> None:
@@ -56,6 +57,7 @@ def test_addresses_of_other_interfaces_are_not_the_containers(
     assert client.ask(HOST[4], 8080).server == "web"
 
 
+@pytest.mark.behaviour
 def test_a_damaged_record_stops_neither_add_nor_del(client: Namespace, container: Container, plugin: Plugin) -> None:
     web = plugin.add(container, publish(8080))
     (record,) = plugin.state_directory.glob("attachments/*/*")
@@ -67,6 +69,7 @@ def test_a_damaged_record_stops_neither_add_nor_del(client: Namespace, container
     assert client.is_refused(HOST[4], 8080)
 
 
+@pytest.mark.behaviour
 def test_del_may_be_repeated_without_namespace_and_prev_result(
     host: Host, client: Namespace, container: Container, plugin: Plugin
 ) -> None:
@@ -78,11 +81,13 @@ def test_del_may_be_repeated_without_namespace_and_prev_result(
     assert host.owners() == set()
 
 
+@pytest.mark.behaviour
 def test_del_of_what_was_never_added_succeeds(container: Container, plugin: Plugin) -> None:
     plugin.attachment(container, publish(8080)).delete()
     plugin.attachment(container).delete_again_like_containerd()
 
 
+@pytest.mark.behaviour
 def test_check_is_content_with_what_add_made(container: Container, plugin: Plugin) -> None:
     plugin.add(container, publish(8080), publish(8081, protocol="udp", hostIP="127.0.0.1")).check()
 
@@ -124,6 +129,7 @@ def test_check_names_a_changed_element(
         web.check()
 
 
+@pytest.mark.behaviour
 def test_check_names_a_lost_record(container: Container, plugin: Plugin) -> None:
     web = plugin.add(container, publish(8080))
     shutil.rmtree(plugin.state_directory / "attachments")
@@ -135,6 +141,7 @@ def _valid(*attachments: Attachment) -> list[dict[str, Any]]:
     return [{"containerID": a.container.id, "ifname": a.container.interface} for a in attachments]
 
 
+@pytest.mark.behaviour
 @pytest.mark.parametrize("key", ["cni.dev/valid-attachments", "cni.dev/attachments"])
 def test_gc_keeps_the_valid_attachments_and_those_of_other_networks(
     host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin, key: str
@@ -152,6 +159,7 @@ def test_gc_keeps_the_valid_attachments_and_those_of_other_networks(
     kept.check()
 
 
+@pytest.mark.behaviour
 def test_gc_removes_elements_that_have_no_record(
     host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
 ) -> None:
@@ -163,6 +171,7 @@ def test_gc_removes_elements_that_have_no_record(
     assert host.owners() == {kept.owner}
 
 
+@pytest.mark.behaviour
 def test_gc_with_null_removes_all_of_the_network(
     host: Host, client: Namespace, container: Container, plugin: Plugin
 ) -> None:
@@ -173,6 +182,7 @@ def test_gc_with_null_removes_all_of_the_network(
     assert not list(plugin.state_directory.glob("attachments/*"))
 
 
+@pytest.mark.behaviour
 def test_gc_with_no_list_removes_those_whose_namespace_is_gone(
     host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
 ) -> None:
@@ -185,6 +195,7 @@ def test_gc_with_no_list_removes_those_whose_namespace_is_gone(
     assert host.owners() == {kept.owner}
 
 
+@pytest.mark.behaviour
 def test_status_is_good_before_and_after_the_first_add(container: Container, plugin: Plugin) -> None:
     plugin.status()
     plugin.add(container)
