@@ -48,7 +48,10 @@ def test_new_connections_spread_evenly(host: Host, client: Namespace, plugin: Pl
 def test_every_way_in_leads_to_all(host: Host, client: Namespace, plugin: Plugin, address: str, protocol: str) -> None:
     backends(host, plugin, 2)
     place = host if address == "127.0.0.1" else client
-    assert sorted(served(place, address, 64, protocol).values()) == [32, 32]
+    counts = served(place, address, 64, protocol)
+    # A datagram from a port that was used a moment ago belongs to the flow of that time, and is not dealt again.
+    assert len(counts) == 2
+    assert all(abs(times - 32) <= 3 for times in counts.values()), counts
 
 
 def test_containers_of_different_networks_share(host: Host, client: Namespace, plugin: Plugin) -> None:
