@@ -32,9 +32,15 @@ if TYPE_CHECKING:
     Fields = tuple[Field, ...]
 
 _NETWORK_MAPS = ("networks4", "networks6")
-_HOST_PORT_MAPS = tuple(
-    f"{name}{f}" for name in ("host_ports", "host_ip_ports", "endpoints", "host_ip_endpoints") for f in (4, 6)
+_HOST_PORT_NAMES = (
+    "host_ports",
+    "host_ip_ports",
+    "port_policies",
+    "host_ip_port_policies",
+    "endpoints",
+    "host_ip_endpoints",
 )
+_HOST_PORT_SETS = tuple(f"{name}{f}" for name in _HOST_PORT_NAMES for f in (4, 6))
 _KINDS = {EXCLUSIVE: PUBLISH, SPREAD: SPREAD_EVENLY, BY_CLIENT: SPREAD_BY_CLIENT}
 _ALIAS = Address.parse(IPV6_LOCALHOST_ALIAS)
 
@@ -64,7 +70,7 @@ class Element:
     @property
     def is_host_port(self) -> bool:
         """Whether it claims a host port, which two attachments may want; everything else follows an address."""
-        return self.set_name in _HOST_PORT_MAPS
+        return self.set_name in _HOST_PORT_SETS
 
     @property
     def family(self) -> int:
@@ -119,7 +125,8 @@ class Share:
     def elements_of_the_port(self) -> list[Element]:
         """Return the elements that all who share the port have together, to be looked for: they lead nowhere."""
         claim, key = self.claim
-        elements = [Element(claim, key, (), SHARED)]
+        policies = self.set_name.replace("slots", "port_policies")
+        elements = [Element(claim, key, (), SHARED), Element(policies, key, (), SHARED)]
         if self.set_name.endswith("6"):
             elements.append(Element("localhost6", key[-2:], (), SHARED))
         return elements
@@ -170,7 +177,10 @@ def _plan_outbound(attachment: Attachment) -> Iterator[Element]:
         for suffix, key in keys or [("", (address,))]:
             kind = MASQUERADED if fixed is None else FIXED_SOURCE_VIA if suffix else FIXED_SOURCE
             policy = Policy(kind, attachment.established_timeout_s)
-            yield Element(f"outbound{suffix}{family}", key, (policy.chain,), owner, policy)
+            if policy.chain == MASQUERADED:
+                yield Element(f"masqueraded{suffix}{family}", key, (), owner)
+            else:
+                yield Element(f"outbound{suffix}{family}", key, (policy.chain,), owner, policy)
             if fixed is not None:
                 yield Element(f"snat{suffix}{family}", key, (fixed,), owner)
 
@@ -224,10 +234,15 @@ def _host_port(mapping: PortMapping) -> tuple[str, Fields]:
     return "host_ip_", (host_ip, mapping.protocol, mapping.host_port)
 
 
+def _ports(prefix: str) -> str:
+    """Name the set of the host ports that are held."""
+    return "host_ip_ports" if prefix else "host_ports"
+
+
 def claims_of(mapping: PortMapping, families: set[int]) -> list[Element]:
     """Return the elements that claim the host port, to be looked for: they lead nowhere."""
     prefix, key = _host_port(mapping)
-    name = "host_ip_ports" if prefix else "host_ports"
+    name = _ports(prefix)
     return [Element(f"{name}{family}", key, (), "") for family in sorted(families) if mapping.serves(family)]
 
 
@@ -236,12 +251,14 @@ def _plan_host_port(attachment: Attachment, mapping: PortMapping, endpoint: Endp
     prefix, key = _host_port(mapping)
     kind = _KINDS[mapping.sharing] + (ON_ONE_ADDRESS if prefix else "")
     policy = Policy(kind, attachment.established_timeout_s, attachment.inbound.conditions)
-    name = "host_ip_ports" if prefix else "host_ports"
-    yield Element(f"{name}{family}", key, (policy.chain,), SHARED if mapping.sharing else owner, policy)
+    holder = SHARED if mapping.sharing else owner
+    yield Element(f"{_ports(prefix)}{family}", key, (), holder)
+    if policy.chain not in (PUBLISH, PUBLISH + ON_ONE_ADDRESS):
+        yield Element(f"{prefix}port_policies{family}", key, (policy.chain,), holder, policy)
     if not mapping.sharing:
         yield Element(f"{prefix}endpoints{family}", key, (endpoint.address, mapping.container_port), owner)
     if attachment.inbound.ipv6_localhost and family == 6 and mapping.is_reached_from_ipv6_loopback:
-        yield Element("localhost6", key[-2:], (), SHARED if mapping.sharing else owner)
+        yield Element("localhost6", key[-2:], (), holder)
 
 
 def _plan_return_path(attachment: Attachment, mapping: PortMapping, endpoint: Endpoint) -> Iterator[Element]:

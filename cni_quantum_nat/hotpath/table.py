@@ -95,9 +95,15 @@ def _layouts_of_host_ports(name: str, where: tuple[str, ...], endpoint: tuple[st
     """Lay out what is looked up for a connection to one host address, or with an empty `where` to any."""
     key = (*where, PROTOCOL, PORT)
     words = "host address, protocol, host port" if where else "protocol, host port on any local address"
-    policies = name.format("ports") if where else name.format("host_ports")
+    ports = name.format("ports") if where else name.format("host_ports")
     return [
-        SetLayout(policies, key, (GOTO,), purpose=f"{words} -> what becomes of connections to it"),
+        SetLayout(ports, key, purpose=f"{words} that a container has, or several share"),
+        SetLayout(
+            name.format("port_policies"),
+            key,
+            (GOTO,),
+            purpose=f"{words} -> what becomes of connections to it, where that is not ordinary",
+        ),
         SetLayout(name.format("endpoints"), key, endpoint, counter=True, purpose=f"{words} -> container"),
         SetLayout(
             name.format("slots"),
@@ -135,18 +141,22 @@ def _layouts_of_sources(family: int, address: str) -> list[SetLayout]:
     via = (address, INTERFACE)
     return [
         SetLayout(
+            f"masqueraded{family}", (address,), counter=True, purpose="container, whatever interface it leaves by"
+        ),
+        SetLayout(f"masqueraded_via{family}", via, counter=True, purpose="container, interface it leaves by"),
+        SetLayout(
             f"outbound{family}",
             (address,),
             (GOTO,),
             counter=True,
-            purpose="container -> its source outside, whatever interface it leaves by",
+            purpose="container -> its source outside, where that is not ordinary",
         ),
         SetLayout(
             f"outbound_via{family}",
             via,
             (GOTO,),
             counter=True,
-            purpose="container, interface it leaves by -> its source there",
+            purpose="container, interface it leaves by -> its source there, where that is not ordinary",
         ),
         SetLayout(f"snat{family}", (address,), (address,), purpose="container -> its source address outside"),
         SetLayout(
@@ -173,16 +183,18 @@ CHAIN_USE = {
     "output": 1,
     "localhost6_out": 1,
     "localhost6_in": 1,
-    "host_ports": 7,
+    "host_ports": 11,
     "established": 11,
     "postrouting": 2,
     "inbound": 15,
-    "outbound4": 7,
-    "outbound6": 7,
+    "outbound4": 9,
+    "outbound6": 9,
     "own": 487,
 }
 
-# What becomes of a connection. The names are those of chains, see slowpath/ruleset.py for their rules.
+# What becomes of a connection. To be published or masqueraded with the usual time-out is ordinary, and said by a set.
+# Everything else is said by a map to a chain, which is dear: when the kernel is given an element with a verdict, it
+# looks at all elements of all such maps for loops, 1 us each. The names are those of chains, see slowpath/ruleset.py for their rules.
 PUBLISH = "publish"
 SPREAD_EVENLY = "spread"
 SPREAD_BY_CLIENT = "spread_by_client"

@@ -82,10 +82,14 @@ _CHAINS = f"""
 	chain host_ports {{
 		comment "::1 that has no alias is left alone: refused at once"
 		ip6 daddr ::1 return
-		ip daddr . meta l4proto . th dport vmap @host_ip_ports4
-		meta nfproto ipv4 meta l4proto . th dport vmap @host_ports4
-		ip6 daddr . meta l4proto . th dport vmap @host_ip_ports6
-		meta nfproto ipv6 meta l4proto . th dport vmap @host_ports6
+		ip daddr . meta l4proto . th dport vmap @host_ip_port_policies4
+		ip daddr . meta l4proto . th dport @host_ip_ports4 goto publish_on_ip
+		meta nfproto ipv4 meta l4proto . th dport vmap @port_policies4
+		meta nfproto ipv4 meta l4proto . th dport @host_ports4 goto publish
+		ip6 daddr . meta l4proto . th dport vmap @host_ip_port_policies6
+		ip6 daddr . meta l4proto . th dport @host_ip_ports6 goto publish_on_ip
+		meta nfproto ipv6 meta l4proto . th dport vmap @port_policies6
+		meta nfproto ipv6 meta l4proto . th dport @host_ports6 goto publish
 	}}
 	chain prerouting {{
 		comment "only what is for this host: traffic that passes through it keeps its destination"
@@ -112,7 +116,9 @@ _CHAINS = f"""
 		ip saddr vmap @cidr_networks4
 		ip daddr {{ 224.0.0.0/4, 255.255.255.255 }} return
 		ip saddr . oifname vmap @outbound_via4
+		ip saddr . oifname @masqueraded_via4 goto masqueraded
 		ip saddr vmap @outbound4
+		ip saddr @masqueraded4 goto masqueraded
 		ip saddr vmap @cidr_outbound4
 	}}
 	chain outbound6 {{
@@ -120,7 +126,9 @@ _CHAINS = f"""
 		ip6 saddr vmap @cidr_networks6
 		ip6 daddr ff00::/8 return
 		ip6 saddr . oifname vmap @outbound_via6
+		ip6 saddr . oifname @masqueraded_via6 goto masqueraded
 		ip6 saddr vmap @outbound6
+		ip6 saddr @masqueraded6 goto masqueraded
 		ip6 saddr vmap @cidr_outbound6
 	}}
 	chain own {{

@@ -95,8 +95,8 @@ def test_check_is_content_with_what_add_made(container: Container, plugin: Plugi
 @pytest.mark.parametrize(
     ("damage", "named"),
     [
-        ("flush map inet quantum host_ports4", "host_ports4.*8080"),
-        ("flush map inet quantum outbound6", "outbound6"),
+        ("flush set inet quantum host_ports4", "host_ports4.*8080"),
+        ("flush set inet quantum masqueraded6", "masqueraded6"),
         ("flush chain inet quantum prerouting", "prerouting"),
         ("flush chain inet quantum guard", "guard"),
         ("flush ruleset", "inet quantum"),

@@ -41,19 +41,19 @@ def test_an_address_belongs_to_whoever_was_given_it_last() -> None:
     old = attachment("old", "10.0.0.2/24", 1, port=1)
     new = attachment("new", "10.0.0.2/24", 2, port=2)
     for order in ((old, new), (new, old)):
-        assert owners(*order)["outbound4 { 10.0.0.2"] == "net/new/eth0"
+        assert owners(*order)["masqueraded4 { 10.0.0.2 }"] == "net/new/eth0"
 
 
 def test_a_host_port_stays_with_the_first_network_of_its_container() -> None:
     first = attachment("c", "10.0.0.2/24", 1)
     second = attachment("c", "10.1.0.2/24", 2, network="other")
-    assert owners(second, first)["host_ports4 { tcp . 8080"] == "net/c/eth0"
+    assert owners(second, first)["host_ports4 { tcp . 8080 }"] == "net/c/eth0"
 
 
 def test_a_host_port_goes_to_the_newer_container() -> None:
     dead = attachment("dead", "10.0.0.2/24", 1)
     newcomer = attachment("newcomer", "10.0.0.3/24", 2)
-    assert owners(newcomer, dead)["host_ports4 { tcp . 8080"] == "net/newcomer/eth0"
+    assert owners(newcomer, dead)["host_ports4 { tcp . 8080 }"] == "net/newcomer/eth0"
 
 
 FIELDS: dict[str, st.SearchStrategy[Field]] = {
