@@ -43,7 +43,7 @@ _ORIGINAL, _REPLY, _STATUS, _ID, _ZONE, _FILTER, _STATUS_MASK = 1, 2, 3, 12, 18,
 _TUPLE_IP, _TUPLE_PROTO = 1, 2
 _SOURCE = {4: 1, 6: 3}
 _DESTINATION = {4: 2, 6: 4}
-_PROTOCOL, _SOURCE_PORT, _DESTINATION_PORT = 1, 2, 3
+_PROTOCOL, _DESTINATION_PORT = 1, 3
 _FILTER_FLAGS = {_ORIGINAL: 1, _REPLY: 2}
 _BY_SOURCE, _BY_DESTINATION, _BY_PROTOCOL, _BY_DESTINATION_PORT = 1 << 0, 1 << 1, 1 << 3, 1 << 5
 _DESTINATION_TRANSLATED = 1 << 5  # IPS_DST_NAT
@@ -110,11 +110,6 @@ class Flow:
         """Address and port that the first packet was sent to, before any translation."""
         address = Address(self._family, self._field(_ORIGINAL, _TUPLE_IP, _DESTINATION[self._family]))
         return address, int.from_bytes(self._field(_ORIGINAL, _TUPLE_PROTO, _DESTINATION_PORT), "big")
-
-    @property
-    def source_port(self) -> int:
-        """The port that the first packet came from."""
-        return int.from_bytes(self._field(_ORIGINAL, _TUPLE_PROTO, _SOURCE_PORT), "big")
 
     @property
     def is_translated(self) -> bool:

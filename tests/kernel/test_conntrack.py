@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 both_families = pytest.mark.parametrize("family", [4, 6])
 
 
+_SOURCE_PORT = 2  # CTA_PROTO_SRC_PORT
 FIREWALL = """table inet firewall {
 	chain input {
 		type filter hook input priority 0
@@ -191,7 +192,9 @@ def test_every_way_of_forgetting_finds_the_same_flows(
 def ports_tracked(host: Host, family: int) -> set[int]:
     """Return the source ports of all tracked flows."""
     with inside(host.path), ConnectionTracker() as tracker:
-        return {flow.source_port for flow in tracker.flows(Selection(family))}
+        flows = list(tracker.flows(Selection(family)))
+    ports = [flow._field(conntrack._ORIGINAL, conntrack._TUPLE_PROTO, _SOURCE_PORT) for flow in flows]
+    return {int.from_bytes(port, "big") for port in ports}
 
 
 @both_families
