@@ -12,6 +12,11 @@ from . import connections as connections_command
 from . import list as list_command
 from . import port as port_command
 
+_COMMANDS = (  # in the order of --help
+    list_command,
+    port_command,
+    connections_command,
+)
 _DESCRIPTION = """\
 Quantum NAT has two uses.
 
@@ -35,9 +40,8 @@ def _parser() -> argparse.ArgumentParser:
         help="where the records are: the networks' stateDir (default: %(default)s)",
     )
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
-    list_command.add_to(commands)
-    port_command.add_to(commands)
-    connections_command.add_to(commands)
+    for command in _COMMANDS:
+        command.add_to(commands)
     return parser
 
 

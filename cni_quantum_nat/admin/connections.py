@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from socket import AF_INET, AF_INET6
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,7 +11,7 @@ from ..hotpath.errors import KERNEL_REFUSED, CniError
 from ..hotpath.model import PROTOCOL_NAMES
 from ..hotpath.state import State
 from .find import attachments_of
-from .list import CONTAINER_CHARACTERS, print_table
+from .tables import CONTAINER_CHARACTERS, complain, print_table
 
 if TYPE_CHECKING:
     import argparse
@@ -80,8 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps([_as_json(connection) for connection in found], indent=2))
     else:
         print_table(_COLUMNS, map(_row, found))
-    for error in damaged:
-        print(f"quantum-nat: {error.message}. {error.details}", file=sys.stderr)
+    complain(damaged)
     return 1 if damaged else 0
 
 
