@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..hotpath.errors import NOT_AVAILABLE, CniError, InvalidConfiguration
 from ..hotpath.table import TABLE
-from .ruleset import element_text, policies_text, table_text
+from .ruleset import elements_text, policies_text, table_text
 
 if TYPE_CHECKING:
     from nftables import Nftables
@@ -24,7 +24,7 @@ def build(elements: list[Element]) -> None:
     # "add, delete, add" replaces the table whether it is there or not.
     replacement = [f"add table inet {TABLE}", f"delete table inet {TABLE}", table_text(TABLE)]
     special = [element.policy for element in elements if element.policy and not element.policy.is_ordinary]
-    _run(replacement + policies_text(special) + [element_text(element) for element in elements])
+    _run(replacement + policies_text(special) + elements_text(elements))
 
 
 def add_policies(policies: list[Policy]) -> None:

@@ -37,6 +37,8 @@ from ..hotpath.table import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from ..hotpath.rules import Element, Fields
 
 # Ahead of Docker's, portmap's and kube-proxy's chains at -100 and 100: for a flow, the first NAT rule that
@@ -269,14 +271,25 @@ def table_text(name: str) -> str:
 
 def element_text(element: Element) -> str:
     """Return the command that adds an element, as nft reads it."""
+    return f"add element inet {TABLE} {element.set_name} {{ {_element(element)} }}"
+
+
+def elements_text(elements: Iterable[Element]) -> list[str]:
+    """Return commands that add elements, one for each set: nft reads 60,000 that way in half the time."""
+    by_set: dict[str, list[str]] = {}
+    for element in elements:
+        by_set.setdefault(element.set_name, []).append(_element(element))
+    return [f"add element inet {TABLE} {name} {{ {', '.join(listed)} }}" for name, listed in by_set.items()]
+
+
+def _element(element: Element) -> str:
     layout = SETS[element.set_name]
     data = ""
     if layout.data in ((JUMP,), (GOTO,)):
         data = f" : {layout.data[0]} {element.data[0]}"
     elif layout.data:
         data = f" : {_fields_text(layout.data, element.data)}"
-    key = _fields_text(layout.key, element.key)
-    return f'add element inet {TABLE} {element.set_name} {{ {key} comment "{element.owner}"{data} }}'
+    return f'{_fields_text(layout.key, element.key)} comment "{element.owner}"{data}'
 
 
 def _fields_text(kinds: tuple[str, ...], fields: Fields) -> str:
