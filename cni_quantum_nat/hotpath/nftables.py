@@ -1,7 +1,7 @@
 """Elements in and out of table `inet quantum`, over netlink (linux/netfilter/nf_tables.h).
 
 One batch is one transaction: all of it happens, or nothing. Nothing here lists a set, but `owned_elements`,
-which garbage collection uses.
+which garbage collection and a person's commands use.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from __future__ import annotations
 from _struct import Struct
 from errno import EEXIST, ENOENT
 
-from .addresses import Address, Subnet
+from .encoding import elements_in, in_set, join_intervals, look_up, put_in, take_out, text
 from .errors import NOT_AVAILABLE, AlreadyThere, CniError, KernelRefused, NotThere
-from .model import PROTOCOL_NAMES, PROTOCOLS
 from .netlink import (
     NLM_F_ACK,
     NLM_F_CREATE,
@@ -22,17 +21,15 @@ from .netlink import (
     attribute,
     attributes,
     message,
-    nested,
 )
-from .rules import Element
-from .table import ADDRESS4, ADDRESS6, CHAIN_USE, GOTO, INTERFACE, JUMP, PORT, PROTOCOL, SETS, SLOT, TABLE
+from .table import CHAIN_USE, SETS, TABLE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from .netlink import Reply
-    from .rules import Field, Fields
+    from .rules import Element
 
 _NETLINK_NETFILTER = 12
 _NFPROTO_INET = 1
@@ -42,130 +39,14 @@ _GETTABLE, _GETCHAIN, _NEWSETELEM, _GETSETELEM, _DELSETELEM, _GETGEN = 1, 4, 12,
 
 _TABLE_NAME = 1
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_USERS = 1, 3, 6
-_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_ELEMENT = 1, 2, 3, 1
-_ELEMENT_KEY, _ELEMENT_DATA, _ELEMENT_FLAGS, _ELEMENT_USERDATA, _ELEMENT_EXPRESSION = 1, 2, 3, 6, 7
-_INTERVAL_END = 1
-_EXPRESSION_DATA, _COUNTER_PACKETS = 2, 2
-_DATA_VALUE, _DATA_VERDICT = 1, 2
-_VERDICT_CODE, _VERDICT_CHAIN = 1, 2
-_VERDICTS = {JUMP: -3, GOTO: -4}
-_COMMENT = 0  # libnftnl's NFTNL_UDATA_SET_ELEM_COMMENT
 
 _FAMILY_HEADER = Struct(">BBH")  # family, version, resource
-_INT = Struct(">l")
 _UINT = Struct(">L")
-_REGISTER_BYTES = 4
-_INTERFACE_BYTES = 16
-_SLOT = Struct("=L")  # the kernel's own byte order: numgen and jhash make it
-_WIDTHS = {ADDRESS4: 4, ADDRESS6: 16, PROTOCOL: 4, PORT: 4, SLOT: 4, INTERFACE: _INTERFACE_BYTES}
-
 _GETS_PER_REQUEST = 64  # so that the answers fit into a socket's default buffer
 
 
 def _request(operation: int, flags: int, sequence: int, payload: bytes, family: int = _NFPROTO_INET) -> bytes:
     return message(_SUBSYSTEM | operation, flags | NLM_F_REQUEST, sequence, _FAMILY_HEADER.pack(family, 0, 0) + payload)
-
-
-def _text(text: str) -> bytes:
-    return text.encode() + b"\0"
-
-
-def _encode_field(kind: str, field: Field) -> bytes:
-    if isinstance(field, Address):
-        return field.packed
-    if isinstance(field, Subnet):
-        return field.first.packed
-    if isinstance(field, int):
-        return _SLOT.pack(field) if kind == SLOT else field.to_bytes(2, "big") + b"\0\0"
-    if kind == PROTOCOL:
-        return bytes((PROTOCOLS[field], 0, 0, 0))
-    return field.encode().ljust(_INTERFACE_BYTES, b"\0")
-
-
-def _encode_fields(kinds: tuple[str, ...], fields: Fields) -> bytes:
-    if kinds[0] in _VERDICTS:
-        code = _INT.pack(_VERDICTS[kinds[0]])
-        verdict = attribute(_VERDICT_CODE, code) + attribute(_VERDICT_CHAIN, _text(str(fields[0])))
-        return nested(_DATA_VERDICT, verdict)
-    return attribute(_DATA_VALUE, b"".join(map(_encode_field, kinds, fields)))
-
-
-def _decode_field(kind: str, value: bytes) -> Field:
-    if kind == PORT:
-        return int.from_bytes(value[:2], "big")
-    if kind == PROTOCOL:
-        return PROTOCOL_NAMES.get(value[0], str(value[0]))
-    if kind == SLOT:
-        number: int = _SLOT.unpack(value)[0]
-        return number
-    if kind == INTERFACE:
-        return value.rstrip(b"\0").decode(errors="replace")
-    return Address(4 if kind == ADDRESS4 else 6, value)
-
-
-def _decode_fields(kinds: tuple[str, ...], data: bytes) -> Fields:
-    content = dict(attributes(data))
-    if kinds[0] in _VERDICTS:
-        verdict = dict(attributes(content.get(_DATA_VERDICT, b"")))
-        return (verdict.get(_VERDICT_CHAIN, b"").rstrip(b"\0").decode(),)
-    value, fields = content.get(_DATA_VALUE, b""), []
-    for kind in kinds:
-        fields.append(_decode_field(kind, value[: _WIDTHS[kind]]))
-        value = value[_WIDTHS[kind] :]
-    return tuple(fields)
-
-
-def _element_message(operation: int, flags: int, sequence: int, element: Element) -> bytes:
-    layout = SETS[element.set_name]
-    content = nested(_ELEMENT_KEY, _encode_fields(layout.key, element.key))
-    if operation == _NEWSETELEM:
-        if layout.data:
-            content += nested(_ELEMENT_DATA, _encode_fields(layout.data, element.data))
-        comment = _text(element.owner)
-        content += attribute(_ELEMENT_USERDATA, bytes((_COMMENT, len(comment))) + comment)
-    listed = nested(_LIST_ELEMENT, content)
-    if layout.has_intervals and operation != _GETSETELEM:
-        listed += _end_of_interval(element)
-    where = attribute(_LIST_TABLE, _text(TABLE)) + attribute(_LIST_SET, _text(element.set_name))
-    return _request(operation, flags, sequence, where + nested(_LIST_ELEMENTS, listed))
-
-
-def _end_of_interval(element: Element) -> bytes:
-    """Frame the element that ends an interval: the address after it, with a flag and nothing else."""
-    subnet = element.key[0]
-    if not isinstance(subnet, Subnet) or not subnet.after:
-        return b""
-    flag = attribute(_ELEMENT_FLAGS, _UINT.pack(_INTERVAL_END))
-    return nested(_LIST_ELEMENT, nested(_ELEMENT_KEY, attribute(_DATA_VALUE, subnet.after)) + flag)
-
-
-def _elements_of(reply: Reply, set_name: str) -> Iterator[Element]:
-    layout = SETS[set_name]
-    for kind, listed in attributes(reply.payload, _FAMILY_HEADER.size):
-        if kind != _LIST_ELEMENTS:
-            continue
-        for _, content in attributes(listed):
-            parts = dict(attributes(content))
-            key = _decode_fields(layout.key, parts[_ELEMENT_KEY])
-            data = _decode_fields(layout.data, parts[_ELEMENT_DATA]) if _ELEMENT_DATA in parts else ()
-            element = Element(set_name, key, data, _comment_of(parts.get(_ELEMENT_USERDATA, b"")))
-            element.flows = _packets_of(parts.get(_ELEMENT_EXPRESSION, b""))
-            yield element
-
-
-def _packets_of(expression: bytes) -> int:
-    """Read the packets of an element's counter."""
-    data = dict(attributes(expression)).get(_EXPRESSION_DATA, b"")
-    return int.from_bytes(dict(attributes(data)).get(_COUNTER_PACKETS, b""), "big")
-
-
-def _comment_of(userdata: bytes) -> str:
-    while len(userdata) > 2:
-        kind, length = userdata[0], userdata[1]
-        if kind == _COMMENT:
-            return userdata[2 : 2 + length].rstrip(b"\0").decode(errors="replace")
-        userdata = userdata[2 + length :]
-    return ""
 
 
 class NftablesTable:
@@ -184,14 +65,14 @@ class NftablesTable:
         Raises: NotThere, AlreadyThere, KernelRefused; nothing has changed then.
         """
         flags = NLM_F_CREATE | NLM_F_EXCL if exclusive else NLM_F_CREATE
-        operations = [(_DELSETELEM, 0, element) for element in delete]
-        operations += [(_NEWSETELEM, flags, element) for element in add]
+        operations = [(_DELSETELEM, 0, take_out(element)) for element in delete]
+        operations += [(_NEWSETELEM, flags, put_in(element)) for element in add]
         if not operations:
             return
         last = len(operations)
         body = [
-            _element_message(operation, flags | (NLM_F_ACK if number == last else 0), number, element)
-            for number, (operation, flags, element) in enumerate(operations, 1)
+            _request(operation, flags | (NLM_F_ACK if number == last else 0), number, payload)
+            for number, (operation, flags, payload) in enumerate(operations, 1)
         ]
         replies = self._exchange(_batch(_BATCH_BEGIN, 0) + b"".join(body) + _batch(_BATCH_END, last + 1))
         errors = [reply.error_number for reply in replies if reply.error_number]
@@ -204,10 +85,12 @@ class NftablesTable:
         found: list[Element | None] = [None] * len(elements)
         for start in range(0, len(elements), _GETS_PER_REQUEST):
             chunk = elements[start : start + _GETS_PER_REQUEST]
-            requests = [_element_message(_GETSETELEM, 0, start + i, element) for i, element in enumerate(chunk)]
+            requests = [_request(_GETSETELEM, 0, start + i, look_up(element)) for i, element in enumerate(chunk)]
             for reply in self._exchange(b"".join(requests)):
                 if reply.is_answer:
-                    held = next(_elements_of(reply, elements[reply.sequence].set_name), None)
+                    held = next(
+                        elements_in(reply.payload[_FAMILY_HEADER.size :], elements[reply.sequence].set_name), None
+                    )
                     if held is not None:
                         held.key = elements[reply.sequence].key  # an interval comes back as its first address
                     found[reply.sequence] = held
@@ -218,9 +101,9 @@ class NftablesTable:
     def damaged_chains(self) -> list[str]:
         """Say which chains of the table are missing, or do not have all their rules."""
         expected = list(CHAIN_USE.items())
-        where = attribute(_CHAIN_TABLE, _text(TABLE))
+        where = attribute(_CHAIN_TABLE, text(TABLE))
         requests = [
-            _request(_GETCHAIN, 0, i, where + attribute(_CHAIN_NAME, _text(name)))
+            _request(_GETCHAIN, 0, i, where + attribute(_CHAIN_NAME, text(name)))
             for i, (name, _) in enumerate(expected)
         ]
         problems = []
@@ -234,24 +117,28 @@ class NftablesTable:
                     problems.append(f"chain {name} was altered: {_UINT.unpack(users)[0]} rules and jumps, not {use}")
         return problems
 
-    def owned_elements(self, owner_prefix: str) -> list[Element]:
-        """List every set, and return the elements whose owner begins with the prefix. For garbage collection only."""
-        owned = []
-        for number, name in enumerate(SETS):
-            where = attribute(_LIST_TABLE, _text(TABLE)) + attribute(_LIST_SET, _text(name))
-            for reply in self._open().dump(_request(_GETSETELEM, NLM_F_DUMP, number, where)):
+    def owned_elements(self, owner_prefix: str = "") -> list[Element]:
+        """List every set, and return the elements whose owner begins with the prefix: nothing for ADD, DEL or CHECK."""
+        listed: list[Element] = []
+        for number, (name, layout) in enumerate(SETS.items()):
+            elements: list[Element] = []
+            ends: list[bytes] = []
+            for reply in self._open().dump(_request(_GETSETELEM, NLM_F_DUMP, number, in_set(name))):
                 if reply.error_number == ENOENT:
                     break
                 if reply.error_number:
                     raise KernelRefused(f"list set {name}", reply.error_number)
-                owned += [element for element in _elements_of(reply, name) if element.owner.startswith(owner_prefix)]
-        return owned
+                elements += elements_in(reply.payload[_FAMILY_HEADER.size :], name, ends)
+            if layout.has_intervals:
+                join_intervals(elements, ends)
+            listed += elements
+        return [element for element in listed if element.owner.startswith(owner_prefix)]
 
     def exists(self) -> bool:
         """Whether the table exists; CniError(50) where nf_tables cannot be used at all."""
         replies = self._exchange(
             _request(_GETGEN, NLM_F_ACK, 1, b"", family=0)
-            + _request(_GETTABLE, NLM_F_ACK, 2, attribute(_TABLE_NAME, _text(TABLE)))
+            + _request(_GETTABLE, NLM_F_ACK, 2, attribute(_TABLE_NAME, text(TABLE)))
         )
         for reply in replies:
             if reply.error_number and reply.sequence == 1:

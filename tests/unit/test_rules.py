@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni_quantum_nat.hotpath import netlink, nftables
-from cni_quantum_nat.hotpath.addresses import Address, Endpoint
+from cni_quantum_nat.hotpath import encoding, netlink
+from cni_quantum_nat.hotpath.addresses import Address, Endpoint, Subnet
 from cni_quantum_nat.hotpath.model import Attachment, AttachmentId, Inbound, Outbound, PortMapping
 from cni_quantum_nat.hotpath.rules import Element, plan_rules, plan_together
 from cni_quantum_nat.hotpath.table import ADDRESS4, ADDRESS6, GOTO, INTERFACE, JUMP, PORT, PROTOCOL, SETS, SLOT
@@ -76,10 +76,20 @@ def test_an_element_comes_out_of_netlink_as_it_went_in(name: str, data: st.DataO
     element = Element(
         name, key, value, data.draw(st.text(st.characters(codec="ascii", min_codepoint=32), max_size=127))
     )
-    framed = nftables._element_message(nftables._NEWSETELEM, 0, 7, element)
-    reply = next(iter(netlink._replies(framed)))
-    (read,) = nftables._elements_of(reply, name)
-    assert (reply.sequence, read.key, read.data, read.owner) == (7, key, value, element.owner)
+    (read,) = encoding.elements_in(encoding.put_in(element), name)
+    assert (read.key, read.data, read.owner) == (key, value, element.owner)
+
+
+@given(st.sets(st.tuples(st.integers(0, 15), st.integers(24, 30)), max_size=8))
+def test_listed_intervals_are_subnets_again(parts: set[tuple[int, int]]) -> None:
+    """The kernel lists where each begins and where each ends, in no order that says which belong together."""
+    third = dict(parts)  # one subnet in each /24: they do not overlap
+    subnets = [Subnet(Address.parse(f"10.255.{255 - number}.0"), length) for number, length in third.items()]
+    added = b"".join(encoding.put_in(Element("cidr_snat4", (s,), (s.first,), "owner")) for s in subnets)
+    ends: list[bytes] = []
+    read = list(encoding.elements_in(added, "cidr_snat4", ends))
+    encoding.join_intervals(read, sorted(ends))
+    assert [element.key for element in read] == [(subnet,) for subnet in subnets]
 
 
 @given(st.lists(st.tuples(st.integers(1, 0x3FFF), st.binary(max_size=40)), max_size=6))
