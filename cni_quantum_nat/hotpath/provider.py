@@ -10,9 +10,10 @@ from .detour import add_policies, build_table, rehearse_table
 from .errors import TRY_AGAIN_LATER, AlreadyThere, CniError, HostPortConflict, NotThere
 from .model import IPTABLES, NFTABLES
 from .nftables import NftablesTable
-from .rules import Share, claims_of, plan_rules, plan_shares, plan_together
+from .rules import Share, claims_of, plan_rules, plan_shares
 from .shares import Change, SharedPorts
 from .table import SETS, SHARED, SLOT
+from .together import plan_together
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from .addresses import Address, Endpoint
-from .deal import deal
 from .model import BY_CLIENT, EXCLUSIVE, SPREAD, Attachment, PortMapping
 from .table import (
     FIXED_SOURCE,
@@ -15,7 +14,6 @@ from .table import (
     PUBLISH,
     SETS,
     SHARED,
-    SLOTS,
     SPREAD_BY_CLIENT,
     SPREAD_EVENLY,
     Policy,
@@ -24,7 +22,7 @@ from .table import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from .addresses import Subnet
 
@@ -276,36 +274,3 @@ def _plan_loopback_only(mappings: list[PortMapping], endpoint: Endpoint, owner: 
         if (protocol, port) not in open_ports:
             yield Element(f"loopback_only{family}", (address, protocol, port), (), owner)
             yield Element(f"home{family}", (address, endpoint.host_interface), (), owner)
-
-
-def plan_together(attachments: Iterable[Attachment]) -> list[Element]:
-    """Return the elements of all attachments, at most one for a key, as the kernel would hold them.
-
-    An address belongs to whoever was given it last. A host port stays with the container that holds it when
-    that container wants it on another network too, and else goes to the newer attachment, which could only
-    be added because the older one's network namespace was gone.
-    """
-    placed: dict[tuple[str, Fields], tuple[Element, str]] = {}
-    shares: dict[tuple[str, Fields], dict[str, Share]] = {}
-    for attachment in sorted(attachments, key=_age):
-        container = attachment.id.container_id
-        for element in plan_rules(attachment):
-            held = placed.get(element.identity)
-            if held is None or not element.is_host_port or held[1] != container:
-                placed[element.identity] = (element, container)
-        for share in plan_shares(attachment):
-            shares.setdefault(share.identity, {}).setdefault(container, share)
-    elements = [element for element, _ in placed.values()]
-    for members in shares.values():
-        elements += _deal(list(members.values()))
-    return elements
-
-
-def _deal(members: list[Share]) -> list[Element]:
-    """Deal the slots of one port to those who share it."""
-    by_owner = {share.owner: share for share in members[:SLOTS]}
-    return [by_owner[owner].slot(number) for number, owner in enumerate(deal([None] * SLOTS, list(by_owner)))]
-
-
-def _age(attachment: Attachment) -> float:
-    return attachment.created_at

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from cni_quantum_nat.hotpath import encoding, netlink
 from cni_quantum_nat.hotpath.addresses import Address, Endpoint, Subnet
 from cni_quantum_nat.hotpath.model import Attachment, AttachmentId, Inbound, Outbound, PortMapping
-from cni_quantum_nat.hotpath.rules import Element, plan_rules, plan_together
+from cni_quantum_nat.hotpath.rules import Element, plan_rules
 from cni_quantum_nat.hotpath.table import ADDRESS4, ADDRESS6, GOTO, INTERFACE, JUMP, PORT, PROTOCOL, SETS, SLOT
+from cni_quantum_nat.hotpath.together import plan_together
 
 if TYPE_CHECKING:
     from cni_quantum_nat.hotpath.rules import Field
