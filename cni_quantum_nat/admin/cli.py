@@ -9,13 +9,17 @@ from .. import __version__
 from ..hotpath.errors import CniError
 from ..hotpath.state import DEFAULT_DIRECTORY
 from . import connections as connections_command
+from . import gc as gc_command
 from . import list as list_command
 from . import port as port_command
+from . import reconcile as reconcile_command
 
 _COMMANDS = (  # in the order of --help
     list_command,
     port_command,
     connections_command,
+    reconcile_command,
+    gc_command,
 )
 _DESCRIPTION = """\
 Quantum NAT has two uses.

@@ -46,7 +46,11 @@ _DESTINATION = {4: 2, 6: 4}
 _PROTOCOL, _DESTINATION_PORT = 1, 3
 _FILTER_FLAGS = {_ORIGINAL: 1, _REPLY: 2}
 _BY_SOURCE, _BY_DESTINATION, _BY_PROTOCOL, _BY_DESTINATION_PORT = 1 << 0, 1 << 1, 1 << 3, 1 << 5
-_DESTINATION_TRANSLATED = 1 << 5  # IPS_DST_NAT
+_REPLIED, _SOURCE_TRANSLATED, _DESTINATION_TRANSLATED = (
+    1 << 1,
+    1 << 4,
+    1 << 5,
+)  # IPS_SEEN_REPLY, IPS_SRC_NAT, IPS_DST_NAT
 _FAMILIES = {4: 2, 6: 10}
 
 _FAMILY_HEADER = Struct(">BBH")
@@ -106,6 +110,11 @@ class Flow:
         return Address(self._family, original), Address(self._family, reply)
 
     @property
+    def protocol(self) -> int:
+        """The number of its protocol."""
+        return self._field(_ORIGINAL, _TUPLE_PROTO, _PROTOCOL)[0]
+
+    @property
     def target(self) -> tuple[Address, int]:
         """Address and port that the first packet was sent to, before any translation."""
         address = Address(self._family, self._field(_ORIGINAL, _TUPLE_IP, _DESTINATION[self._family]))
@@ -114,8 +123,21 @@ class Flow:
     @property
     def is_translated(self) -> bool:
         """Whether it goes to another destination than its first packet said."""
-        status = int.from_bytes(self._parts.get(_STATUS, b""), "big")
-        return bool(status & _DESTINATION_TRANSLATED)
+        return bool(self._status & _DESTINATION_TRANSLATED)
+
+    @property
+    def is_source_translated(self) -> bool:
+        """Whether it comes from another source than its first packet said."""
+        return bool(self._status & _SOURCE_TRANSLATED)
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether a packet came back."""
+        return bool(self._status & _REPLIED)
+
+    @property
+    def _status(self) -> int:
+        return int.from_bytes(self._parts.get(_STATUS, b""), "big")
 
     def delete_request(self, sequence: int) -> bytes:
         """Frame its deletion."""
@@ -143,7 +165,7 @@ class ConnectionTracker:
         """Delete the flows from and to these addresses: translated to the container's ports, or masqueraded from it."""
         for address in addresses:
             if address.family == 6:
-                self._delete(list(filter(_from(address), self.flows(Selection(6), containing=address.packed))))
+                self.delete(list(filter(_from(address), self.flows(Selection(6), containing=address.packed))))
                 continue
             source = nested(_TUPLE_IP, attribute(_SOURCE[4], address.packed))
             for direction in (_ORIGINAL, _REPLY):
@@ -182,7 +204,7 @@ class ConnectionTracker:
             return
         ports = {port for _, port in targets}
         listed = self.flows(_udp(family, ports.pop() if len(ports) == 1 else 0))
-        self._delete(list(filter(_is_stale(targets), listed)))
+        self.delete(list(filter(_is_stale(targets), listed)))
 
     def _delete_selected(self, selection: Selection, is_meant: Callable[[Flow], bool]) -> None:
         replies = self._netlink.exchange(selection.request(_DELETE, NLM_F_ACK))
@@ -194,9 +216,10 @@ class ConnectionTracker:
 
     def _delete_one_by_one(self, selection: Selection, is_meant: Callable[[Flow], bool]) -> None:
         """Look at each flow once more: some older kernels compare the reply tuple wrongly."""
-        self._delete(list(filter(is_meant, self.flows(selection))))
+        self.delete(list(filter(is_meant, self.flows(selection))))
 
-    def _delete(self, flows: list[Flow]) -> None:
+    def delete(self, flows: list[Flow]) -> None:
+        """Delete these flows; one that has ended by itself is no failure."""
         for start in range(0, len(flows), _DELETES_PER_REQUEST):
             chunk = flows[start : start + _DELETES_PER_REQUEST]
             requests = b"".join(flow.delete_request(i) for i, flow in enumerate(chunk))

@@ -79,7 +79,8 @@ class Reply:
         return self.kind not in (_NLMSG_ERROR, _NLMSG_DONE)
 
 
-def _replies(datagram: bytes) -> Iterator[Reply]:
+def replies(datagram: bytes) -> Iterator[Reply]:
+    """Yield the messages of one datagram from the kernel."""
     offset = 0
     while offset + _HEADER.size <= len(datagram):
         length, kind, _, sequence, _ = _HEADER.unpack_from(datagram, offset)
@@ -105,18 +106,18 @@ class NetlinkSocket:
             self._socket.setsockopt(SOL_SOCKET, _SO_SNDBUFFORCE, 2 * len(messages))
             self._socket.setsockopt(SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES_PER_BYTE_SENT * len(messages))
         self._socket.send(messages)
-        replies: list[Reply] = []
+        received: list[Reply] = []
         while True:
             try:
-                replies.extend(_replies(self._socket.recv(_RECEIVE_BYTES, _MSG_DONTWAIT)))
+                received.extend(replies(self._socket.recv(_RECEIVE_BYTES, _MSG_DONTWAIT)))
             except BlockingIOError:
-                return replies
+                return received
 
     def dump(self, request: bytes) -> Iterator[Reply]:
         """Send a request for a dump and yield its answers; a failure comes as a Reply with `error_number`."""
         self._socket.send(request)
         while True:
-            for reply in _replies(self._socket.recv(_RECEIVE_BYTES)):
+            for reply in replies(self._socket.recv(_RECEIVE_BYTES)):
                 if reply.error_number:
                     yield reply
                 if reply.is_done or reply.error_number:

@@ -70,6 +70,10 @@ class Element:
         """Whether it claims a host port, which two attachments may want; everything else follows an address."""
         return self.set_name in _HOST_PORT_SETS
 
+    def is_same(self, other: Element) -> bool:
+        """Whether both are the same to a packet, and whose they are."""
+        return (self.identity, self.data, self.owner) == (other.identity, other.data, other.owner)
+
     @property
     def family(self) -> int:
         """4 or 6, which ends the name of its set."""

@@ -55,7 +55,7 @@ class SharedPorts:
                 f"shared port {share.key[-1]}/{share.key[-2]} has {SLOTS} containers already",
                 "Publish another port, or remove one of them.",
             )
-        return _redeal(share, slots, members, {share.owner: share})
+        return redeal(share, slots, members, {share.owner: share})
 
     def leave(self, share: Share, heir: Share | None = None) -> Change:
         """Take the attachment's part away, for the heir or else for all others; the last one takes the port with it."""
@@ -68,7 +68,7 @@ class SharedPorts:
             kept = [heir.owner if owner == share.owner else owner for owner in map(_owner, slots)]
             return _replace(share, slots, kept, {heir.owner: heir})
         if members:
-            return _redeal(share, slots, members, {})
+            return redeal(share, slots, members, {})
         claims = [e for e in self._table.find(share.elements_of_the_port()) if e and e.owner == SHARED]
         return Change(delete=[slot for slot in slots if slot] + claims)
 
@@ -93,7 +93,11 @@ def _owners(slots: list[Element | None]) -> list[str]:
     return list(dict.fromkeys(slot.owner for slot in slots if slot))
 
 
-def _redeal(share: Share, slots: list[Element | None], members: list[str], known: dict[str, Share]) -> Change:
+def redeal(share: Share, slots: list[Element | None], members: list[str], known: dict[str, Share]) -> Change:
+    """Return what leads from the slots of a port, as they are, to those of these members, with as few moved as can be.
+
+    share: any of the port. known: of the members, those whose slots may not be there or may lead to the wrong place.
+    """
     dealt: list[str | None] = [*deal([_owner(slot) for slot in slots], members)]
     return _replace(share, slots, dealt, known)
 

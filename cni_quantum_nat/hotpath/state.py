@@ -117,6 +117,18 @@ class State:
         for container in _listed(root):
             yield from self._records_in(f"{root}/{container}", damaged)
 
+    def identities(self) -> Iterator[AttachmentId]:
+        """Yield who has a record, by the names of the files: also those whose record cannot be read."""
+        root = f"{self.directory}/attachments"
+        for container in _listed(root):
+            for name in _listed(f"{root}/{container}"):
+                network, _, interface = name.removesuffix(_SUFFIX).partition(":")
+                yield AttachmentId(network, container, interface)
+
+    def exists(self) -> bool:
+        """Whether anything was ever recorded here."""
+        return bool(_listed(self.directory))
+
     def _records_in(self, directory: str, damaged: list[CniError]) -> Iterator[Attachment]:
         for name in sorted(_listed(directory)):
             try:

@@ -18,12 +18,11 @@ from .iptables_rules import FIXED_CHAINS, fixed_rules, in_force, own_chains, pla
 from .iptables_text import Script, begin_anew, remove_owners
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from ..hotpath.addresses import Address
     from ..hotpath.model import Attachment
     from ..hotpath.state import State
-    from .iptables_text import Listing
 
 
 class IptablesBackend(Backend):
@@ -39,7 +38,7 @@ class IptablesBackend(Backend):
         """Make the attachment's rules; those of a dead container that held its ports go."""
         dead = self._holders.dead_holders(attachment)
         gone = [*([replaced] if replaced else []), *(holder for holder in dead if holder.backend == IPTABLES)]
-        families = _families_of(attachment, *gone)
+        families = families_of(attachment, *gone)
         for family in families:
             find_program(family, "restore")
         self._state.note_iptables()
@@ -54,22 +53,14 @@ class IptablesBackend(Backend):
 
     def remove(self, attachment: Attachment) -> list[Address]:
         """Delete the attachment's rules; a sibling that wanted the same ports has rules for them already."""
-        for family in _families_of(attachment):
+        for family in families_of(attachment):
             self._remove(attachment, family)
         addresses = [endpoint.address for endpoint in attachment.endpoints]
         return [address for address in addresses if not self._holders.has_address(address, attachment.id)]
 
     def differences(self, attachment: Attachment) -> list[str]:
         """Look for every rule; of a family, the first that is missing is named."""
-        problems = []
-        for family in _families_of(attachment):
-            script = Script()
-            script.change([*fixed_rules(family), *plan_rules(attachment, family)], "-C")
-            try:
-                try_to_restore(family, script)
-            except DoesNotFit as difference:
-                problems.append(difference.as_problem)
-        return problems
+        return [problem for family in families_of(attachment) for problem in missing_rules(family, [attachment])]
 
     def remove_orphans(self, network: str, known: set[str]) -> None:
         """List all rules, and delete those of the network that nobody accounts for."""
@@ -78,6 +69,24 @@ class IptablesBackend(Backend):
             orphans = {o for o in listing.owners() if o.startswith(f"{network}/") and o not in known}
             if orphans:
                 restore(family, remove_owners(Script(), listing, orphans))
+
+    def rebuild(self, family: int, orphans: set[str], without: Collection[object] = ()) -> None:
+        """Make all anew, with the rules of every record but those in `without`, and with none of the orphans."""
+        damaged: list[CniError] = []
+        recorded = [record for record in self._state.attachments(damaged) if record.backend == IPTABLES]
+        for error in damaged:
+            warn(error)
+        records = [record for record in in_force(recorded) if record.id not in without]
+        owners = {record.id.owner for record in recorded} | orphans
+        listing = list_rules(family)
+        script = begin_anew(Script(), listing, owners, family)
+        for record in records:
+            _put(script, record, family)
+        try:
+            try_to_restore(family, script)
+        except DoesNotFit:
+            _heal_one_by_one(begin_anew(Script(), listing, owners, family), records, family)
+        self._state.note_rebuild()
 
     def require(self) -> None:
         """Let iptables-restore take our chains without putting them in."""
@@ -104,28 +113,11 @@ class IptablesBackend(Backend):
     def _install_by_listing(self, attachment: Attachment, gone: list[Attachment], family: int) -> None:
         listing = list_rules(family)
         if not listing.has_all_fixed(family):
-            self._heal(listing, {attachment.id, *(a.id for a in gone)}, family)
+            self.rebuild(family, orphans=set(), without={attachment.id, *(a.id for a in gone)})
             listing = list_rules(family)
         script = remove_owners(Script(), listing, {a.id.owner for a in (attachment, *gone)})
         _put(script, attachment, family)
         restore(family, script)
-
-    def _heal(self, listing: Listing, without: set[object], family: int) -> None:
-        """Make all anew, with the rules of every record but these."""
-        damaged: list[CniError] = []
-        recorded = [record for record in self._state.attachments(damaged) if record.backend == IPTABLES]
-        for error in damaged:
-            warn(error)
-        records = [record for record in in_force(recorded) if record.id not in without]
-        owners = {record.id.owner for record in recorded}
-        script = begin_anew(Script(), listing, owners, family)
-        for record in records:
-            _put(script, record, family)
-        try:
-            try_to_restore(family, script)
-        except DoesNotFit:
-            _heal_one_by_one(begin_anew(Script(), listing, owners, family), records, family)
-        self._state.note_rebuild()
 
     def _remove(self, attachment: Attachment, family: int) -> None:
         script = Script()
@@ -148,7 +140,7 @@ class IptablesBackend(Backend):
 
     def _undo(self, attachment: Attachment, replaced: Attachment | None) -> None:
         before = [replaced] if replaced else []
-        for family in _families_of(attachment, *before):
+        for family in families_of(attachment, *before):
             script = remove_owners(Script(), list_rules(family), {attachment.id.owner})
             for former in before:
                 _put(script, former, family)
@@ -162,7 +154,21 @@ class IptablesBackend(Backend):
             cause.add_note(f"Undoing it failed too: {error.message}.")
 
 
-def _families_of(*attachments: Attachment) -> list[int]:
+def missing_rules(family: int, attachments: list[Attachment]) -> list[str]:
+    """Look for every rule that is fixed or an attachment's, and name the first that is missing."""
+    script = Script()
+    script.change(fixed_rules(family), "-C")
+    for attachment in attachments:
+        script.change(plan_rules(attachment, family), "-C")
+    try:
+        try_to_restore(family, script)
+    except DoesNotFit as difference:
+        return [difference.as_problem]
+    return []
+
+
+def families_of(*attachments: Attachment) -> list[int]:
+    """Return the families that the attachments have rules in."""
     families = set()
     for attachment in attachments:
         families |= {*attachment.outbound.masquerade, *attachment.published_families}

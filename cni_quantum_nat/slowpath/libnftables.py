@@ -67,7 +67,7 @@ def _check_conditions(family: int, text: str) -> None:
 
 
 def _run(commands: list[str], *, as_json: bool = False) -> str:
-    nft = _libnftables()
+    nft = open_libnftables()
     nft.set_json_output(as_json)
     status, output, error = nft.cmd("\n".join(commands) + "\n")
     if status:
@@ -75,7 +75,8 @@ def _run(commands: list[str], *, as_json: bool = False) -> str:
     return str(output)
 
 
-def _libnftables() -> Nftables:
+def open_libnftables() -> Nftables:
+    """Return a handle of the library, with a netlink socket of its own; CniError(50) where it cannot be loaded."""
     from nftables import Nftables  # loads the library, which may not be installed
 
     try:

@@ -119,21 +119,36 @@ class Plugin:
         **environment: str,
     ) -> subprocess.Popen[str]:
         """Start a call, to be finished later."""
-        path = f"{self.programs}:{os.environ['PATH']}" if self.programs else os.environ["PATH"]
-        variables = {"CNI_COMMAND": command, "CNI_PATH": "/opt/cni/bin", "PATH": path}
+        variables = {**self.environ, "CNI_COMMAND": command, "CNI_PATH": "/opt/cni/bin"}
         if container is not None:
             variables["CNI_CONTAINERID"] = container.id
             variables["CNI_NETNS"] = str(container.path)
             variables["CNI_IFNAME"] = container.interface
         line = ["nsenter", f"--net={self.host.path}", "--", *before, *self.command]
         pipe = subprocess.PIPE
-        environ = {**variables, **environment}
-        process = subprocess.Popen(line, env=environ, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        variables |= environment
+        process = subprocess.Popen(line, env=variables, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
         assert process.stdin is not None
         process.stdin.write(json.dumps(configuration))
         process.stdin.close()
         process.stdin = None
         return process
+
+    def operate(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of the operator on the host, and return how it ended."""
+        line = self.operator_line(*arguments)
+        return subprocess.run(line, env=self.environ, capture_output=True, text=True, check=False, timeout=90)
+
+    def operator_line(self, *arguments: str) -> list[str]:
+        """Return how a command of the operator is run on the host."""
+        state = ["--state-dir", str(self.state_directory)]
+        return ["nsenter", f"--net={self.host.path}", "--", *self.command, *state, *arguments]
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """The variables that every process of the plugin gets."""
+        path = f"{self.programs}:{os.environ['PATH']}" if self.programs else os.environ["PATH"]
+        return {"PATH": path}
 
     def finish(self, process: subprocess.Popen[str]) -> dict[str, Any]:
         output, complaints = process.communicate(timeout=90)

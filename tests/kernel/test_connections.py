@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,14 +12,14 @@ from .test_policies import establish, listen
 from .world import CLIENT, HOST, Container, Host, Namespace
 
 if TYPE_CHECKING:
+    import subprocess
     from contextlib import ExitStack
 
 both_families = pytest.mark.parametrize("family", [4, 6])
 
 
 def connections(plugin: Plugin, *arguments: str) -> subprocess.CompletedProcess[str]:
-    line = ["nsenter", f"--net={plugin.host.path}", "--", *plugin.command, "--state-dir", str(plugin.state_directory)]
-    return subprocess.run([*line, "connections", *arguments], capture_output=True, text=True, check=False)
+    return plugin.operate("connections", *arguments)
 
 
 def listed(plugin: Plugin, *arguments: str) -> list[dict[str, Any]]:

@@ -1,0 +1,46 @@
+"""All records of a state directory, read once, under its lock."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from .progress import tracked
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ..hotpath.errors import CniError
+    from ..hotpath.model import Attachment
+    from ..hotpath.state import State
+
+
+class Records:
+    """What is on record.
+
+    attachments: those whose record can be read. damaged: why the others cannot.
+    owners: of all records, also of those that cannot be read: what the kernel has in their name has a reason.
+    unreadable: the owners of those others.
+    """
+
+    def __init__(self, state: State) -> None:
+        self.damaged: list[CniError] = []
+        identities = list(state.identities())
+        found = tracked(state.attachments(self.damaged), "Reading the records", len(identities))
+        self.attachments: list[Attachment] = list(found)
+        self.owners = {identity.owner for identity in identities}
+        self.unreadable = self.owners - {attachment.id.owner for attachment in self.attachments}
+
+    def of_backend(self, name: str) -> list[Attachment]:
+        """Return the attachments whose rules this backend makes."""
+        return [attachment for attachment in self.attachments if attachment.backend == name]
+
+
+@contextmanager
+def locked(state: State) -> Iterator[None]:
+    """Keep everybody else, ADD and DEL too, from changing anything meanwhile."""
+    state.lock()
+    try:
+        yield
+    finally:
+        state.unlock()
