@@ -1,7 +1,7 @@
 """A table of our own that no flush takes away: while it is there, connections that are established stay translated.
 
-What conntrack knows of a translated flow is applied by hooks, which the kernel takes down together with the last NAT chain of the
-network namespace. A `nft flush ruleset` would then pass the next packet of a connection on as it came: to the host
+What conntrack knows of a translated flow is applied by hooks. The kernel takes those of NAT down with the last NAT chain of the
+network namespace, and those of conntrack with the last rule that asks for its state. A `nft flush ruleset` would then pass the next packet of a connection on as it came: to the host
 itself, which answers with a reset. A table with the flag `owner` (Linux 5.12) belongs to the socket that made it, and a
 flush by anybody else leaves it out. It goes when this process does.
 """
@@ -21,6 +21,7 @@ ANCHOR = f"{TABLE}_anchor"
 _TEXT = f"""
 add table inet {ANCHOR} {{ flags owner; comment "keeps established connections translated while rules are reloaded"; }}
 add chain inet {ANCHOR} anchor {{ type nat hook prerouting priority 300; policy accept; }}
+add rule inet {ANCHOR} anchor ct state new accept
 """
 
 

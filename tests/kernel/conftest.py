@@ -62,10 +62,10 @@ def plugin(host: Host, tmp_path: Path, backend: str) -> Plugin:
     host.backend = backend
     if backend == "iptables-legacy":
         host.require_legacy_iptables()
-    return Plugin(host, tmp_path / "state", _programs(backend, tmp_path / "programs"))
+    return Plugin(host, tmp_path / "state", programs_of(backend, tmp_path / "programs"))
 
 
-def _programs(backend: str, directory: Path) -> Path | None:
+def programs_of(backend: str, directory: Path) -> Path | None:
     """Make a directory with this variant of iptables under its usual names."""
     if backend == "nftables":
         return None

@@ -1,0 +1,252 @@
+"""`quantum-nat reconcile --watch`: what flushes the rules is undone at once, and connections go on."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import time
+from contextlib import suppress
+from threading import Thread
+from typing import TYPE_CHECKING, Any, Self
+
+import pytest
+
+from .conftest import programs_of
+from .peer import Refused, TimedOut, open_socket
+from .plugin import Plugin, publish
+from .test_reconcile import flush, nft
+from .world import CLIENT, HOST, Container, Host, Namespace, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from contextlib import ExitStack
+    from pathlib import Path
+
+
+class Watch:
+    """The process, which has looked once and is ready."""
+
+    def __init__(self, plugin: Plugin, directory: Path, *arguments: str) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+            notify.bind(str(directory / "ready"))
+            notify.settimeout(20)
+            self._output = (directory / "watch").open("w+")
+            self._errors = (directory / "watch-errors").open("w+")
+            self.process = subprocess.Popen(
+                plugin.operator_line("reconcile", "--watch", "--json", *arguments),
+                env={**plugin.environ, "NOTIFY_SOCKET": str(directory / "ready")},
+                stdout=self._output,
+                stderr=self._errors,
+            )
+            try:
+                assert notify.recv(64) == b"READY=1"
+            except TimeoutError:
+                self.process.kill()
+                raise AssertionError(self.complaints()) from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGTERM)
+        self.process.wait(10)
+        self._output.close()
+        self._errors.close()
+
+    def healings(self) -> list[dict[str, Any]]:
+        """Return what it says it put right."""
+        self._output.seek(0)
+        return [entry for line in self._output if "differences" in (entry := json.loads(line))]
+
+    def complaints(self) -> str:
+        self._errors.seek(0)
+        return self._errors.read()
+
+    def wait_for_healing(self, count: int = 1) -> None:
+        wait_until(lambda: len(self.healings()) >= count, f"{count} healings; {self.complaints()}")
+
+
+class Conversation:
+    """A TCP connection on which somebody asks and is answered all the time. worst_s: the longest that an answer took."""
+
+    def __init__(self, stack: ExitStack, client: Namespace, server: Namespace, address: str, port: int) -> None:
+        family = 6 if ":" in address else 4
+        listening = stack.enter_context(open_socket(server.path, "tcp", family))
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(("::" if family == 6 else "0.0.0.0", port))
+        listening.listen()
+        self._asking = stack.enter_context(open_socket(client.path, "tcp", family))
+        self._asking.settimeout(5)
+        self._asking.connect((address, 8080))
+        self._answering = stack.enter_context(listening.accept()[0])
+        self.answers, self.worst_s, self.failure = 0, 0.0, ""
+        self._ends = False
+        self._threads = [Thread(target=self._answer), Thread(target=self._ask)]
+        for thread in self._threads:
+            thread.start()
+        stack.callback(self.end)
+
+    def end(self) -> None:
+        self._ends = True
+        for thread in reversed(self._threads):
+            thread.join(10)
+            with suppress(OSError):
+                self._asking.shutdown(socket.SHUT_RDWR)
+
+    def _ask(self) -> None:
+        try:
+            while not self._ends:
+                asked = time.monotonic()
+                self._asking.sendall(b"?")
+                assert self._asking.recv(1) == b"!", "the connection was closed"
+                self.answers += 1
+                self.worst_s = max(self.worst_s, time.monotonic() - asked)
+        except (OSError, AssertionError) as error:
+            self.failure = repr(error)
+
+    def _answer(self) -> None:
+        with suppress(OSError):
+            while self._answering.recv(1):
+                self._answering.sendall(b"!")
+
+
+@pytest.fixture
+def watch(plugin: Plugin, tmp_path: Path) -> Iterator[Watch]:
+    with Watch(plugin, tmp_path) as running:
+        yield running
+
+
+def first_answer_s(client: Namespace, address: str, port: int) -> float:
+    """Ask until somebody answers, and return how long nobody did."""
+    started = time.monotonic()
+    while True:
+        try:
+            client.ask(address, port, timeout=0.5)
+        except (Refused, TimedOut):
+            assert time.monotonic() < started + 10, "nobody has healed it"
+            continue
+        return time.monotonic() - started
+
+
+@pytest.mark.frozen
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_flush_under_traffic_breaks_no_connection_and_new_ones_are_translated_again(
+    stack: ExitStack, host: Host, client: Namespace, container: Container, plugin: Plugin, tmp_path: Path, family: int
+) -> None:
+    client.serve("outside", 80)
+    plugin.add(container, publish(8080, 81), publish(8081))
+    with Watch(plugin, tmp_path) as watch:
+        talk = Conversation(stack, client, container, HOST[family], 81)
+        for times in range(1, 4):
+            flush(host)
+            outage_s = first_answer_s(client, HOST[family], 8081)
+            watch.wait_for_healing(times)
+            print(f"outage for new connections: {outage_s * 1000:.0f} ms")  # noqa: T201 - a figure for whoever looks
+        assert container.ask(CLIENT[family], 80).source == HOST[family]
+        before = talk.answers
+        wait_until(lambda: talk.answers > before + 10 or bool(talk.failure), "the conversation goes on")
+        talk.end()
+        assert talk.failure == ""
+        assert [d["what"] for healing in watch.healings() for d in healing["differences"]] == ["table inet quantum"] * 3
+
+
+def test_without_the_watch_the_same_flush_breaks_it(
+    stack: ExitStack, host: Host, client: Namespace, container: Container, plugin: Plugin
+) -> None:
+    """So that the test above is known to see what it looks for."""
+    plugin.add(container, publish(8080, 81))
+    talk = Conversation(stack, client, container, HOST[4], 81)
+    flush(host)
+    wait_until(lambda: bool(talk.failure), "the connection breaks")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "flush table inet quantum",
+        "flush chain inet quantum host_ports",
+        "flush map inet quantum endpoints4",
+        "delete element inet quantum endpoints4 { tcp . 8080 }",
+        "insert rule inet quantum prerouting tcp dport 8080 accept",
+    ],
+)
+def test_smaller_damage_is_noticed_too(
+    host: Host, client: Namespace, container: Container, plugin: Plugin, watch: Watch, damage: str
+) -> None:
+    plugin.add(container, publish(8080))
+    assert client.ask(HOST[4], 8080).server == "web"
+    nft(host, damage)
+    watch.wait_for_healing()
+    assert client.ask(HOST[4], 8080).server == "web"
+
+
+def test_containers_that_come_and_go_are_nothing_to_heal(host: Host, plugin: Plugin, watch: Watch) -> None:
+    for _ in range(3):
+        container = host.container()
+        attachment = plugin.add(container, publish(8080))
+        attachment.add()
+        attachment.delete()
+    stays = plugin.add(host.container(), publish(8080))
+    nft(host, "delete element inet quantum host_ports4 { tcp . 8080 }")
+    watch.wait_for_healing()
+    stays.check()
+    assert [d["change"] for healing in watch.healings() for d in healing["differences"]] == ["add"]
+
+
+def test_rules_of_iptables_are_watched_as_well(
+    host: Host, client: Namespace, container: Container, tmp_path: Path
+) -> None:
+    host.backend = "iptables-nft"
+    plugin = Plugin(host, tmp_path / "state", programs_of("iptables-nft", tmp_path / "programs"))
+    plugin.add(container, publish(8080))
+    with Watch(plugin, tmp_path) as watch:
+        for times, damage in enumerate((("nft", "flush", "ruleset"), ("iptables-nft", "-t", "nat", "-F")), 1):
+            host.run(*damage)
+            watch.wait_for_healing(times)
+            assert client.ask(HOST[4], 8080).server == "web"
+
+
+def test_what_no_notification_tells_is_found_by_and_by(
+    host: Host, container: Container, plugin: Plugin, tmp_path: Path
+) -> None:
+    plugin.add(container, publish(8080))
+    with Watch(plugin, tmp_path, "--interval", "0.2") as watch:
+        nft(host, "add element inet quantum masqueraded4 { 10.99.0.1 }")
+        watch.wait_for_healing()
+        assert "10.99.0.1" not in host.ruleset()
+
+
+def test_it_waits_where_nothing_was_ever_added_and_ends_when_told_to(
+    host: Host, container: Container, plugin: Plugin, tmp_path: Path
+) -> None:
+    with Watch(plugin, tmp_path) as watch:
+        plugin.add(container, publish(8080))
+        host.run("nft", "flush", "ruleset")
+        watch.wait_for_healing()
+        watch.process.send_signal(signal.SIGINT)
+        assert watch.process.wait(10) == 0
+        assert watch.complaints() == ""
+    assert "quantum_anchor" not in host.run("nft", "list", "tables")
+
+
+def test_a_lock_that_somebody_holds_is_waited_for(
+    host: Host, client: Namespace, container: Container, plugin: Plugin, watch: Watch
+) -> None:
+    plugin.add(container, publish(8080))
+    holder = subprocess.Popen(
+        ["flock", plugin.state_directory / "lock", "sh", "-c", "echo held; read line"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with holder:
+        assert holder.stdout is not None
+        assert holder.stdin is not None
+        holder.stdout.readline()
+        flush(host)
+        assert client.is_refused(HOST[4], 8080)
+        holder.stdin.write(b"\n")
+    watch.wait_for_healing()
+    assert client.ask(HOST[4], 8080).server == "web"
