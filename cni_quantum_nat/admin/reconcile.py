@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..hotpath.claims import PortClaims
@@ -14,6 +16,7 @@ from .tables import complain, print_table
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
 
     from ..hotpath.errors import CniError
     from .agreement import Agreement, Disagreement
@@ -86,7 +89,7 @@ def reconcile(state: State, *, dry_run: bool = False) -> Outcome:
     started = time.monotonic()
     _require_records(state)
     forgotten = 0
-    with locked(state):
+    with locked(state), _no_garbage_collection():
         records = Records(state)
         found = agreements(state, records)
         disagreements = [(agreement.backend, entry) for agreement in found for entry in agreement.disagreements]
@@ -94,6 +97,16 @@ def reconcile(state: State, *, dry_run: bool = False) -> Outcome:
             forgotten = _establish(found, state, records)
     took_ms = (time.monotonic() - started) * 1000
     return Outcome(disagreements, records.damaged, len(records.attachments), forgotten, took_ms)
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Let nobody look for cycles: that goes through all objects again and again, half of the time for 10,000 containers."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _establish(found: list[Agreement], state: State, records: Records) -> int:
