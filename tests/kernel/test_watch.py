@@ -8,6 +8,7 @@ import socket
 import subprocess
 import time
 from contextlib import suppress
+from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Self
 
@@ -22,20 +23,19 @@ from .world import CLIENT, HOST, Container, Host, Namespace, wait_until
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import ExitStack
-    from pathlib import Path
 
 
 class Watch:
     """The process, which has looked once and is ready."""
 
-    def __init__(self, plugin: Plugin, directory: Path, *arguments: str) -> None:
+    def __init__(self, plugin: Plugin, directory: Path, *arguments: str, before: tuple[str, ...] = ()) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
             notify.bind(str(directory / "ready"))
             notify.settimeout(20)
             self._output = (directory / "watch").open("w+")
             self._errors = (directory / "watch-errors").open("w+")
             self.process = subprocess.Popen(
-                plugin.operator_line("reconcile", "--watch", "--json", *arguments),
+                [*before, *plugin.operator_line("reconcile", "--watch", "--json", *arguments)],
                 env={**plugin.environ, "NOTIFY_SOCKET": str(directory / "ready")},
                 stdout=self._output,
                 stderr=self._errors,
@@ -217,6 +217,26 @@ def test_what_no_notification_tells_is_found_by_and_by(
         nft(host, "add element inet quantum masqueraded4 { 10.99.0.1 }")
         watch.wait_for_healing()
         assert "10.99.0.1" not in host.ruleset()
+
+
+@pytest.mark.frozen
+def test_it_needs_no_more_than_its_service_has(
+    host: Host, client: Namespace, container: Container, plugin: Plugin, tmp_path: Path
+) -> None:
+    """See packaging/systemd: two capabilities; only nsenter, which enters the test's host, needs one more."""
+    bounds = [f"+{c.removeprefix('CAP_').lower()}" for c in service_settings()["CapabilityBoundingSet"].split()]
+    confined = ("setpriv", "--no-new-privs", "--bounding-set", ",".join(("-all", "+sys_admin", *bounds)))
+    plugin.add(container, publish(8080))
+    with Watch(plugin, tmp_path, before=confined) as watch:
+        flush(host)
+        watch.wait_for_healing()
+        assert client.ask(HOST[4], 8080).server == "web"
+
+
+def service_settings() -> dict[str, str]:
+    """Read the settings of the service."""
+    unit = Path(__file__).parents[2] / "packaging" / "systemd" / "quantum-nat-reconcile.service"
+    return dict(line.split("=", 1) for line in unit.read_text().splitlines() if "=" in line and line[0] != "#")
 
 
 def test_it_waits_where_nothing_was_ever_added_and_ends_when_told_to(
