@@ -9,6 +9,7 @@ from .. import __version__
 from ..hotpath.errors import CniError
 from ..hotpath.state import DEFAULT_DIRECTORY
 from . import connections as connections_command
+from . import doctor as doctor_command
 from . import gc as gc_command
 from . import list as list_command
 from . import port as port_command
@@ -20,6 +21,7 @@ _COMMANDS = (  # in the order of --help
     connections_command,
     reconcile_command,
     gc_command,
+    doctor_command,
 )
 _DESCRIPTION = """\
 Quantum NAT has two uses.

@@ -59,6 +59,14 @@ def list_rules(family: int) -> Listing:
     return Listing(done.stdout)
 
 
+def save(family: int, variant: str) -> str:
+    """Return what iptables-save of a variant, nft or legacy, lists; CniError(50) when it is not installed."""
+    done = _run([find_program(family, f"{variant}-save")])
+    if done.returncode:
+        raise CniError(KERNEL_REFUSED, f"{PREFIXES[family]}-{variant}-save failed", _one_line(done.stderr))
+    return done.stdout
+
+
 def try_to_restore(family: int, script: Script, *options: str) -> None:
     """Let iptables-restore do it; DoesNotFit when it does not want to."""
     text = script.text

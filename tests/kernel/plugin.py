@@ -136,13 +136,20 @@ class Plugin:
 
     def operate(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a command of the operator on the host, and return how it ended."""
-        line = self.operator_line(*arguments)
+        return self.operate_as([*self.command, *self._where, *arguments])
+
+    def operate_as(self, command: list[str]) -> subprocess.CompletedProcess[str]:
+        """Run a command on the host, and return how it ended."""
+        line = ["nsenter", f"--net={self.host.path}", "--", *command]
         return subprocess.run(line, env=self.environ, capture_output=True, text=True, check=False, timeout=90)
 
     def operator_line(self, *arguments: str) -> list[str]:
         """Return how a command of the operator is run on the host."""
-        state = ["--state-dir", str(self.state_directory)]
-        return ["nsenter", f"--net={self.host.path}", "--", *self.command, *state, *arguments]
+        return ["nsenter", f"--net={self.host.path}", "--", *self.command, *self._where, *arguments]
+
+    @property
+    def _where(self) -> list[str]:
+        return ["--state-dir", str(self.state_directory)]
 
     @property
     def environ(self) -> dict[str, str]:

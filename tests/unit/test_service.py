@@ -19,7 +19,9 @@ def analyze(*arguments: str) -> str:
 def test_systemd_understands_the_unit(tmp_path: Path) -> None:
     unit = tmp_path / SERVICE.name
     there = str(shutil.which("true"))  # the program and its manual are where the package puts them, and not here
-    unit.write_text(re.sub(r"^Documentation=.*$", "", re.sub(r"/usr/lib/\S+", there, SERVICE.read_text()), flags=re.MULTILINE))
+    unit.write_text(
+        re.sub(r"^Documentation=.*$", "", re.sub(r"/usr/lib/\S+", there, SERVICE.read_text()), flags=re.MULTILINE)
+    )
     assert analyze("verify", str(unit)) == ""
 
 

@@ -1,0 +1,466 @@
+"""`quantum-nat doctor`: each test breaks one thing, sees that very check tell it, and does what it says."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from .plugin import Plugin, publish
+from .test_policies import listen
+from .world import CLIENT, HOST, Container, Host, Namespace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import ExitStack
+
+
+def findings(plugin: Plugin) -> list[dict[str, str]]:
+    """Return what the doctor found, and see that its status says whether it did."""
+    done = plugin.operate("doctor", "--json")
+    reports: list[dict[str, str]] = json.loads(done.stdout)
+    wrong = [report for report in reports if report["status"] != "ok"]
+    assert done.returncode == (1 if wrong else 0), done.stderr
+    return wrong
+
+
+def only_finding(plugin: Plugin, check: str) -> dict[str, str]:
+    """Return the one thing that is wrong, which this check has found."""
+    found = findings(plugin)
+    assert {entry["check"] for entry in found} == {check}, found
+    return found[0]
+
+
+def follow_advice(plugin: Plugin, remedy: str) -> None:
+    """Do what the doctor says, where it says a command, and see that it is content."""
+    for command in remedy.split("; "):
+        words = command.split()
+        if words[0] == "quantum-nat":
+            assert plugin.operate(*words[1:]).returncode == 0
+        elif words[0] == "sysctl":
+            name, _, value = words[-1].partition("=")
+            plugin.host.set_sysctl(name.removeprefix("net.").replace(".", "/"), value)
+        else:
+            plugin.host.run(*words)
+    assert findings(plugin) == []
+
+
+@pytest.fixture
+def healthy(host: Host, client: Namespace, plugin: Plugin) -> Container:
+    """A container with published ports, on a host where nothing is wrong."""
+    container = host.container()
+    container.serve("web", 80)
+    client.serve("outside", 80)
+    host.filter_bridges("1")
+    plugin.add(container, publish(8080), publish(9090, hostIP="127.0.0.1"), publish(5353, 53, protocol="udp"))
+    return container
+
+
+@pytest.mark.frozen
+@pytest.mark.behaviour
+def test_a_healthy_host_has_nothing_wrong(host: Host, plugin: Plugin, healthy: Container) -> None:
+    if plugin.programs is None:
+        plugin.add(host.container(), publish(8081), conntrackTimeout=77)
+    before = host.run("nft", "list", "ruleset")
+    assert findings(plugin) == []
+    assert host.run("nft", "list", "ruleset") == before
+    assert healthy.id in before or plugin.programs
+    done = plugin.operate("doctor")
+    assert done.stdout.splitlines()[-1] == "0 problems"
+    assert done.stdout.startswith("ok      kernel\n")
+
+
+def test_an_empty_host_has_nothing_wrong(plugin: Plugin) -> None:
+    assert findings(plugin) == []
+    assert not plugin.state_directory.exists()
+
+
+SETTINGS: list[tuple[str, str, str]] = [
+    ("forwarding", "ipv4/ip_forward", "0"),
+    ("forwarding", "ipv6/conf/all/forwarding", "0"),
+    ("route_localnet", "ipv4/conf/cni0/route_localnet", "0"),
+]
+
+
+@pytest.mark.usefixtures("healthy")
+@pytest.mark.parametrize(("check", "setting", "value"), SETTINGS)
+def test_a_setting_of_the_host_that_is_off(host: Host, plugin: Plugin, check: str, setting: str, value: str) -> None:
+    host.set_sysctl(setting, value)
+    found = only_finding(plugin, check)
+    assert "is off" in found["problem"]
+    follow_advice(plugin, found["remedy"])
+
+
+DAMAGE: list[tuple[str, str, str]] = [
+    ("table", "delete table inet quantum", "missing"),
+    ("table", "flush chain inet quantum host_ports", "host_ports"),
+    ("table", "replace rule inet quantum guard handle {handle} iif != lo ip daddr 127.1.0.0/16 drop", "guard"),
+    ("table", "add chain inet quantum mine", "mine"),
+    ("elements", "delete element inet quantum endpoints4 {{ tcp . 8080 }}", "endpoints4"),
+    ("elements", "add element inet quantum masqueraded4 {{ 10.99.0.1 }}", "10.99.0.1"),
+]
+
+
+@pytest.mark.usefixtures("healthy")
+@pytest.mark.parametrize(("check", "command", "named"), DAMAGE)
+def test_rules_that_are_not_what_they_were(host: Host, plugin: Plugin, check: str, command: str, named: str) -> None:
+    listed = host.run("nft", "-a", "list chain inet quantum guard")
+    handle = re.search(r"ip daddr 127.* handle (\d+)", listed)
+    assert handle is not None
+    host.run("nft", command.format(handle=handle[1]))
+    found = only_finding(plugin, check)
+    assert named in found["where"] + found["problem"]
+    follow_advice(plugin, found["remedy"])
+
+
+def test_an_element_whose_record_is_lost(host: Host, plugin: Plugin, healthy: Container) -> None:
+    lost = host.container()
+    plugin.add(lost)
+    (plugin.state_directory / "attachments" / lost.id / "net:eth0.json").unlink()
+    found = only_finding(plugin, "elements")
+    assert f"net/{lost.id}/eth0" in found["problem"]
+    follow_advice(plugin, found["remedy"])
+    assert healthy.id in host.ruleset()
+
+
+@pytest.mark.behaviour
+@pytest.mark.usefixtures("healthy")
+def test_rules_that_are_gone(host: Host, plugin: Plugin) -> None:
+    if host.backend == "nftables":
+        host.run("nft", "flush", "ruleset")
+    else:
+        host.run("nft", "flush chain ip nat PREROUTING")
+    found = only_finding(plugin, "table")
+    follow_advice(plugin, found["remedy"])
+
+
+def test_a_record_that_cannot_be_read(plugin: Plugin, healthy: Container) -> None:
+    record = plugin.state_directory / "attachments" / healthy.id / "net:eth0.json"
+    record.write_text("{")
+    found = only_finding(plugin, "records")
+    assert str(record) in found["problem"]
+
+
+def test_an_attachment_whose_namespace_is_gone(plugin: Plugin, healthy: Container) -> None:
+    healthy.remove()
+    found = only_finding(plugin, "namespaces")
+    assert healthy.id in found["where"]
+    follow_advice(plugin, found["remedy"])
+
+
+def test_a_table_of_connections_that_is_nearly_full(
+    host: Host, client: Namespace, plugin: Plugin, healthy: Container
+) -> None:
+    before = host.sysctl("netfilter/nf_conntrack_max")
+    for _ in range(10):
+        client.ask(HOST[4], 8080)
+    tracked = int(host.sysctl("netfilter/nf_conntrack_count"))
+    assert healthy
+    host.set_sysctl("netfilter/nf_conntrack_max", str(tracked + 1))
+    try:
+        found = only_finding(plugin, "conntrack")
+        assert f"of {tracked + 1} entries" in found["problem"]
+        follow_advice(plugin, found["remedy"])
+    finally:
+        host.set_sysctl("netfilter/nf_conntrack_max", before)
+
+
+@pytest.mark.usefixtures("healthy")
+def test_a_reverse_path_filter_that_drops_what_comes_in_by_a_second_uplink(host: Host, plugin: Plugin) -> None:
+    host.add_uplink("second", {4: "203.0.113.1", 6: "2001:db8:2::1"}, {4: "203.0.113.2", 6: "2001:db8:2::2"})
+    host.ip("route add default via 203.0.113.2 dev second metric 500")
+    assert findings(plugin) == []
+    host.set_sysctl("ipv4/conf/second/rp_filter", "1")
+    found = only_finding(plugin, "rp_filter")
+    assert "second" in found["where"]
+    follow_advice(plugin, found["remedy"])
+
+
+def test_a_bridge_port_without_hairpin_mode(host: Host, plugin: Plugin, healthy: Container) -> None:
+    assert healthy.ask(HOST[4], 8080).server == "web"
+    (port,) = re.findall(r"(veth\d+)@", host.run("ip", "-o", "link", "show", "master", "cni0"))
+    host.ip(f"link set {port} type bridge_slave hairpin off")
+    assert healthy.cannot_reach(HOST[4], 8080)
+    found = only_finding(plugin, "hairpin")
+    assert found["where"] == f"bridge port {port}"
+    follow_advice(plugin, found["remedy"].partition(";")[0])
+    assert healthy.ask(HOST[4], 8080).server == "web"
+    host.filter_bridges("0")
+    host.ip(f"link set {port} type bridge_slave hairpin off")
+    assert findings(plugin) == []
+
+
+def test_an_external_interface_that_is_gone_or_no_longer_the_right_one(host: Host, plugin: Plugin) -> None:
+    host.add_uplink("second", {4: "203.0.113.1", 6: "2001:db8:2::1"}, {4: "203.0.113.2", 6: "2001:db8:2::2"})
+    plugin.add(host.container(), network="named", externalInterface="second")
+    plugin.add(host.container(), network="found", externalInterface="default")
+    assert findings(plugin) == []
+    host.ip("route replace default via 203.0.113.2 dev second")
+    found = only_finding(plugin, "external interface")
+    assert "default route is by second now" in found["problem"]
+    host.ip(f"route replace default via {CLIENT[4]} dev uplink")
+    host.ip("link delete second")
+    found = only_finding(plugin, "external interface")
+    assert "interface second" in found["problem"]
+    assert "is gone" in found["problem"]
+
+
+DOCKER = """
+*filter
+:FORWARD DROP [0:0]
+:DOCKER-USER - [0:0]
+:DOCKER-ISOLATION - [0:0]
+-A FORWARD -j DOCKER-USER
+-A FORWARD -j DOCKER-ISOLATION
+-A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A FORWARD -i docker0 ! -o docker0 -j ACCEPT
+-A DOCKER-USER -j RETURN
+-A DOCKER-ISOLATION -i docker0 ! -o docker0 -j DROP
+-A DOCKER-ISOLATION -j RETURN
+COMMIT
+"""
+UFW = """
+*filter
+:FORWARD DROP [0:0]
+:ufw-before-forward - [0:0]
+-A FORWARD -j ufw-before-forward
+-A ufw-before-forward -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A ufw-before-forward -p icmp -m icmp --icmp-type 8 -j ACCEPT
+COMMIT
+"""
+FIREWALLD = """
+table inet firewalld {
+    chain filter_FORWARD {
+        type filter hook forward priority 10; policy accept;
+        ct state { established, related } accept
+        ct status dnat accept
+        iifname "lo" accept
+        goto filter_FWD
+    }
+    chain filter_FWD {
+        iifname "trusted0" accept
+        reject with icmpx admin-prohibited
+    }
+}
+"""
+
+
+def docker(host: Host, variant: str) -> None:
+    host.run(f"iptables-{variant}-restore", stdin=DOCKER)
+
+
+def ufw(host: Host, variant: str) -> None:
+    host.run(f"iptables-{variant}-restore", stdin=UFW)
+
+
+def firewalld(host: Host, _variant: str) -> None:
+    host.run("nft", "-f", "-", stdin=FIREWALLD)
+
+
+def allow_docker(host: Host, variant: str) -> None:
+    for option in ("-i", "-o"):
+        host.run(f"iptables-{variant}", "-I", "DOCKER-USER", option, "cni0", "-j", "ACCEPT")
+
+
+def allow_ufw(host: Host, variant: str) -> None:
+    for option in ("-i", "-o"):
+        host.run(f"iptables-{variant}", "-A", "FORWARD", option, "cni0", "-j", "ACCEPT")
+
+
+def allow_firewalld(host: Host, _variant: str) -> None:
+    host.run("nft", 'insert rule inet firewalld filter_FWD iifname "cni0" accept')
+
+
+@pytest.mark.parametrize("variant", ["nft", "legacy"])
+@pytest.mark.parametrize(
+    ("block", "allow", "drops_inbound"),
+    [(docker, allow_docker, True), (ufw, allow_ufw, True), (firewalld, allow_firewalld, False)],
+    ids=["docker", "ufw", "firewalld"],
+)
+def test_a_filter_that_drops_what_is_forwarded(
+    host: Host,
+    client: Namespace,
+    plugin: Plugin,
+    healthy: Container,
+    block: Callable[[Host, str], None],
+    allow: Callable[[Host, str], None],
+    drops_inbound: bool,
+    variant: str,
+) -> None:
+    if variant == "legacy":
+        host.require_legacy_iptables()
+    block(host, variant)
+    if drops_inbound:
+        assert client.cannot_reach(HOST[4], 8080)
+    with pytest.raises(Exception, match=CLIENT[4]):
+        healthy.ask(CLIENT[4], 80, timeout=0.3)
+    found = only_finding(plugin, "forward filters")
+    assert " drops " in found["problem"]
+    assert {"docker": "DOCKER-USER", "ufw": "ufw route", "firewalld": "firewall-cmd"}[block.__name__] in found["remedy"]
+    allow(host, variant)
+    assert client.ask(HOST[4], 8080).server == "web"
+    assert healthy.ask(CLIENT[4], 80).server == "outside"
+    assert findings(plugin) == []
+
+
+PORTMAP = """
+table ip cni_hostport {
+    chain hostports { tcp dport 8080 dnat to 10.88.0.99:80 comment "another"; }
+    chain prerouting { type nat hook prerouting priority dstnat; policy accept; fib daddr type local jump hostports; }
+}
+"""
+DOCKER_NAT = """
+*nat
+:DOCKER - [0:0]
+-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
+-A DOCKER ! -i docker0 -p tcp -m tcp --dport 8080 -j DNAT --to-destination 172.17.0.2:80
+COMMIT
+"""
+
+
+@pytest.mark.usefixtures("healthy")
+@pytest.mark.parametrize(
+    ("who", "command", "rules"),
+    [
+        ("portmap", ("nft", "-f", "-"), PORTMAP),
+        ("Docker", ("iptables-nft-restore",), DOCKER_NAT),
+    ],
+)
+def test_another_plugin_that_translates_the_same_port(
+    host: Host, client: Namespace, plugin: Plugin, who: str, command: tuple[str, ...], rules: str
+) -> None:
+    host.run(*command, stdin=rules)
+    found = only_finding(plugin, "other plugins")
+    assert f"{who} translates host port 8080/tcp too" in found["problem"]
+    assert "Quantum NAT comes first" in found["problem"]
+    assert client.ask(HOST[4], 8080).server == "web"
+
+
+def test_a_service_of_the_host_that_gets_nothing_any_more(
+    stack: ExitStack, host: Host, plugin: Plugin, healthy: Container
+) -> None:
+    listen(stack, host, 8080, 4)
+    found = only_finding(plugin, "host services")
+    assert healthy.id in found["where"]
+    assert "8080/tcp" in found["problem"]
+
+
+@pytest.mark.usefixtures("healthy")
+def test_a_check_that_cannot_be_done_is_not_called_well(host: Host, plugin: Plugin) -> None:
+    """Without the right to, as a person without root has it."""
+    line = [
+        "setpriv",
+        "--reuid",
+        "65534",
+        "--clear-groups",
+        "--bounding-set=-all",
+        *plugin.command,
+        "--state-dir",
+        str(plugin.state_directory),
+        "doctor",
+        "--json",
+    ]
+    done = plugin.operate_as(line)
+    statuses = {entry["check"]: entry["status"] for entry in json.loads(done.stdout)}
+    assert done.returncode == 1
+    assert statuses["kernel"] != "ok"
+    assert statuses["table"] != "ok"
+    assert host
+
+
+# -- one packet
+
+
+def followed(plugin: Plugin, packet: str, *arguments: str) -> dict[str, Any]:
+    done = plugin.operate("doctor", "--packet", packet, "--json", *arguments)
+    answer: dict[str, Any] = json.loads(done.stdout)
+    assert done.returncode == (0 if answer["verdict"] == "delivered" else 1)
+    return answer
+
+
+@pytest.mark.frozen
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_packet_is_followed_to_the_container(
+    client: Namespace, plugin: Plugin, healthy: Container, family: int
+) -> None:
+    address = HOST[family] if family == 4 else f"[{HOST[family]}]"
+    answer = followed(plugin, f"tcp:{address}:8080")
+    assert client.ask(HOST[family], 8080).server == "web"
+    assert answer["verdict"] == "delivered"
+    steps = "\n".join(answer["steps"])
+    assert f"host_ports{family} {{ tcp . 8080 }} matches" in steps
+    assert f"endpoints{family} {{ tcp . 8080 : {healthy.address[family]} . 80 }}" in steps
+    assert f"net/{healthy.id}/eth0" in steps
+    assert "interface cni0" in steps
+    printed = plugin.operate("doctor", "--packet", f"tcp:{address}:8080").stdout.splitlines()
+    assert printed[0].startswith("1. ")
+    assert printed[-1].startswith("delivered: ")
+
+
+CASES: list[tuple[str, tuple[str, ...], str, str]] = [
+    ("tcp:198.51.100.1:8081", (), "refused", "nobody has host port"),
+    ("udp:198.51.100.1:5353", (), "refused", "nothing listens on"),
+    ("tcp:127.0.0.1:9090", (), "delivered", "80/tcp"),
+    ("tcp:127.0.0.1:9090", ("--from", "198.51.100.2"), "dropped", "guard"),
+    ("tcp:198.51.100.1:9090", (), "refused", "nobody has host port"),
+    ("tcp:[::1]:8080", (), "refused", "nobody has host port"),
+    ("tcp:203.0.113.77:8080", (), "unknown", "no address of this host"),
+]
+
+
+@pytest.mark.usefixtures("healthy")
+@pytest.mark.parametrize(("packet", "arguments", "verdict", "why"), CASES)
+def test_what_becomes_of_other_packets(
+    plugin: Plugin, packet: str, arguments: tuple[str, ...], verdict: str, why: str
+) -> None:
+    answer = followed(plugin, packet, *arguments)
+    assert (answer["verdict"], why in answer["why"]) == (verdict, True), answer
+
+
+def test_a_packet_that_a_filter_drops(host: Host, client: Namespace, plugin: Plugin, healthy: Container) -> None:
+    docker(host, "nft")
+    assert client.cannot_reach(HOST[4], 8080)
+    answer = followed(plugin, f"tcp:{HOST[4]}:8080")
+    assert answer["verdict"] == "dropped"
+    assert "FORWARD" in answer["why"]
+    assert host.ask("127.0.0.1", 9090).server == "web"
+    assert followed(plugin, "tcp:127.0.0.1:9090")["verdict"] == "delivered"
+    assert healthy
+
+
+def test_whose_the_source_becomes(host: Host, client: Namespace, plugin: Plugin, healthy: Container) -> None:
+    assert client.ask(HOST[4], 8080).source == CLIENT[4]
+    assert "stays as it is" in "".join(followed(plugin, f"tcp:{HOST[4]}:8080", "--from", CLIENT[4])["steps"])
+    neighbour = host.container()
+    assert neighbour.ask(HOST[4], 8080).source != neighbour.address[4]
+    steps = followed(plugin, f"tcp:{HOST[4]}:8080", "--from", neighbour.address[4])["steps"]
+    assert "the container sees the host as its source" in "".join(steps)
+    assert healthy
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_the_way_out_is_followed(client: Namespace, plugin: Plugin, healthy: Container, family: int) -> None:
+    assert healthy.ask(CLIENT[family], 80).source == HOST[family]
+    address = CLIENT[family] if family == 4 else f"[{CLIENT[family]}]"
+    answer = followed(plugin, f"tcp:{address}:80", "--from", healthy.address[family])
+    assert answer["verdict"] == "delivered"
+    assert answer["steps"][-1].endswith("the source becomes the address of uplink")
+    assert client
+
+
+def test_a_fixed_source_is_told(host: Host, plugin: Plugin) -> None:
+    container = host.container()
+    plugin.add(container, snatAddress="198.51.100.9")
+    answer = followed(plugin, f"tcp:{CLIENT[4]}:80", "--from", container.address[4])
+    assert answer["steps"][-1].endswith("the source becomes 198.51.100.9")
+
+
+@pytest.mark.parametrize(
+    "text", ["8080", "tcp:198.51.100.1", "icmp:198.51.100.1:1", "tcp:nonsense:80", "tcp:1.2.3.4:0"]
+)
+def test_what_is_no_packet_is_refused(plugin: Plugin, text: str) -> None:
+    done = plugin.operate("doctor", "--packet", text)
+    assert done.returncode == 1
+    assert "Write tcp:" in done.stderr or "is not an IP address" in done.stderr
