@@ -33,7 +33,7 @@ _OPAQUE: Expression = {"xt": {"type": "match", "name": "unknown"}}
 
 
 class Chain(NamedTuple):
-    """hook is empty for a chain that is only jumped to. managed_by: "nft", or the variant of iptables."""
+    """hook is empty for a chain that is only jumped to. table: its family and name."""
 
     families: set[int]
     table: str
@@ -42,12 +42,9 @@ class Chain(NamedTuple):
     priority: int
     policy: str
     rules: list[Rule]
-    managed_by: str
 
     def __str__(self) -> str:
-        return f"chain {self.name} of table {self.table}" + (
-            "" if self.managed_by == "nft" else f" ({self.managed_by})"
-        )
+        return f"chain {self.name} of table {self.table}"
 
 
 class Ruleset:
@@ -87,9 +84,9 @@ class Ruleset:
         except CniError as error:
             self.unread.append(error.message)
             return
-        for chain in _chains_of_iptables(text, family, f"iptables-{variant}"):
+        for chain in _chains_of_iptables(text, family, variant):
             if not only or chain.table in only:
-                self.chains[chain.table if only else f"{chain.table} legacy", chain.name] = chain
+                self.chains[chain.table, chain.name] = chain
 
 
 def _has_legacy(family: int) -> bool:
@@ -101,10 +98,10 @@ def _has_legacy(family: int) -> bool:
 
 def _chain_of_nft(table: str, item: dict[str, Any]) -> Chain:
     hook, priority, policy = item.get("hook", ""), item.get("prio", 0), item.get("policy", "accept")
-    return Chain(_FAMILIES[item["family"]], table, item["name"], hook, priority, policy, [], "nft")
+    return Chain(_FAMILIES[item["family"]], table, item["name"], hook, priority, policy, [])
 
 
-def _chains_of_iptables(text: str, family: int, managed_by: str) -> Iterator[Chain]:
+def _chains_of_iptables(text: str, family: int, variant: str) -> Iterator[Chain]:
     chains: dict[str, Chain] = {}
     table = ""
     for line in text.splitlines():
@@ -112,7 +109,7 @@ def _chains_of_iptables(text: str, family: int, managed_by: str) -> Iterator[Cha
             table, chains = line[1:], {}
         elif line.startswith(":"):
             name, policy = line[1:].split()[:2]
-            chains[name] = _chain_of_iptables(table, name, policy, family, managed_by)
+            chains[name] = _chain_of_iptables(table, name, policy, family, variant)
         elif line.startswith("-A "):
             words = shlex.split(line)
             chains[words[1]].rules.append(list(_translated(words[2:], family)))
@@ -120,11 +117,11 @@ def _chains_of_iptables(text: str, family: int, managed_by: str) -> Iterator[Cha
             yield from chains.values()
 
 
-def _chain_of_iptables(table: str, name: str, policy: str, family: int, managed_by: str) -> Chain:
+def _chain_of_iptables(table: str, name: str, policy: str, family: int, variant: str) -> Chain:
     hook = _HOOKS.get(name, "") if policy != "-" else ""
     priority = _PRIORITIES.get(table, {"prerouting": -100, "output": -100}.get(hook, 100))
-    label = f"{'ip' if family == 4 else 'ip6'} {table}"
-    return Chain({family}, label, name, hook, priority, "drop" if policy == "DROP" else "accept", [], managed_by)
+    label = f"{'ip' if family == 4 else 'ip6'} {table}" + (", legacy" if variant == "legacy" else "")
+    return Chain({family}, label, name, hook, priority, "drop" if policy == "DROP" else "accept", [])
 
 
 def _match(left: Expression, right: object, *, negated: bool, operator: str = "==") -> Expression:

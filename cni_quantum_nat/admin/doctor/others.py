@@ -80,10 +80,11 @@ def external_interface(host: Snapshot, family: int) -> str:
 
 
 def _dropped(host: Snapshot, what: str, packet: Packet, fate: Fate, *, certain: bool) -> Finding:
-    makers = f"{fate.chain.table} {fate.chain.name}"
+    table = fate.chain.table
+    makers = " ".join((table, *(name for of_table, name in host.foreign.chains if of_table == table)))
     external = external_interface(host, packet.family)
     inside = packet.outgoing if packet.status else packet.incoming
-    user = "DOCKER-USER" if (fate.chain.table, "DOCKER-USER") in host.foreign.chains else "FORWARD"
+    user = "DOCKER-USER" if (table, "DOCKER-USER") in host.foreign.chains else "FORWARD"
     remedy = next((text for name, text in _FILTERS if name in makers), "Let {interface} through there, both ways.")
     return Finding(
         str(fate.chain),
