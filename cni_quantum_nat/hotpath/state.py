@@ -239,6 +239,8 @@ def _listed(directory: str) -> list[str]:
         return posix.listdir(directory)
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise _io_failure("list", directory, error) from error
 
 
 def _read(path: str) -> str:

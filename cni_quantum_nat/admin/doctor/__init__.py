@@ -102,7 +102,8 @@ def _print(reports: list[Report]) -> None:
     wrong = sum(len(report.findings) for report in reports)
     undone = sum(report.status == UNKNOWN for report in reports)
     console.print(
-        f"{wrong} problem{'' if wrong == 1 else 's'}" + (f", {undone} checks could not be done" if undone else "")
+        f"{wrong} problem{'' if wrong == 1 else 's'}"
+        + (f", {undone} check{'' if undone == 1 else 's'} not done" if undone else "")
     )
 
 

@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from .snapshot import Snapshot
 
 _RECONCILE = "quantum-nat reconcile"
+_REFUSED = "refused"
 
 
 def check_kernel(_host: Snapshot) -> Iterator[Finding]:
     """Whether the kernel takes the table, in a network namespace where nobody is."""
-    try:
-        _reference()
-    except CniError as error:
+    refused = _reference().get(_REFUSED)
+    if refused:
         yield Finding(
             "the kernel",
-            f"it does not take table inet {TABLE}: {error.details or error.message}",
+            f"it does not take table inet {TABLE}: {refused}",
             "Linux 5.7 or newer with nf_tables, nft_nat, nft_masq, nft_fib_inet and nft_numgen; or backend iptables.",
         )
 
@@ -42,7 +42,7 @@ def check_table(host: Snapshot) -> Iterator[Finding]:
     if rebuilds or not NftablesTable().exists():
         return
     ours, found = _reference(), _content(list_json(f"table inet {TABLE}"))
-    for name, wanted in ours.items():
+    for name, wanted in ours.items() if _REFUSED not in ours else ():
         if found.get(name) != wanted:
             yield Finding(f"table inet {TABLE}", f"{name} was altered", f"nft delete table inet {TABLE}; {_RECONCILE}")
     kinds = tuple(f"chain {policy.kind}_" for policy in ORDINARY)
@@ -98,5 +98,8 @@ def _reference() -> dict[str, Any]:
 
 
 def _build_and_list() -> dict[str, Any]:
-    build([])
+    try:
+        build([])
+    except CniError as error:
+        return {_REFUSED: error.details or error.message}
     return _content(list_json(f"table inet {TABLE}"))
