@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from .. import __version__
@@ -14,6 +15,8 @@ from . import gc as gc_command
 from . import list as list_command
 from . import port as port_command
 from . import reconcile as reconcile_command
+from . import schema as schema_command
+from . import validate as validate_command
 
 _COMMANDS = (  # in the order of --help
     list_command,
@@ -22,6 +25,8 @@ _COMMANDS = (  # in the order of --help
     reconcile_command,
     gc_command,
     doctor_command,
+    validate_command,
+    schema_command,
 )
 _DESCRIPTION = """\
 Quantum NAT has two uses.
@@ -60,6 +65,10 @@ def run() -> int:
         return 2
     try:
         status: int = arguments.run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read it has seen enough, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except CniError as error:
         print(f"quantum-nat: {error.message}", file=sys.stderr)
         if error.details:

@@ -5,11 +5,21 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv6Address
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
 
 from ..hotpath.errors import InvalidConfiguration
 from ..hotpath.model import BY_CLIENT, SPREAD
+from ..hotpath.state import DEFAULT_DIRECTORY
 from .conditions import backend_of, check_conditions
 
 _BOOLEAN = "true or false"
@@ -58,12 +68,21 @@ def _check_range(text: str) -> str:
     return text
 
 
-Interface = Annotated[str, AfterValidator(_check_interface)]
+# What code checks is said to editors by a pattern.
+Interface = Annotated[
+    str, AfterValidator(_check_interface), Field(json_schema_extra={"pattern": r"^[^/:\s*\"]{1,15}$"})
+]
 Port = Annotated[int, Field(ge=1, le=_LAST_PORT)]
-PortRange = Annotated[str, AfterValidator(_check_range)]
+PortRange = Annotated[
+    str, AfterValidator(_check_range), Field(json_schema_extra={"pattern": r"^[0-9]{1,5}-[0-9]{1,5}$"})
+]
+SourceAddress = Annotated[str, AfterValidator(lambda text: str(_address(text)))]
 Conditions = Annotated[list[str], AfterValidator(check_conditions)]
 # An iptables chain: 28 bytes, no leading dash or exclamation mark, nothing that iptables-restore reads as syntax.
 Chain = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:-]{0,27}$")]
+
+
+_ONE_OR_TWO = {"type": ["string", "array"], "items": {"type": "string"}, "maxItems": 2, "uniqueItems": True}
 
 
 class NatConfig(BaseModel):
@@ -81,9 +100,8 @@ class NatConfig(BaseModel):
         default=None,
         description='Masquerade only what leaves by this interface, or these. "default": that of the default route.',
     )
-    snat_address: list[Annotated[str, AfterValidator(lambda text: str(_address(text)))]] = Field(
+    snat_address: Annotated[list[SourceAddress], Field(max_length=2), WithJsonSchema(_ONE_OR_TWO)] = Field(
         default_factory=list,
-        max_length=2,
         description="Use this source address in place of the outgoing interface's; at most one per family.",
     )
     port_range: PortRange = Field(
@@ -124,7 +142,9 @@ class NatConfig(BaseModel):
         description="What an IPv6 connection to a host port must match as well.",
     )
     state_dir: str = Field(
-        default="/run/cni/quantum-nat", description="Where the records are kept; one for all networks."
+        default=DEFAULT_DIRECTORY,
+        description="Where the records are kept; one for all networks.",
+        json_schema_extra={"pattern": "^/"},
     )
     capabilities: dict[str, bool] = Field(default_factory=dict, description="What the runtime may pass: portMappings.")
 
@@ -190,8 +210,17 @@ def normalise(configuration: dict[str, Any]) -> dict[str, Any]:
     try:
         config = NatConfig.model_validate(configuration)
     except ValidationError as error:
-        raise InvalidConfiguration(_explain(error, configuration)) from error
+        raise InvalidConfiguration("; ".join(_explain(error, configuration).values())) from error
     return normalised(config)
+
+
+def problems_of(configuration: dict[str, Any]) -> dict[str, str]:
+    """Return what is wrong with the configuration, by key; with "" what is about several keys."""
+    try:
+        NatConfig.model_validate(configuration)
+    except ValidationError as error:
+        return _explain(error, configuration)
+    return {}
 
 
 def normalised(config: NatConfig) -> dict[str, Any]:
@@ -218,15 +247,15 @@ def normalised(config: NatConfig) -> dict[str, Any]:
     }
 
 
-def _explain(error: ValidationError, configuration: dict[str, Any]) -> str:
-    """Say for each key what it is and what it may be; pydantic says it for each branch of a union."""
+def _explain(error: ValidationError, configuration: dict[str, Any]) -> dict[str, str]:
+    """Say by key what it is and what it may be; pydantic says it for each branch of a union."""
     reasons: dict[str, list[str]] = {}
     for problem in error.errors(include_url=False):
         key = str(problem["loc"][0]) if problem["loc"] else ""
         of_key = reasons.setdefault(key, [])
         if problem["type"] == "value_error":  # ours; the others repeat what _ALLOWED says
             of_key.append(problem["msg"].removeprefix("Value error, "))
-    return "; ".join(_explain_key(key, why, configuration) for key, why in reasons.items())
+    return {key: _explain_key(key, why, configuration) for key, why in reasons.items()}
 
 
 def _explain_key(key: str, reasons: list[str], configuration: dict[str, Any]) -> str:
