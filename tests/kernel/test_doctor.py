@@ -423,6 +423,15 @@ def test_what_becomes_of_other_packets(
     assert (answer["verdict"], why in answer["why"]) == (verdict, True), answer
 
 
+@pytest.mark.usefixtures("healthy")
+def test_a_packet_that_lost_its_goal(host: Host, client: Namespace, plugin: Plugin) -> None:
+    host.run("nft", "delete element inet quantum endpoints4 { tcp . 8080 }")
+    assert client.is_refused(HOST[4], 8080)
+    answer = followed(plugin, f"tcp:{HOST[4]}:8080")
+    assert answer["verdict"] == "refused"
+    assert "endpoints4 has no element for it" in answer["steps"][-1]
+
+
 def test_a_packet_that_a_filter_drops(host: Host, client: Namespace, plugin: Plugin, healthy: Container) -> None:
     docker(host, "nft")
     assert client.cannot_reach(HOST[4], 8080)

@@ -114,9 +114,10 @@ class Trace:
             self.steps.append(f"::1 becomes {IPV6_LOCALHOST_ALIAS} before it is looked up")
         self._meet_earlier_translators()
         held = self._look_up_port()
-        if held is None:
+        goal = self._look_up_goal(held) if held is not None else None
+        if held is None or goal is None:
             return self._deliver_to_host()
-        address, port = self._look_up_goal(held)
+        address, port = goal
         interface = self._host.interface_towards(address)
         if not interface:
             raise Lost(DROPPED, f"the host has no route to {address}")
@@ -172,23 +173,25 @@ class Trace:
         self.steps.append(f"no element of host_ip_ports{self._family} and host_ports{self._family} matches")
         return None
 
-    def _look_up_goal(self, held: Element) -> tuple[Address, int]:
+    def _look_up_goal(self, held: Element) -> tuple[Address, int] | None:
         goals = held.set_name.replace("host_ports", "endpoints").replace("host_ip_ports", "host_ip_endpoints")
         if held.owner == SHARED:
             return self._look_up_slots(held)
         found = self._found(Element(goals, held.key, (), ""))
         if found is None:
-            raise Lost(DROPPED, f"{goals} has no element for it (quantum-nat reconcile)")
+            self.steps.append(f"{goals} has no element for it: it is not translated (quantum-nat reconcile)")
+            return None
         self.steps.append(f"{found}, after {found.flows} connections")
         return _goal_of(found)
 
-    def _look_up_slots(self, held: Element) -> tuple[Address, int]:
+    def _look_up_slots(self, held: Element) -> tuple[Address, int] | None:
         name = held.set_name.replace("host_ports", "slots").replace("host_ip_ports", "host_ip_slots")
         slots = [
             slot for slot in self._table.find([Element(name, (*held.key, n), (), "") for n in range(SLOTS)]) if slot
         ]
         if not slots:
-            raise Lost(DROPPED, f"{name} has no element for it (quantum-nat reconcile)")
+            self.steps.append(f"{name} has no element for it: it is not translated (quantum-nat reconcile)")
+            return None
         goals = sorted({" . ".join(map(str, slot.data)) for slot in slots})
         self.steps.append(f"{name}: one of {', '.join(goals)}; the first is followed")
         return _goal_of(min(slots, key=lambda slot: str(slot.data)))
