@@ -1,7 +1,7 @@
 """Elements in and out of table `inet quantum`, over netlink (linux/netfilter/nf_tables.h).
 
-One batch is one transaction: all of it happens, or nothing. Nothing here lists a set, but `owned_elements`,
-which garbage collection uses.
+One batch is one transaction: all of it happens, or nothing. Nothing here lists a set, but `owned_elements` and
+`counted_flows`, which garbage collection, healing and metrics use.
 """
 
 from __future__ import annotations
@@ -141,16 +141,19 @@ def _end_of_interval(element: Element) -> bytes:
 
 def _elements_of(reply: Reply, set_name: str) -> Iterator[Element]:
     layout = SETS[set_name]
+    for parts in _parts_of(reply):
+        key = _decode_fields(layout.key, parts[_ELEMENT_KEY])
+        data = _decode_fields(layout.data, parts[_ELEMENT_DATA]) if _ELEMENT_DATA in parts else ()
+        element = Element(set_name, key, data, _comment_of(parts.get(_ELEMENT_USERDATA, b"")))
+        element.flows = _packets_of(parts.get(_ELEMENT_EXPRESSION, b""))
+        yield element
+
+
+def _parts_of(reply: Reply) -> Iterator[dict[int, bytes]]:
     for kind, listed in attributes(reply.payload, _FAMILY_HEADER.size):
-        if kind != _LIST_ELEMENTS:
-            continue
-        for _, content in attributes(listed):
-            parts = dict(attributes(content))
-            key = _decode_fields(layout.key, parts[_ELEMENT_KEY])
-            data = _decode_fields(layout.data, parts[_ELEMENT_DATA]) if _ELEMENT_DATA in parts else ()
-            element = Element(set_name, key, data, _comment_of(parts.get(_ELEMENT_USERDATA, b"")))
-            element.flows = _packets_of(parts.get(_ELEMENT_EXPRESSION, b""))
-            yield element
+        if kind == _LIST_ELEMENTS:
+            for _, content in attributes(listed):
+                yield dict(attributes(content))
 
 
 def _packets_of(expression: bytes) -> int:
@@ -237,15 +240,34 @@ class NftablesTable:
     def owned_elements(self, owner_prefix: str) -> list[Element]:
         """List every set, and return the elements whose owner begins with the prefix. For garbage collection only."""
         owned = []
-        for number, name in enumerate(SETS):
-            where = attribute(_LIST_TABLE, _text(TABLE)) + attribute(_LIST_SET, _text(name))
-            for reply in self._open().dump(_request(_GETSETELEM, NLM_F_DUMP, number, where)):
-                if reply.error_number == ENOENT:
-                    break
-                if reply.error_number:
-                    raise KernelRefused(f"list set {name}", reply.error_number)
+        for name in SETS:
+            for reply in self._list(name):
                 owned += [element for element in _elements_of(reply, name) if element.owner.startswith(owner_prefix)]
         return owned
+
+    def counted_flows(self) -> Iterator[tuple[str, str, str, int]]:
+        """List what counts flows: set, owner, the chain that an element leads to or "", flows. For scrapes and rebuilds.
+
+        Keys are not decoded: a set of a table that is to be replaced may have others. A key is told once, although the
+        kernel may list one twice while the set grows.
+        """
+        for name, layout in SETS.items():
+            if layout.counter:
+                found = {parts[_ELEMENT_KEY]: parts for reply in self._list(name) for parts in _parts_of(reply)}
+                for parts in found.values():
+                    flows = _packets_of(parts.get(_ELEMENT_EXPRESSION, b""))
+                    leads = layout.data == (GOTO,)
+                    chain = str(_decode_fields(layout.data, parts.get(_ELEMENT_DATA, b""))[0]) if leads else ""
+                    yield name, _comment_of(parts.get(_ELEMENT_USERDATA, b"")), chain, flows
+
+    def _list(self, set_name: str) -> Iterator[Reply]:
+        where = attribute(_LIST_TABLE, _text(TABLE)) + attribute(_LIST_SET, _text(set_name))
+        for reply in self._open().dump(_request(_GETSETELEM, NLM_F_DUMP, 0, where)):
+            if reply.error_number == ENOENT:
+                return
+            if reply.error_number:
+                raise KernelRefused(f"list set {set_name}", reply.error_number)
+            yield reply
 
     def exists(self) -> bool:
         """Whether the table exists; CniError(50) where nf_tables cannot be used at all."""

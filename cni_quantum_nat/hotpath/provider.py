@@ -8,6 +8,7 @@ from __future__ import annotations
 from .backend import Backend, Holders, warn
 from .detour import add_policies, build_table, rehearse_table
 from .errors import TRY_AGAIN_LATER, AlreadyThere, CniError, HostPortConflict, NotThere
+from .flows import add_gone, add_up, note_lost
 from .model import IPTABLES, NFTABLES
 from .nftables import NftablesTable
 from .rules import Share, claims_of, plan_rules, plan_shares, plan_together
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from .addresses import Address
+    from .flows import Flows
     from .model import Attachment, AttachmentId, PortMapping
     from .rules import Element
     from .state import State
@@ -137,7 +139,7 @@ class NftablesBackend(Backend):
             change.include(self._shared.join(share, attachment.id))
         if replaced is not None:
             change.include(self._give_up(replaced, keys, {share.identity for share in shares}))
-        self._table.commit(delete=change.delete, add=change.add)
+        self._make(change)
         return change
 
     def _give_up(self, replaced: Attachment, keys: Collection[object], shared: Collection[object]) -> Change:
@@ -177,8 +179,18 @@ class NftablesBackend(Backend):
         others = [a for a in self._state.attachments(damaged) if a.id != newcomer and a.backend == NFTABLES]
         for error in damaged:
             warn(error)
+        lost = self._count_flows()
         build_table(plan_together(others))
         self._state.note_rebuild()
+        note_lost(self._state, NFTABLES, lost)
+
+    def _count_flows(self) -> Flows:
+        """Count what is there before it is lost; to heal is worth more than to count."""
+        try:
+            return add_up(self._table.counted_flows())
+        except CniError as error:
+            warn(error)
+            return {}
 
     def _release(self, attachment: Attachment, owned: list[Element], kept_shares: Collection[object] = ()) -> Change:
         """Return how elements of an attachment go, and its parts in shared ports, to its siblings where they wait."""
@@ -197,11 +209,15 @@ class NftablesBackend(Backend):
         for _ in range(_ATTEMPTS):
             change = find()
             try:
-                self._table.commit(delete=change.delete, add=change.add)
+                self._make(change)
             except NotThere:
                 continue
             return
         raise _too_restless(what)
+
+    def _make(self, change: Change) -> None:
+        self._table.commit(delete=change.delete, add=change.add)
+        add_gone(self._state, NFTABLES, change.delete)
 
 
 def _difference(element: Element, found: Element | None, siblings: set[str]) -> list[str]:

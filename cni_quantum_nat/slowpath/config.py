@@ -32,6 +32,7 @@ _ALLOWED = {
     "conditionsV6": _CONDITIONS,
     "snat": _BOOLEAN,
     "masqAll": _BOOLEAN,
+    "metrics": _BOOLEAN,
     "stateDir": "an absolute path",
     "capabilities": "an object of booleans",
 }
@@ -123,6 +124,7 @@ class NatConfig(BaseModel):
         default_factory=list,
         description="What an IPv6 connection to a host port must match as well.",
     )
+    metrics: bool = Field(default=True, description="Count calls and connections for `quantum-nat metrics`.")
     state_dir: str = Field(
         default="/run/cni/quantum-nat", description="Where the records are kept; one for all networks."
     )
