@@ -10,12 +10,14 @@ from ..hotpath.errors import CniError
 from ..hotpath.state import DEFAULT_DIRECTORY
 from . import connections as connections_command
 from . import list as list_command
+from . import metrics as metrics_command
 from . import port as port_command
 
 _COMMANDS = (  # in the order of --help
     list_command,
     port_command,
     connections_command,
+    metrics_command,
 )
 _DESCRIPTION = """\
 Quantum NAT has two uses.

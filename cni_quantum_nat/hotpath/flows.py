@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from .counters import Cells
+    from .nftables import NftablesTable
     from .rules import Element
     from .state import State
 
     # By network and type of translation.
     Flows = dict[str, dict[str, int]]
-    # A set, an owner, the chain that is led to or "", flows.
-    CountedFlows = tuple[str, str, str, int]
+    # Whose they are, their type, how many.
+    CountedFlows = tuple[str, str, int]
     Change = Callable[[Cells, str, dict[str, int]], None]
 
 DNAT, MASQUERADE, SNAT = FLOW_TYPES
@@ -40,14 +41,19 @@ def flow_type(set_name: str, chain: str) -> str:
 def add_up(counted: Iterable[CountedFlows]) -> Flows:
     """Add up flows by network and type; what nobody owns, or several, is no network's."""
     flows: Flows = {}
-    for set_name, owner, chain, count in counted:
+    for owner, kind, count in counted:
         # A network's name that fills a comment by itself stands there abbreviated: nobody's, then.
         network, slash, _ = owner.partition("/")
         if count and slash:
             of_network = flows.setdefault(network, {})
-            kind = flow_type(set_name, chain)
             of_network[kind] = of_network.get(kind, 0) + count
     return flows
+
+
+def live_flows(table: NftablesTable) -> Flows:
+    """List what is in the table now, and add it up. Grows with the number of containers."""
+    counted = table.counted_flows()
+    return add_up((owner, flow_type(set_name, chain), flows) for set_name, owner, chain, flows in counted)
 
 
 def add_gone(state: State, source: str, deleted: Iterable[Element]) -> None:
@@ -55,7 +61,7 @@ def add_gone(state: State, source: str, deleted: Iterable[Element]) -> None:
 
     Added for the network that their owner names. An undo puts such elements back with counters of 0, so it changes nothing here.
     """
-    counted = ((e.set_name, e.owner, str(e.data[0]) if e.data else "", e.flows) for e in deleted if e.flows)
+    counted = ((e.owner, flow_type(e.set_name, str(e.data[0]) if e.data else ""), e.flows) for e in deleted if e.flows)
     for network, flows in add_up(counted).items():
         _change(state, network, _add_gone, source, flows)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from .backend import Backend, Holders, warn
 from .detour import add_policies, build_table, rehearse_table
 from .errors import TRY_AGAIN_LATER, AlreadyThere, CniError, HostPortConflict, NotThere
-from .flows import add_gone, add_up, note_lost
+from .flows import add_gone, live_flows, note_lost
 from .model import IPTABLES, NFTABLES
 from .nftables import NftablesTable
 from .rules import Share, claims_of, plan_rules, plan_shares, plan_together
@@ -187,7 +187,7 @@ class NftablesBackend(Backend):
     def _count_flows(self) -> Flows:
         """Count what is there before it is lost; to heal is worth more than to count."""
         try:
-            return add_up(self._table.counted_flows())
+            return live_flows(self._table)
         except CniError as error:
             warn(error)
             return {}

@@ -71,6 +71,12 @@ class Plugin:
         binary = os.environ.get("QUANTUM_NAT_PLUGIN")
         self.command = [binary] if binary else [sys.executable, "-I", "-m", "cni_quantum_nat"]
 
+    @property
+    def environ(self) -> dict[str, str]:
+        """What every process of the plugin and of its commands is started with."""
+        path = os.environ["PATH"]
+        return {"PATH": f"{self.programs}:{path}" if self.programs else path}
+
     def configuration(self, network: str = "net", **keys: Any) -> dict[str, Any]:
         base = {"cniVersion": "1.1.0", "name": network, "type": "quantum-nat", "stateDir": str(self.state_directory)}
         if self.programs is not None:
@@ -119,8 +125,7 @@ class Plugin:
         **environment: str,
     ) -> subprocess.Popen[str]:
         """Start a call, to be finished later."""
-        path = f"{self.programs}:{os.environ['PATH']}" if self.programs else os.environ["PATH"]
-        variables = {"CNI_COMMAND": command, "CNI_PATH": "/opt/cni/bin", "PATH": path}
+        variables = {"CNI_COMMAND": command, "CNI_PATH": "/opt/cni/bin", **self.environ}
         if container is not None:
             variables["CNI_CONTAINERID"] = container.id
             variables["CNI_NETNS"] = str(container.path)
