@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from .peer import inside
 from .plugin import Plugin, PluginError, publish
-from .world import CLIENT, HOST, OTHER_HOST, SUBNETS, Container, Host, Namespace, wait_until
+from .world import CLIENT, HOST, OTHER_HOST, SUBNETS, Container, Host, Namespace
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -115,13 +115,14 @@ def test_a_failed_call_is_counted_by_its_code(
 @pytest.mark.frozen
 @pytest.mark.behaviour
 def test_connections_are_counted_by_type_and_stay_when_the_container_goes(
-    plugin: Plugin, host: Host, client: Namespace, container: Container, neighbour: Container
+    plugin: Plugin, client: Namespace, container: Container, neighbour: Container
 ) -> None:
     client.serve("outside", 90)
     web = plugin.add(container, publish(8080))
     fixed = plugin.add(neighbour, network="fixed", snatAddress=OTHER_HOST[4])
-    for family, protocol in ((4, "tcp"), (6, "tcp"), (4, "udp")):
-        client.ask(HOST[family], 8080, protocol) if protocol == "tcp" else container.ask(CLIENT[4], 90, "udp")
+    for family in (4, 6):
+        client.ask(HOST[family], 8080)
+    container.ask(CLIENT[4], 90, "udp")
     container.ask(CLIENT[6], 90)
     neighbour.ask(CLIENT[4], 90)
     totals = scrape(plugin)
@@ -216,14 +217,13 @@ def test_garbage_and_what_a_newcomer_takes_over_count(
 def test_shared_ports_count_through_every_deal(
     plugin: Plugin, host: Host, client: Namespace, container: Container
 ) -> None:
-    shared = {"sharedPorts": [8080]}
-    plugin.add(container, publish(8080), **shared)
+    plugin.add(container, publish(8080), sharedPorts=[8080])
     for _ in range(3):
         client.ask(HOST[4], 8080)
     for _ in range(2):
         other = host.container()
         other.serve("other", 80)
-        attachment = plugin.add(other, publish(8080), **shared)
+        attachment = plugin.add(other, publish(8080), sharedPorts=[8080])
         client.ask(HOST[4], 8080)
         attachment.delete()
     assert scrape(plugin).connections("dnat") == 5
@@ -279,7 +279,7 @@ def test_conntrack_use_is_what_the_kernel_says(
     plugin: Plugin, host: Host, client: Namespace, container: Container
 ) -> None:
     plugin.add(container, publish(8080))
-    client.ask(HOST[4], 8080, "udp")
+    client.ask(HOST[4], 8080)
     seen = scrape(plugin)
     assert seen.sum("nat_conntrack_entries_limit") == int(host.sysctl("netfilter/nf_conntrack_max"))
     assert seen.sum("nat_conntrack_entries") == int(host.sysctl("netfilter/nf_conntrack_count")) > 0
@@ -329,8 +329,8 @@ def test_json_has_the_same_samples(plugin: Plugin, container: Container) -> None
     metrics = json.loads(done.stdout)
     assert {key for metric in metrics for key in metric} == {"name", "type", "help", "samples"}
     seen = scrape(plugin)
-    listed = [(s["name"], s["labels"]) for metric in metrics for s in metric["samples"]]
-    assert sorted(listed, key=str) == sorted(((s.name, s.labels) for s in seen.samples), key=str)
+    listed = {(s["name"], *sorted(s["labels"].items())) for metric in metrics for s in metric["samples"]}
+    assert listed == {(s.name, *sorted(s.labels.items())) for s in seen.samples}
 
 
 @pytest.mark.parametrize("before", [(), ("setpriv", "--reuid=65534", "--clear-groups", "--bounding-set=-all")])
