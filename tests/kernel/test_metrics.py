@@ -333,13 +333,13 @@ def test_json_has_the_same_samples(plugin: Plugin, container: Container) -> None
     assert listed == {(s.name, *sorted(s.labels.items())) for s in seen.samples}
 
 
-@pytest.mark.parametrize("before", [(), ("setpriv", "--reuid=65534", "--clear-groups", "--bounding-set=-all")])
-def test_without_the_right_to_look_it_says_so(plugin: Plugin, container: Container, before: tuple[str, ...]) -> None:
-    if not before:
-        before = ("capsh", "--drop=cap_net_admin", "--", "-c", 'exec "$0" "$@"')
+@pytest.mark.parametrize(
+    "loss", [("--bounding-set=-net_admin",), ("--reuid=65534", "--clear-groups", "--bounding-set=-all")]
+)
+def test_without_the_right_to_look_it_says_so(plugin: Plugin, container: Container, loss: tuple[str, ...]) -> None:
     plugin.add(container)
     nsenter, net, dashes, *rest = command(plugin)
-    done = subprocess.run([nsenter, net, dashes, *before, *rest], capture_output=True, text=True, check=False)
+    done = subprocess.run([nsenter, net, dashes, "setpriv", *loss, *rest], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert done.stderr.startswith("quantum-nat: ")
