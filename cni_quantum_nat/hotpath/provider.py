@@ -8,7 +8,6 @@ from __future__ import annotations
 from .backend import Backend, Holders, warn
 from .detour import add_policies, build_table, rehearse_table
 from .errors import TRY_AGAIN_LATER, AlreadyThere, CniError, HostPortConflict, NotThere
-from .flows import add_gone, live_flows, note_lost
 from .model import IPTABLES, NFTABLES
 from .nftables import NftablesTable
 from .rules import Share, claims_of, plan_rules, plan_shares, plan_together
@@ -179,6 +178,8 @@ class NftablesBackend(Backend):
         others = [a for a in self._state.attachments(damaged) if a.id != newcomer and a.backend == NFTABLES]
         for error in damaged:
             warn(error)
+        from .flows import note_lost  # only where the table is lost
+
         lost = self._count_flows()
         build_table(plan_together(others))
         self._state.note_rebuild()
@@ -186,6 +187,8 @@ class NftablesBackend(Backend):
 
     def _count_flows(self) -> Flows:
         """Count what is there before it is lost; to heal is worth more than to count."""
+        from .flows import live_flows  # only where the table is lost
+
         try:
             return live_flows(self._table)
         except CniError as error:
@@ -217,7 +220,10 @@ class NftablesBackend(Backend):
 
     def _make(self, change: Change) -> None:
         self._table.commit(delete=change.delete, add=change.add)
-        add_gone(self._state, NFTABLES, change.delete)
+        if any(element.flows for element in change.delete):
+            from .flows import add_gone  # 0.3 ms, for those alone that had connections
+
+            add_gone(self._state, NFTABLES, change.delete)
 
 
 def _difference(element: Element, found: Element | None, siblings: set[str]) -> list[str]:
