@@ -147,7 +147,7 @@ class CounterFile:
         if descriptor < 0:
             return None
         try:
-            lock_briefly(descriptor)
+            _lock_briefly(descriptor)
             before = posix.pread(descriptor, _FILE.size + 1, 0)
             cells = Cells(before)
             change(cells)
@@ -177,7 +177,7 @@ class CounterFile:
         return posix.open(self._path, flags | posix.O_CREAT, 0o600)
 
 
-def lock_briefly(descriptor: int) -> None:
+def _lock_briefly(descriptor: int) -> None:
     """Take a lock that everybody holds for microseconds; TimeoutError after a second.
 
     It polls: an alarm, as the state directory's lock has, is for the main thread alone, and API calls come from any.

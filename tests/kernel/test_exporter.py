@@ -30,6 +30,7 @@ SCRAPE_TIMEOUT_S = 30
 
 
 def promtool(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    assert PROMETHEUS.exists(), f"tests/run puts Debian's package prometheus into {PROMETHEUS.parents[1]}"
     return subprocess.run(
         [PROMETHEUS / "promtool", *arguments], input=stdin, capture_output=True, text=True, check=False
     )
