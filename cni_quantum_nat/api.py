@@ -7,22 +7,23 @@ the plugin's healing know of it. It needs CAP_NET_ADMIN in the host's network na
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from enum import StrEnum
 from hashlib import blake2b
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING
 
 from .hotpath import model
 from .hotpath.addresses import Address, Endpoint
-from .hotpath.errors import CniError, HostPortConflict, InvalidConfiguration
+from .hotpath.counters import CallCounter, CounterFile
+from .hotpath.errors import INTERNAL, CniError, HostPortConflict, InvalidConfiguration
 from .hotpath.manager import NatManager as Manager
 from .hotpath.ports import check_localhost, parse_entry
 from .hotpath.protocol import is_valid_name
 from .hotpath.settings import Settings
 from .hotpath.state import State
 from .slowpath.config import NatConfig, normalised
+from .slowpath.nat_rules import ANY_NETWORK, NatRule, NatType, Protocol, rules_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,26 +31,21 @@ if TYPE_CHECKING:
 
     IPNetwork = IPv4Network | IPv6Network
 
+__all__ = [
+    "API_NETWORK",
+    "CniError",
+    "NatConfig",
+    "NatManager",
+    "NatRule",
+    "NatType",
+    "Network",
+    "PortMapping",
+    "Protocol",
+]
+
 # What records of ours are told from those of CNI networks by.
 API_NETWORK = "python-api"
 _WHOLE_NETWORK = "network"
-_ANY = {4: "0.0.0.0/0", 6: "::/0"}
-
-
-class Protocol(StrEnum):
-    """A transport protocol with ports."""
-
-    TCP = "tcp"
-    UDP = "udp"
-    SCTP = "sctp"
-
-
-class NatType(StrEnum):
-    """What a rule changes: the source, by the outgoing interface's address or a fixed one, or the destination."""
-
-    MASQUERADE = "masquerade"
-    SNAT = "snat"
-    DNAT = "dnat"
 
 
 @dataclass(frozen=True)
@@ -90,25 +86,6 @@ class PortMapping:
     host_ip: str | None = None
 
 
-@dataclass(frozen=True)
-class NatRule:
-    """What is translated, and into what; a port is written after the address, "192.0.2.1:80" or "[2001:db8::1]:80".
-
-    id: the same for as long as the rule is there. protocol: None is any. source, destination: what a packet has before.
-    translated: what it has afterwards, "" for the outgoing interface's own address. interfaces: that it leaves by; none is any.
-    """
-
-    id: str
-    nat_type: NatType
-    protocol: Protocol | None
-    source: str
-    destination: str
-    translated: str
-    interfaces: tuple[str, ...]
-    description: str
-    created_at: datetime
-
-
 class NatManager:
     """Gives networks their way out and containers their way in. One may be used again and again, by any thread."""
 
@@ -124,21 +101,16 @@ class NatManager:
 
         Raises: CniError, with code 100 where the network overlaps another one that was enabled.
         """
-        endpoint = Endpoint.parse(network.cidr)
-        attachment = self._attachment(network.name, _WHOLE_NETWORK, endpoint, is_network=True)
-        attachment.outbound = self._settings.outbound_for([endpoint])
-        if not attachment.needs_rules:
-            raise InvalidConfiguration(
-                f"network {network.name} is IPv{endpoint.address.family}, which masquerade leaves out"
-            )
-        with self._locked() as manager:
-            _refuse_overlap(network, attachment.id, manager.state)
-            manager.add(attachment, self._settings)
-        return next(_rules_of(attachment))
+        with self._counted("ADD"):
+            attachment = self._whole_network(network)
+            with self._locked() as manager:
+                _refuse_overlap(network, attachment.id, manager.state)
+                manager.add(attachment, self._settings)
+        return next(rules_of(attachment))
 
     def disable_outbound_connectivity(self, network: Network) -> None:
         """Undo it; nothing happens where there is nothing to undo. Connections that are translated go on."""
-        with self._locked() as manager:
+        with self._counted("DEL"), self._locked() as manager:
             manager.remove(model.AttachmentId(API_NETWORK, network.name, _WHOLE_NETWORK))
 
     def create_port_mapping(  # noqa: PLR0913, PLR0917 - the names say what is what, and most have defaults
@@ -161,23 +133,16 @@ class NatManager:
             "protocol": protocol,
             "containerPort": container_port,
         }
-        wanted = _mapping(container_ip, entry, self._settings.inbound)
-        with self._locked() as manager:
-            endpoint = _endpoint_of(container_ip, manager.state)
-            attachment = self._attachment(container_id, _interface_of(container_ip), endpoint)
-            record = manager.state.read(attachment.id)
-            kept = record.port_mappings if record else []
-            if wanted.host_port and any(wanted.is_same_port(other, {endpoint.address.family}) for other in kept):
-                raise HostPortConflict(f"{wanted} is published by {attachment.id} already")
-            attachment.port_mappings = [*kept, wanted]
-            self._settings.apply_to(attachment)
-            manager.add(attachment, self._settings)
+        with self._counted("ADD"):
+            wanted = _mapping(container_ip, entry, self._settings.inbound)
+            with self._locked() as manager:
+                attachment = self._publish(manager, container_id, container_ip, wanted)
         return _published(attachment, wanted)
 
     def remove_port_mapping(self, mapping: PortMapping) -> None:
         """Undo it; nothing happens where there is nothing to undo."""
         identity = model.AttachmentId(API_NETWORK, mapping.container_id, _interface_of(mapping.container_ip))
-        with self._locked() as manager:
+        with self._counted("DEL"), self._locked() as manager:
             attachment = manager.state.read(identity)
             if attachment is None:
                 return
@@ -186,7 +151,7 @@ class NatManager:
 
     def rules(self) -> list[NatRule]:
         """Return everything that is translated, the plugin's attachments included, oldest first."""
-        return [rule for attachment in self._records() for rule in _rules_of(attachment)]
+        return [rule for attachment in self._records() for rule in rules_of(attachment)]
 
     def port_mappings(self) -> list[PortMapping]:
         """Return all port mappings, the plugin's attachments included, oldest first."""
@@ -195,6 +160,46 @@ class NatManager:
 
     def _locked(self) -> Manager:
         return Manager(State(self._config.state_dir))
+
+    @contextmanager
+    def _counted(self, verb: str) -> Iterator[None]:
+        """Count a call as the CNI verb that does the same."""
+        file = CounterFile(State(self._config.state_dir), API_NETWORK)
+        counter = CallCounter(file, self._settings.backend, verb, time.monotonic())
+        code = INTERNAL
+        try:
+            yield
+            code = 0
+        except CniError as error:
+            code = error.code
+            raise
+        finally:
+            if self._config.metrics:
+                counter.count(code)
+
+    def _publish(
+        self, manager: Manager, container_id: str, container_ip: str, wanted: model.PortMapping
+    ) -> model.Attachment:
+        endpoint = _endpoint_of(container_ip, manager.state)
+        attachment = self._attachment(container_id, _interface_of(container_ip), endpoint)
+        record = manager.state.read(attachment.id)
+        kept = record.port_mappings if record else []
+        if wanted.host_port and any(wanted.is_same_port(other, {endpoint.address.family}) for other in kept):
+            raise HostPortConflict(f"{wanted} is published by {attachment.id} already")
+        attachment.port_mappings = [*kept, wanted]
+        self._settings.apply_to(attachment)
+        manager.add(attachment, self._settings)
+        return attachment
+
+    def _whole_network(self, network: Network) -> model.Attachment:
+        endpoint = Endpoint.parse(network.cidr)
+        attachment = self._attachment(network.name, _WHOLE_NETWORK, endpoint, is_network=True)
+        attachment.outbound = self._settings.outbound_for([endpoint])
+        if not attachment.needs_rules:
+            raise InvalidConfiguration(
+                f"network {network.name} is IPv{endpoint.address.family}, which masquerade leaves out"
+            )
+        return attachment
 
     def _records(self) -> list[model.Attachment]:
         damaged: list[CniError] = []
@@ -262,7 +267,7 @@ def _mapping(container_ip: str, entry: dict[str, object], inbound: model.Inbound
     mapping = parse_entry("port mapping", {key: value for key, value in entry.items() if value is not None})
     family = 6 if ":" in container_ip else 4
     if mapping.host_ip is None:
-        mapping.host_ip = Address.parse(_ANY[family].partition("/")[0])
+        mapping.host_ip = Address.parse(ANY_NETWORK[family].partition("/")[0])
     if mapping.host_ip.family != family:
         raise InvalidConfiguration(
             f"hostIP {mapping.host_ip} and container address {container_ip} are not of one family"
@@ -283,47 +288,3 @@ def _published(attachment: model.Attachment, mapping: model.PortMapping) -> Port
         Protocol(mapping.protocol),
         str(mapping.specific_host_ip) if mapping.specific_host_ip else None,
     )
-
-
-def _rules_of(attachment: model.Attachment) -> Iterator[NatRule]:
-    created_at = datetime.fromtimestamp(attachment.created_at, UTC)
-    outbound = attachment.outbound
-    for endpoint in attachment.endpoints:
-        family = endpoint.address.family
-        if family in outbound.masquerade:
-            fixed = outbound.snat_addresses.get(family)
-            yield NatRule(
-                id=f"{attachment.id.owner}/out/{endpoint.address}",
-                nat_type=NatType.SNAT if fixed else NatType.MASQUERADE,
-                protocol=None,
-                source=str(endpoint.network) if attachment.is_network else str(endpoint.address),
-                destination=_ANY[family],
-                translated=str(fixed or ""),
-                interfaces=outbound.external_interfaces.get(family, ()),
-                description=f"way out of {attachment.id}",
-                created_at=created_at,
-            )
-    for family in sorted(attachment.published_families):
-        yield from _port_rules(attachment, family, created_at)
-
-
-def _port_rules(attachment: model.Attachment, family: int, created_at: datetime) -> Iterator[NatRule]:
-    endpoint = attachment.published_endpoint(family)
-    for mapping in attachment.port_mappings:
-        if endpoint is not None and mapping.serves(family):
-            host_ip = str(mapping.specific_host_ip or _ANY[family].partition("/")[0])
-            yield NatRule(
-                id=f"{attachment.id.owner}/in{family}/{mapping}",
-                nat_type=NatType.DNAT,
-                protocol=Protocol(mapping.protocol),
-                source=_ANY[family],
-                destination=_with_port(host_ip, mapping.host_port),
-                translated=_with_port(str(endpoint.address), mapping.container_port),
-                interfaces=(),
-                description=f"way in to {attachment.id}",
-                created_at=created_at,
-            )
-
-
-def _with_port(address: str, port: int) -> str:
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"

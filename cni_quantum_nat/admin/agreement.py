@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..hotpath.detour import add_policies, build_table
+from ..hotpath.detour import add_policies
 from ..hotpath.errors import NotThere
 from ..hotpath.model import IPTABLES, NFTABLES
 from ..hotpath.nftables import NftablesTable
+from ..hotpath.provider import NftablesBackend
 from ..hotpath.shares import Change, redeal
 from ..hotpath.table import SHARED, SLOTS
 from ..hotpath.together import JointPlan
@@ -58,7 +59,7 @@ class NftablesAgreement(Agreement):
 
     def __init__(self, state: State, records: Records) -> None:
         """Read what the kernel has."""
-        self._state = state
+        self._backend = NftablesBackend(state)
         self._plan = JointPlan(records.of_backend(NFTABLES))
         self._table = NftablesTable()
         self._change = Change()
@@ -77,14 +78,13 @@ class NftablesAgreement(Agreement):
         add_policies([e.policy for e in self._change.add if e.policy and not e.policy.is_ordinary])
         try:
             with waiting("Changing the kernel's elements"):
-                self._table.commit(delete=self._change.delete, add=self._change.add)
+                self._backend.make(self._change)
         except NotThere:  # somebody took the table away since it was listed
             self._rebuild()
 
     def _rebuild(self) -> None:
         with waiting("Building table inet quantum"):
-            build_table(self._plan.elements)
-        self._state.note_rebuild()
+            self._backend.rebuild(self._plan.elements)
 
     def _find_damage(self, records: Records) -> list[str]:
         if not self._table.exists():

@@ -13,6 +13,7 @@ from . import connections as connections_command
 from . import doctor as doctor_command
 from . import gc as gc_command
 from . import list as list_command
+from . import metrics as metrics_command
 from . import port as port_command
 from . import reconcile as reconcile_command
 from . import schema as schema_command
@@ -22,6 +23,7 @@ _COMMANDS = (  # in the order of --help
     list_command,
     port_command,
     connections_command,
+    metrics_command,
     reconcile_command,
     gc_command,
     doctor_command,

@@ -67,20 +67,36 @@ def put_in(element: Element) -> bytes:
 def elements_in(payload: bytes, set_name: str, ends: list[bytes] | None = None) -> Iterator[Element]:
     """Yield the elements in a message's attributes; those that only end an interval go into `ends`, as addresses."""
     layout = SETS[set_name]
-    for kind, listed in attributes(payload):
-        if kind != _LIST_ELEMENTS:
+    for parts in _listed_in(payload):
+        if layout.has_intervals and _is_end(parts):
+            if ends is not None:
+                ends.append(dict(attributes(parts[_ELEMENT_KEY]))[_DATA_VALUE])
             continue
-        for _, content in attributes(listed):
-            parts = dict(attributes(content))
-            if layout.has_intervals and _is_end(parts):
-                if ends is not None:
-                    ends.append(dict(attributes(parts[_ELEMENT_KEY]))[_DATA_VALUE])
-                continue
-            key = _decode_fields(layout.key, parts[_ELEMENT_KEY])
-            data = _decode_fields(layout.data, parts[_ELEMENT_DATA]) if _ELEMENT_DATA in parts else ()
-            element = Element(set_name, key, data, _comment_of(parts.get(_ELEMENT_USERDATA, b"")))
-            element.flows = _packets_of(parts.get(_ELEMENT_EXPRESSION, b""))
-            yield element
+        key = _decode_fields(layout.key, parts[_ELEMENT_KEY])
+        data = _decode_fields(layout.data, parts[_ELEMENT_DATA]) if _ELEMENT_DATA in parts else ()
+        element = Element(set_name, key, data, _comment_of(parts.get(_ELEMENT_USERDATA, b"")))
+        element.flows = _packets_of(parts.get(_ELEMENT_EXPRESSION, b""))
+        yield element
+
+
+def counts_in(payload: bytes, set_name: str) -> Iterator[tuple[bytes, str, str, int]]:
+    """Yield of the elements the key as it is, the owner, the chain that it leads to or "", and the flows.
+
+    Keys are not decoded: a set of a table that is to be replaced may have others.
+    """
+    layout = SETS[set_name]
+    for parts in _listed_in(payload):
+        data = parts.get(_ELEMENT_DATA, b"")
+        chain = str(_decode_fields(layout.data, data)[0]) if layout.data == (GOTO,) else ""
+        flows = _packets_of(parts.get(_ELEMENT_EXPRESSION, b""))
+        yield parts[_ELEMENT_KEY], _comment_of(parts.get(_ELEMENT_USERDATA, b"")), chain, flows
+
+
+def _listed_in(payload: bytes) -> Iterator[dict[int, bytes]]:
+    for kind, listed in attributes(payload):
+        if kind == _LIST_ELEMENTS:
+            for _, content in attributes(listed):
+                yield dict(attributes(content))
 
 
 def join_intervals(elements: list[Element], ends: list[bytes]) -> None:

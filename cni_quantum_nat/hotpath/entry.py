@@ -6,6 +6,7 @@ import time
 
 from . import protocol
 from .backend import warn
+from .counters import counter_of
 from .errors import INTERNAL, CniError
 from .manager import NatManager
 from .model import Attachment
@@ -25,7 +26,8 @@ _NO_NAMESPACE = (0, 0)  # DEL may come when it is gone, and has no use for it
 
 def run() -> int:
     """Answer one call, and return the exit status: 0, or 1 after an error on stdout."""
-    version = protocol.LATEST
+    started_at = time.monotonic()
+    version, code, counter = protocol.LATEST, 0, None
     try:
         environment = protocol.read_environment()
         raw = protocol.read_standard_input()
@@ -33,15 +35,19 @@ def run() -> int:
             protocol.print_result(protocol.version_report(raw))
             return 0
         configuration = protocol.parse_configuration(raw)
+        counter = counter_of(configuration, environment.command, started_at)
         version = protocol.check_version(configuration, environment.command)
         _VERBS[environment.command](environment, configuration, version)
     except CniError as error:
+        code = error.code
         protocol.print_result(error.as_result(version))
-        return 1
     except Exception as error:  # noqa: BLE001 - a runtime reads an error object, never a traceback
+        code = INTERNAL
         protocol.print_result(_internal(error).as_result(version))
-        return 1
-    return 0
+    finally:
+        if counter is not None:
+            counter.count(code)
+    return 1 if code else 0
 
 
 def _add(environment: Environment, configuration: dict[str, Any], version: str) -> None:

@@ -1,7 +1,7 @@
 """Elements in and out of table `inet quantum`, over netlink (linux/netfilter/nf_tables.h).
 
-One batch is one transaction: all of it happens, or nothing. Nothing here lists a set, but `owned_elements`,
-which garbage collection and a person's commands use.
+One batch is one transaction: all of it happens, or nothing. Nothing here lists a set, but `owned_elements` and
+`counted_flows`, which garbage collection, healing and a person's commands use.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from _struct import Struct
 from errno import EEXIST, ENOENT
 
-from .encoding import elements_in, in_set, join_intervals, look_up, put_in, take_out, text
+from .encoding import counts_in, elements_in, in_set, join_intervals, look_up, put_in, take_out, text
 from .errors import NOT_AVAILABLE, AlreadyThere, CniError, KernelRefused, NotThere
 from .netlink import (
     NLM_F_ACK,
@@ -26,7 +26,7 @@ from .table import CHAIN_USE, SETS, TABLE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from .netlink import Reply
     from .rules import Element
@@ -120,19 +120,35 @@ class NftablesTable:
     def owned_elements(self, owner_prefix: str = "") -> list[Element]:
         """List every set, and return the elements whose owner begins with the prefix: nothing for ADD, DEL or CHECK."""
         listed: list[Element] = []
-        for number, (name, layout) in enumerate(SETS.items()):
+        for name, layout in SETS.items():
             elements: list[Element] = []
             ends: list[bytes] = []
-            for reply in self._open().dump(_request(_GETSETELEM, NLM_F_DUMP, number, in_set(name))):
-                if reply.error_number == ENOENT:
-                    break
-                if reply.error_number:
-                    raise KernelRefused(f"list set {name}", reply.error_number)
-                elements += elements_in(reply.payload[_FAMILY_HEADER.size :], name, ends)
+            for content in self._list(name):
+                elements += elements_in(content, name, ends)
             if layout.has_intervals:
                 join_intervals(elements, ends)
             listed += elements
         return [element for element in listed if element.owner.startswith(owner_prefix)]
+
+    def counted_flows(self) -> Iterator[tuple[str, str, str, int]]:
+        """List what counts flows: set, owner, the chain that an element leads to or "", flows. For scrapes and rebuilds.
+
+        A key is told once, although the kernel may list one twice while the set grows.
+        """
+        for name, layout in SETS.items():
+            if layout.counter:
+                found = {counted[0]: counted for content in self._list(name) for counted in counts_in(content, name)}
+                for _, owner, chain, flows in found.values():
+                    yield name, owner, chain, flows
+
+    def _list(self, set_name: str) -> Iterator[bytes]:
+        """Yield the attributes of the messages that list a set; nothing where it is not there."""
+        for reply in self._open().dump(_request(_GETSETELEM, NLM_F_DUMP, 0, in_set(set_name))):
+            if reply.error_number == ENOENT:
+                return
+            if reply.error_number:
+                raise KernelRefused(f"list set {set_name}", reply.error_number)
+            yield reply.payload[_FAMILY_HEADER.size :]
 
     def exists(self) -> bool:
         """Whether the table exists; CniError(50) where nf_tables cannot be used at all."""

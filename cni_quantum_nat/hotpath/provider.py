@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from .addresses import Address
+    from .flows import Flows
     from .model import Attachment, AttachmentId, PortMapping
     from .rules import Element
     from .state import State
@@ -102,6 +103,23 @@ class NftablesBackend(Backend):
         if not self._table.exists():
             rehearse_table()
 
+    def rebuild(self, elements: list[Element]) -> None:
+        """Build the table anew, with these elements, in one transaction."""
+        from .flows import note_lost  # only where the table is lost
+
+        lost = self._count_flows()
+        build_table(elements)
+        self._state.note_rebuild()
+        note_lost(self._state, NFTABLES, lost)
+
+    def make(self, change: Change) -> None:
+        """Make a change, in one transaction; the counts of the elements that it deletes are kept."""
+        self._table.commit(delete=change.delete, add=change.add)
+        if any(element.flows for element in change.delete):
+            from .flows import add_gone  # 0.3 ms, for those alone that had connections
+
+            add_gone(self._state, NFTABLES, change.delete)
+
     def close(self) -> None:
         """Close the socket, which takes as long as an RCU grace period after a deletion."""
         self._table.close()
@@ -138,7 +156,7 @@ class NftablesBackend(Backend):
             change.include(self._shared.join(share, attachment.id))
         if replaced is not None:
             change.include(self._give_up(replaced, keys, {share.identity for share in shares}))
-        self._table.commit(delete=change.delete, add=change.add)
+        self.make(change)
         return change
 
     def _give_up(self, replaced: Attachment, keys: Collection[object], shared: Collection[object]) -> Change:
@@ -178,8 +196,17 @@ class NftablesBackend(Backend):
         others = [a for a in self._state.attachments(damaged) if a.id != newcomer and a.backend == NFTABLES]
         for error in damaged:
             warn(error)
-        build_table(plan_together(others))
-        self._state.note_rebuild()
+        self.rebuild(plan_together(others))
+
+    def _count_flows(self) -> Flows:
+        """Count what is there before it is lost; to heal is worth more than to count."""
+        from .flows import live_flows  # only where the table is lost
+
+        try:
+            return live_flows(self._table)
+        except CniError as error:
+            warn(error)
+            return {}
 
     def _release(self, attachment: Attachment, owned: list[Element], kept_shares: Collection[object] = ()) -> Change:
         """Return how elements of an attachment go, and its parts in shared ports, to its siblings where they wait."""
@@ -198,7 +225,7 @@ class NftablesBackend(Backend):
         for _ in range(_ATTEMPTS):
             change = find()
             try:
-                self._table.commit(delete=change.delete, add=change.add)
+                self.make(change)
             except NotThere:
                 continue
             return

@@ -6,6 +6,7 @@
       iptables                                     is there when a network has, or had, the iptables backend
       rebuilt                                      its time is when the rules were last made from the records
       claims/PROTOCOL                              how many attachments have each host port, see claims.py
+      counters/NETWORK                             calls, failures and flows, see counters.py; has a lock of its own
       networks/NETWORK.json                        the configuration last validated, as given and as normalised
       attachments/CONTAINER/NETWORK:INTERFACE.json the record of one attachment
 
@@ -43,7 +44,7 @@ class State:
     def lock(self) -> None:
         """Wait for the lock, at most LOCK_TIMEOUT_S; CniError(11) after that, CniError(5) when it can't be made."""
         try:
-            self._make_directory()
+            self.make_directory()
             flags = posix.O_CREAT | posix.O_RDWR | posix.O_CLOEXEC | posix.O_NOFOLLOW
             self._lock = posix.open(f"{self.directory}/lock", flags, 0o600)
         except OSError as error:
@@ -127,7 +128,7 @@ class State:
 
     def exists(self) -> bool:
         """Whether anything was ever recorded here."""
-        return bool(_listed(self.directory))
+        return "lock" in _listed(self.directory)
 
     def _records_in(self, directory: str, damaged: list[CniError]) -> Iterator[Attachment]:
         for name in sorted(_listed(directory)):
@@ -210,7 +211,8 @@ class State:
         except OSError as error:
             raise _io_failure("write", path, error) from error
 
-    def _make_directory(self) -> None:
+    def make_directory(self) -> None:
+        """Make it where it is not there; PermissionError when it is not this user's own."""
         try:
             status = posix.lstat(self.directory)
         except FileNotFoundError:

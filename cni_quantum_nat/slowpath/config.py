@@ -42,6 +42,7 @@ _ALLOWED = {
     "conditionsV6": _CONDITIONS,
     "snat": _BOOLEAN,
     "masqAll": _BOOLEAN,
+    "metrics": _BOOLEAN,
     "stateDir": "an absolute path",
     "capabilities": "an object of booleans",
 }
@@ -141,6 +142,7 @@ class NatConfig(BaseModel):
         default_factory=list,
         description="What an IPv6 connection to a host port must match as well.",
     )
+    metrics: bool = Field(default=True, description="Count calls and connections for `quantum-nat metrics`.")
     state_dir: str = Field(
         default=DEFAULT_DIRECTORY,
         description="Where the records are kept; one for all networks.",

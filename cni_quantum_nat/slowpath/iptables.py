@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..hotpath.backend import Backend, Holders, warn
 from ..hotpath.errors import NOT_AVAILABLE, CniError
+from ..hotpath.flows import note_lost
 from ..hotpath.model import IPTABLES, NFTABLES
 from ..hotpath.provider import NftablesBackend
 from .iptables_programs import PREFIXES, DoesNotFit, find_program, list_rules, restore, try_to_restore
@@ -87,6 +88,7 @@ class IptablesBackend(Backend):
         except DoesNotFit:
             _heal_one_by_one(begin_anew(Script(), listing, owners, family), records, family)
         self._state.note_rebuild()
+        note_lost(self._state, PREFIXES[family], {})  # what is there before is no more than the last scrape saw
 
     def require(self) -> None:
         """Let iptables-restore take our chains without putting them in."""

@@ -53,10 +53,19 @@ def find_program(family: int, name: str) -> str:
 
 def list_rules(family: int) -> Listing:
     """List the rules of all tables."""
-    done = _run([find_program(family, "save")])
+    return Listing(_save(family))
+
+
+def list_counted_rules(family: int) -> str:
+    """List the rules of table nat, each with the packets and bytes that it has seen."""
+    return _save(family, "-c", "-t", "nat")
+
+
+def _save(family: int, *options: str) -> str:
+    done = _run([find_program(family, "save"), *options])
     if done.returncode:
         raise CniError(KERNEL_REFUSED, f"{PREFIXES[family]}-save failed", _one_line(done.stderr))
-    return Listing(done.stdout)
+    return done.stdout
 
 
 def save(family: int, variant: str) -> str:

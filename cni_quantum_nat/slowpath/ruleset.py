@@ -153,9 +153,10 @@ _SLOT_FIELDS = {
 
 
 def _published(address: str, maps: str) -> list[str]:
+    """Look a host port up; only for packets of the map's family, or its counters would count the other's too."""
     return [
-        f"dnat {ip} to {address.format(ip)}meta l4proto . th dport map @{maps}{family}"
-        for _, ip, family, _ in _FAMILIES
+        f"meta nfproto {nfproto} dnat {ip} to {address.format(ip)}meta l4proto . th dport map @{maps}{family}"
+        for nfproto, ip, family, _ in _FAMILIES
     ]
 
 
