@@ -11,11 +11,13 @@ from ..hotpath.state import DEFAULT_DIRECTORY
 from . import connections as connections_command
 from . import list as list_command
 from . import port as port_command
+from . import validate as validate_command
 
 _COMMANDS = (  # in the order of --help
     list_command,
     port_command,
     connections_command,
+    validate_command,
 )
 _DESCRIPTION = """\
 Quantum NAT has two uses.

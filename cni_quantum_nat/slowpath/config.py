@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv6Address
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.alias_generators import to_camel
 
 from ..hotpath.errors import InvalidConfiguration
 from ..hotpath.model import BY_CLIENT, SPREAD
+from ..hotpath.settings import state_of
 from .conditions import backend_of, check_conditions
 
 _BOOLEAN = "true or false"
@@ -188,10 +189,17 @@ def _address(text: str) -> IPv4Address | IPv6Address:
 def normalise(configuration: dict[str, Any]) -> dict[str, Any]:
     """Validate, and return what the hot path's Settings read; CniError(7) names key and value."""
     try:
-        config = NatConfig.model_validate(configuration)
+        config = _validate(configuration)
     except ValidationError as error:
-        raise InvalidConfiguration(_explain(error, configuration)) from error
+        message = "; ".join(problem.message for problem in _explain(error, configuration))
+        raise InvalidConfiguration(message) from error
     return normalised(config)
+
+
+def _validate(configuration: dict[str, Any]) -> NatConfig:
+    """Read the keys of JSON; the names that Python's side has for them are unknown keys there, and ignored."""
+    foreign = NatConfig.model_fields.keys() - _ALLOWED.keys()
+    return NatConfig.model_validate({key: value for key, value in configuration.items() if key not in foreign})
 
 
 def normalised(config: NatConfig) -> dict[str, Any]:
@@ -218,19 +226,45 @@ def normalised(config: NatConfig) -> dict[str, Any]:
     }
 
 
-def _explain(error: ValidationError, configuration: dict[str, Any]) -> str:
+class Problem(NamedTuple):
+    """What is wrong with a configuration. path: the key, and the index of an item; empty where no key is to blame."""
+
+    path: tuple[str | int, ...]
+    message: str
+
+
+def problems_of(configuration: dict[str, Any]) -> list[Problem]:
+    """Return what ADD would refuse in this configuration, in its words."""
+    problems = []
+    try:
+        _validate(configuration)
+    except ValidationError as error:
+        problems = _explain(error, configuration)
+    if not any(problem.path[:1] == ("stateDir",) for problem in problems):
+        try:
+            state_of(configuration)
+        except InvalidConfiguration as error:
+            problems.append(Problem(("stateDir",), error.message))
+    return problems
+
+
+def _explain(error: ValidationError, configuration: dict[str, Any]) -> list[Problem]:
     """Say for each key what it is and what it may be; pydantic says it for each branch of a union."""
     reasons: dict[str, list[str]] = {}
+    paths: dict[str, tuple[str | int, ...]] = {}
     for problem in error.errors(include_url=False):
         key = str(problem["loc"][0]) if problem["loc"] else ""
         of_key = reasons.setdefault(key, [])
+        paths.setdefault(key, (key, *(part for part in problem["loc"][1:] if isinstance(part, int))))
         if problem["type"] == "value_error":  # ours; the others repeat what _ALLOWED says
             of_key.append(problem["msg"].removeprefix("Value error, "))
-    return "; ".join(_explain_key(key, why, configuration) for key, why in reasons.items())
+    return [_explain_key(key, why, paths[key], configuration) for key, why in reasons.items()]
 
 
-def _explain_key(key: str, reasons: list[str], configuration: dict[str, Any]) -> str:
+def _explain_key(key: str, reasons: list[str], path: tuple[str | int, ...], configuration: dict[str, Any]) -> Problem:
     why = "; ".join(dict.fromkeys(reasons))
-    if not key:
-        return why
-    return f"{key} is {configuration[key]!r}: it must be {_ALLOWED[key]}" + (f" ({why})" if why else "")
+    if not key:  # what does not go together: such a message begins with the key that has to go
+        first_word = why.partition(" ")[0]
+        return Problem((first_word,) if first_word in configuration else (), why)
+    value = repr(configuration[key])
+    return Problem(path, f"{key} is {value}: it must be {_ALLOWED[key]}" + (f" ({why})" if why else ""))
