@@ -11,6 +11,7 @@ from ..hotpath.state import DEFAULT_DIRECTORY
 from . import connections as connections_command
 from . import list as list_command
 from . import port as port_command
+from . import schema as schema_command
 from . import validate as validate_command
 
 _COMMANDS = (  # in the order of --help
@@ -18,6 +19,7 @@ _COMMANDS = (  # in the order of --help
     port_command,
     connections_command,
     validate_command,
+    schema_command,
 )
 _DESCRIPTION = """\
 Quantum NAT has two uses.
