@@ -12,10 +12,12 @@ from . import connections as connections_command
 from . import list as list_command
 from . import port as port_command
 from . import schema as schema_command
+from . import show as show_command
 from . import validate as validate_command
 
 _COMMANDS = (  # in the order of --help
     list_command,
+    show_command,
     port_command,
     connections_command,
     validate_command,

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from ..hotpath.state import State
+from .kernel import flows_by_owner
 from .tables import CONTAINER_CHARACTERS, age, complain, print_table
 
 if TYPE_CHECKING:
@@ -15,12 +16,14 @@ if TYPE_CHECKING:
     from ..hotpath.errors import CniError
     from ..hotpath.model import Attachment
 
-_COLUMNS = ("NETWORK", "CONTAINER", "INTERFACE", "ADDRESSES", "PORTS", "AGE")
+_COLUMNS = ("NETWORK", "CONTAINER", "INTERFACE", "ADDRESSES", "PORTS", "CONNECTIONS", "AGE")
+_FOLDED = ("ADDRESSES", "PORTS")
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
     parser = commands.add_parser("list", help="list attachments with their addresses and ports")
+    parser.add_argument("--network", metavar="NAME", help="only those of this network")
     parser.add_argument("--json", action="store_true", help="print the records as a JSON array")
     parser.set_defaults(run=run)
 
@@ -29,21 +32,32 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the records, oldest first."""
     damaged: list[CniError] = []
     records = sorted(State(arguments.state_dir).attachments(damaged), key=lambda attachment: attachment.created_at)
+    if arguments.network is not None:
+        records = [attachment for attachment in records if attachment.id.network == arguments.network]
+    flows, now = flows_by_owner(records), time.time()
     if arguments.json:
-        print(json.dumps([attachment.as_record() for attachment in records], indent=2))
+        print(json.dumps([_as_json(attachment, flows, now) for attachment in records], indent=2))
     else:
-        now = time.time()
-        print_table(_COLUMNS, (_row(attachment, now) for attachment in records))
+        print_table(_COLUMNS, (_row(attachment, flows, now) for attachment in records), _FOLDED)
     complain(damaged)
     return 1 if damaged else 0
 
 
-def _row(attachment: Attachment, now: float) -> tuple[str, ...]:
+def _as_json(attachment: Attachment, flows: dict[str, int], now: float) -> dict[str, object]:
+    return {
+        **attachment.as_record(),
+        "connections": flows.get(attachment.id.owner),
+        "ageS": int(now - attachment.created_at),
+    }
+
+
+def _row(attachment: Attachment, flows: dict[str, int], now: float) -> tuple[str, ...]:
     return (
         attachment.id.network,
         attachment.id.container_id[:CONTAINER_CHARACTERS],
         attachment.id.interface,
         ", ".join(str(e.network if attachment.is_network else e.address) for e in attachment.endpoints),
         ", ".join(str(mapping) for mapping in attachment.port_mappings) or "-",
+        str(flows.get(attachment.id.owner, "-")),
         age(now - attachment.created_at),
     )
