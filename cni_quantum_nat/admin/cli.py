@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from .. import __version__
 from ..hotpath.errors import CniError
 from ..hotpath.state import DEFAULT_DIRECTORY
+from . import completion as completion_command
 from . import connections as connections_command
 from . import list as list_command
 from . import port as port_command
@@ -22,6 +24,7 @@ _COMMANDS = (  # in the order of --help
     connections_command,
     validate_command,
     schema_command,
+    completion_command,
 )
 _DESCRIPTION = """\
 Quantum NAT has two uses.
@@ -54,6 +57,8 @@ def _parser() -> argparse.ArgumentParser:
 def run() -> int:
     """Run the command, and return the exit status: 0, 1 after a failure, 2 for unusable arguments."""
     parser = _parser()
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks, and waits with the line half typed
+        completion_command.offer(parser)
     arguments = parser.parse_args()
     if arguments.command is None:
         parser.print_help(sys.stderr)

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from ..hotpath.state import State
+from .completion import networks
 from .kernel import flows_by_owner
 from .tables import CONTAINER_CHARACTERS, age, complain, print_table
 
@@ -23,7 +24,8 @@ _FOLDED = ("ADDRESSES", "PORTS")
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
     parser = commands.add_parser("list", help="list attachments with their addresses and ports")
-    parser.add_argument("--network", metavar="NAME", help="only those of this network")
+    network = parser.add_argument("--network", metavar="NAME", help="only those of this network")
+    network.completer = networks  # type: ignore[attr-defined]  # argcomplete reads it
     parser.add_argument("--json", action="store_true", help="print the records as a JSON array")
     parser.set_defaults(run=run)
 

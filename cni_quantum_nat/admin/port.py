@@ -6,6 +6,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
+from .completion import containers, ports
 from .find import attachments_of
 
 if TYPE_CHECKING:
@@ -33,8 +34,10 @@ class Published(NamedTuple):
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
     parser = commands.add_parser("port", help="show where a container's ports are published")
-    parser.add_argument("container", metavar="CONTAINER", help="its ID, or the beginning of it")
-    parser.add_argument("port", metavar="PORT", nargs="?", help="only this port of the container: 80 or 53/udp")
+    container = parser.add_argument("container", metavar="CONTAINER", help="its ID, or the beginning of it")
+    container.completer = containers  # type: ignore[attr-defined]  # argcomplete reads it
+    port = parser.add_argument("port", metavar="PORT", nargs="?", help="only this port of the container: 80 or 53/udp")
+    port.completer = ports  # type: ignore[attr-defined]
     parser.add_argument("--json", action="store_true", help="print a JSON array")
     parser.set_defaults(run=run)
 

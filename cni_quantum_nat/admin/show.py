@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..hotpath.backend import is_alive
 from ..hotpath.errors import CniError
 from ..hotpath.state import State
+from .completion import containers
 from .find import attachments_of
 from .kernel import held_by
 from .tables import age
@@ -38,7 +39,8 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         epilog=_EPILOG,
         formatter_class=RawDescriptionHelpFormatter,
     )
-    parser.add_argument("container", metavar="CONTAINER", help="its ID, or the beginning of it")
+    container = parser.add_argument("container", metavar="CONTAINER", help="its ID, or the beginning of it")
+    container.completer = containers  # type: ignore[attr-defined]  # argcomplete reads it
     parser.add_argument("--json", action="store_true", help="print a JSON array, an object for each attachment")
     parser.set_defaults(run=run)
 
