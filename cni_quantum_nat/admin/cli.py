@@ -37,7 +37,8 @@ A person runs it with one of the commands below.
 """
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return what reads the arguments, and what --help, the manual and completions are made of."""
     parser = argparse.ArgumentParser(
         prog="quantum-nat", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -56,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def run() -> int:
     """Run the command, and return the exit status: 0, 1 after a failure, 2 for unusable arguments."""
-    parser = _parser()
+    parser = make_parser()
     if "_ARGCOMPLETE" in os.environ:  # a shell asks, and waits with the line half typed
         completion_command.offer(parser)
     arguments = parser.parse_args()

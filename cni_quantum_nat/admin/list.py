@@ -23,7 +23,15 @@ _FOLDED = ("ADDRESSES", "PORTS")
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = commands.add_parser("list", help="list attachments with their addresses and ports")
+    from argparse import RawDescriptionHelpFormatter
+
+    parser = commands.add_parser(
+        "list",
+        help="list attachments with their addresses and ports",
+        description="List the attachments on record, oldest first, with the connections that the kernel has counted.",
+        epilog="example:\n  quantum-nat list --network containers\n",
+        formatter_class=RawDescriptionHelpFormatter,
+    )
     network = parser.add_argument("--network", metavar="NAME", help="only those of this network")
     network.completer = networks  # type: ignore[attr-defined]  # argcomplete reads it
     parser.add_argument("--json", action="store_true", help="print the records as a JSON array")

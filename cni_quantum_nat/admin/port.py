@@ -33,7 +33,15 @@ class Published(NamedTuple):
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = commands.add_parser("port", help="show where a container's ports are published")
+    from argparse import RawDescriptionHelpFormatter
+
+    parser = commands.add_parser(
+        "port",
+        help="show where a container's ports are published",
+        description="Show where the ports of a container are published, in the form of podman port.",
+        epilog="example:\n  quantum-nat port 4f1c09 53/udp\n",
+        formatter_class=RawDescriptionHelpFormatter,
+    )
     container = parser.add_argument("container", metavar="CONTAINER", help="its ID, or the beginning of it")
     container.completer = containers  # type: ignore[attr-defined]  # argcomplete reads it
     port = parser.add_argument("port", metavar="PORT", nargs="?", help="only this port of the container: 80 or 53/udp")
