@@ -26,9 +26,14 @@ class Published(NamedTuple):
     host_ip: str
     host_port: int
 
-    def __str__(self) -> str:
+    @property
+    def place(self) -> str:
+        """Where it is published."""
         host_ip = f"[{self.host_ip}]" if ":" in self.host_ip else self.host_ip
-        return f"{self.container_port}/{self.protocol} -> {host_ip}:{self.host_port}"
+        return f"{host_ip}:{self.host_port}"
+
+    def __str__(self) -> str:
+        return f"{self.container_port}/{self.protocol} -> {self.place}"
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -60,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps([_as_json(line) for line in published], indent=2))
     else:
         for line in published:
-            print(line)
+            print(line if arguments.port is None else line.place)
     if not published:
         print(f"quantum-nat: {arguments.port or 'no port'} is not published by {arguments.container}", file=sys.stderr)
     return 0 if published else 1
