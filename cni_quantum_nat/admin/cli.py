@@ -9,6 +9,7 @@ import sys
 from .. import __version__
 from ..hotpath.errors import CniError
 from ..hotpath.state import DEFAULT_DIRECTORY
+from . import completion as completion_command
 from . import connections as connections_command
 from . import doctor as doctor_command
 from . import gc as gc_command
@@ -17,18 +18,21 @@ from . import metrics as metrics_command
 from . import port as port_command
 from . import reconcile as reconcile_command
 from . import schema as schema_command
+from . import show as show_command
 from . import validate as validate_command
 
 _COMMANDS = (  # in the order of --help
     list_command,
+    show_command,
     port_command,
     connections_command,
-    metrics_command,
+    doctor_command,
     reconcile_command,
     gc_command,
-    doctor_command,
+    metrics_command,
     validate_command,
     schema_command,
+    completion_command,
 )
 _DESCRIPTION = """\
 Quantum NAT has two uses.
@@ -41,7 +45,8 @@ A person runs it with one of the commands below.
 """
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return what reads the arguments, and what --help, the manual and completions are made of."""
     parser = argparse.ArgumentParser(
         prog="quantum-nat", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -60,7 +65,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def run() -> int:
     """Run the command, and return the exit status: 0, 1 after a failure, 2 for unusable arguments."""
-    parser = _parser()
+    parser = make_parser()
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks, and waits with the line half typed
+        completion_command.offer(parser)
     arguments = parser.parse_args()
     if arguments.command is None:
         parser.print_help(sys.stderr)

@@ -10,6 +10,7 @@ from ..hotpath.addresses import Address
 from ..hotpath.errors import KERNEL_REFUSED, CniError
 from ..hotpath.model import PROTOCOL_NAMES
 from ..hotpath.state import State
+from .completion import containers
 from .find import attachments_of
 from .tables import CONTAINER_CHARACTERS, complain, print_table
 
@@ -61,8 +62,17 @@ class Connection(NamedTuple):
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = commands.add_parser("connections", help="list the connections that are translated now")
-    parser.add_argument("container", metavar="CONTAINER", nargs="?", help="its ID, or the beginning of it")
+    from argparse import RawDescriptionHelpFormatter
+
+    parser = commands.add_parser(
+        "connections",
+        help="list the connections that are translated now",
+        description="List the connections that are translated for containers now, as conntrack knows them.",
+        epilog="example:\n  quantum-nat connections 4f1c09 --json\n",
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    container = parser.add_argument("container", metavar="CONTAINER", nargs="?", help="its ID, or the beginning of it")
+    container.completer = containers  # type: ignore[attr-defined]  # argcomplete reads it
     parser.add_argument("--json", action="store_true", help="print a JSON array")
     parser.set_defaults(run=run)
 

@@ -7,6 +7,8 @@ import time
 from typing import TYPE_CHECKING
 
 from ..hotpath.state import State
+from .completion import networks
+from .kernel import flows_by_owner
 from .tables import CONTAINER_CHARACTERS, age, complain, print_table
 
 if TYPE_CHECKING:
@@ -15,12 +17,23 @@ if TYPE_CHECKING:
     from ..hotpath.errors import CniError
     from ..hotpath.model import Attachment
 
-_COLUMNS = ("NETWORK", "CONTAINER", "INTERFACE", "ADDRESSES", "PORTS", "AGE")
+_COLUMNS = ("NETWORK", "CONTAINER", "INTERFACE", "ADDRESSES", "PORTS", "CONNECTIONS", "AGE")
+_FOLDED = ("ADDRESSES", "PORTS")
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = commands.add_parser("list", help="list attachments with their addresses and ports")
+    from argparse import RawDescriptionHelpFormatter
+
+    parser = commands.add_parser(
+        "list",
+        help="list attachments with their addresses and ports",
+        description="List the attachments on record, oldest first, with the connections that the kernel has counted.",
+        epilog="example:\n  quantum-nat list --network containers\n",
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    network = parser.add_argument("--network", metavar="NAME", help="only those of this network")
+    network.completer = networks  # type: ignore[attr-defined]  # argcomplete reads it
     parser.add_argument("--json", action="store_true", help="print the records as a JSON array")
     parser.set_defaults(run=run)
 
@@ -29,21 +42,32 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the records, oldest first."""
     damaged: list[CniError] = []
     records = sorted(State(arguments.state_dir).attachments(damaged), key=lambda attachment: attachment.created_at)
+    if arguments.network is not None:
+        records = [attachment for attachment in records if attachment.id.network == arguments.network]
+    flows, now = flows_by_owner(records), time.time()
     if arguments.json:
-        print(json.dumps([attachment.as_record() for attachment in records], indent=2))
+        print(json.dumps([_as_json(attachment, flows, now) for attachment in records], indent=2))
     else:
-        now = time.time()
-        print_table(_COLUMNS, (_row(attachment, now) for attachment in records))
+        print_table(_COLUMNS, (_row(attachment, flows, now) for attachment in records), _FOLDED)
     complain(damaged)
     return 1 if damaged else 0
 
 
-def _row(attachment: Attachment, now: float) -> tuple[str, ...]:
+def _as_json(attachment: Attachment, flows: dict[str, int], now: float) -> dict[str, object]:
+    return {
+        **attachment.as_record(),
+        "connections": flows.get(attachment.id.owner),
+        "ageS": int(now - attachment.created_at),
+    }
+
+
+def _row(attachment: Attachment, flows: dict[str, int], now: float) -> tuple[str, ...]:
     return (
         attachment.id.network,
         attachment.id.container_id[:CONTAINER_CHARACTERS],
         attachment.id.interface,
         ", ".join(str(e.network if attachment.is_network else e.address) for e in attachment.endpoints),
         ", ".join(str(mapping) for mapping in attachment.port_mappings) or "-",
+        str(flows.get(attachment.id.owner, "-")),
         age(now - attachment.created_at),
     )

@@ -6,6 +6,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
+from .completion import containers, ports
 from .find import attachments_of
 
 if TYPE_CHECKING:
@@ -25,16 +26,31 @@ class Published(NamedTuple):
     host_ip: str
     host_port: int
 
-    def __str__(self) -> str:
+    @property
+    def place(self) -> str:
+        """Where it is published."""
         host_ip = f"[{self.host_ip}]" if ":" in self.host_ip else self.host_ip
-        return f"{self.container_port}/{self.protocol} -> {host_ip}:{self.host_port}"
+        return f"{host_ip}:{self.host_port}"
+
+    def __str__(self) -> str:
+        return f"{self.container_port}/{self.protocol} -> {self.place}"
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    parser = commands.add_parser("port", help="show where a container's ports are published")
-    parser.add_argument("container", metavar="CONTAINER", help="its ID, or the beginning of it")
-    parser.add_argument("port", metavar="PORT", nargs="?", help="only this port of the container: 80 or 53/udp")
+    from argparse import RawDescriptionHelpFormatter
+
+    parser = commands.add_parser(
+        "port",
+        help="show where a container's ports are published",
+        description="Show where the ports of a container are published, in the form of podman port.",
+        epilog="example:\n  quantum-nat port 4f1c09 53/udp\n",
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    container = parser.add_argument("container", metavar="CONTAINER", help="its ID, or the beginning of it")
+    container.completer = containers  # type: ignore[attr-defined]  # argcomplete reads it
+    port = parser.add_argument("port", metavar="PORT", nargs="?", help="only this port of the container: 80 or 53/udp")
+    port.completer = ports  # type: ignore[attr-defined]
     parser.add_argument("--json", action="store_true", help="print a JSON array")
     parser.set_defaults(run=run)
 
@@ -49,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps([_as_json(line) for line in published], indent=2))
     else:
         for line in published:
-            print(line)
+            print(line if arguments.port is None else line.place)
     if not published:
         print(f"quantum-nat: {arguments.port or 'no port'} is not published by {arguments.container}", file=sys.stderr)
     return 0 if published else 1

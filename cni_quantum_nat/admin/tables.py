@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Container, Iterable
 
     from ..hotpath.errors import CniError
 
@@ -15,8 +15,13 @@ _PIPED_WIDTH = 10_000  # one line a row, whatever reads it
 _UNITS = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 
 
-def print_table(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
-    """Print a table: as wide as the terminal, and one line a row for whatever else reads it."""
+def print_table(
+    columns: tuple[str, ...], rows: Iterable[tuple[str, ...]], folded: Container[str] | None = None
+) -> None:
+    """Print a table: as wide as the terminal, and one line a row for whatever else reads it.
+
+    folded: the columns that go on in the next line where the terminal is too narrow; all, unless it is given.
+    """
     from rich.console import Console  # 60 ms, which a shell that completes a word, or a program, need not wait for
     from rich.table import Table
     from rich.text import Text
@@ -24,7 +29,9 @@ def print_table(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> No
     console = Console()
     if not console.is_terminal:
         console = Console(width=_PIPED_WIDTH)
-    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold", no_wrap=folded is not None and column not in folded)
     for row in rows:
         table.add_row(*map(Text, row))  # not markup: an IPv6 address stands in brackets
     console.print(table)

@@ -1,85 +1,131 @@
-"""`quantum-nat validate FILE...`: checks network configuration files, as a compiler does."""
+"""`quantum-nat validate FILE...`: what is wrong with CNI configuration files, and where."""
 
 from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from ..hotpath.errors import IO_FAILURE, CniError
-from .positions import line_and_column
+from .jsonfile import Document, SyntaxProblem, decode, line_and_column
+from .netconf import ERROR, WARNING, check
 
 if TYPE_CHECKING:
     import argparse
 
-    from .network_file import Problem
+    from .jsonfile import Path
 
-_MOST_BYTES = 1 << 20  # such a file has some hundreds
+_MAX_BYTES = 1 << 20  # hundreds of times what any network needs
+_EPILOG = """\
+example:
+  quantum-nat validate /etc/cni/net.d/*.conflist
+"""
+
+
+class Message(NamedTuple):
+    """A finding in a file. line, column: from 1; 0 where the file could not be read."""
+
+    file: str
+    line: int
+    column: int
+    path: str
+    severity: str
+    message: str
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+        kind = f"{WARNING}: " if self.severity == WARNING else ""
+        path = f"{self.path}: " if self.path else ""
+        return f"{place}: {kind}{path}{self.message}"
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
+    from argparse import RawDescriptionHelpFormatter
+
     parser = commands.add_parser(
         "validate",
-        help="check network configuration files",
-        description="Check conf and conflist files: JSON, what CNI asks, every key of this plugin, and what around it makes traffic "
-        "fail. Each message says file, line and column. Exit status 1 when there is an error; warnings alone are none.",
+        help="check CNI configuration files",
+        description="Check CNI configuration files: as JSON, against CNI's demands, and against what ADD accepts. "
+        "The exit status is 1 when there is an error; warnings alone are 0.",
+        epilog=_EPILOG,
+        formatter_class=RawDescriptionHelpFormatter,
     )
-    parser.add_argument("files", metavar="FILE", nargs="+", help="a conf or conflist file; - is standard input")
-    parser.add_argument("--json", action="store_true", help="print a JSON array")
+    parser.add_argument(
+        "files", metavar="FILE", nargs="+", help="a .conflist, .conf or .json file; - is standard input"
+    )
+    parser.add_argument("--json", action="store_true", help="print a JSON array of what was found")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print what is wrong with each file; 1 when there is an error in one."""
-    from .network_file import ERROR, problems_in  # pydantic takes 100 ms
-
-    reports: list[dict[str, object]] = []
-    for name in arguments.files:
-        text = _read(name)
-        problems = problems_in(text)
-        reports += [_report(name, text, problem) for problem in problems]
-        if not problems and not arguments.json:
-            print(f"{name}: ok")
+    """Print what is wrong with each file; 1 when anything is an error."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a file may say "\ud800"
+    found = {file: messages_of(file) for file in arguments.files}
+    everything = [message for messages in found.values() for message in messages]
     if arguments.json:
-        print(json.dumps(reports, indent=2))
+        print(json.dumps([message._asdict() for message in everything], indent=2))
     else:
-        for report in reports:
-            print(_line(report))
-    return 1 if any(report["severity"] == ERROR for report in reports) else 0
+        for file, messages in found.items():
+            print("\n".join(map(str, messages)) if messages else f"{file}: ok")
+    return 1 if any(message.severity == ERROR for message in everything) else 0
 
 
-def _read(name: str) -> str:
+def messages_of(file: str) -> list[Message]:
+    """Return what is wrong with one file, in the order of its lines."""
     try:
-        content = sys.stdin.buffer.read(_MOST_BYTES + 1) if name == "-" else _read_file(Path(name))
+        raw = _read(file)
     except OSError as error:
-        raise CniError(IO_FAILURE, f"cannot read {name}: {error.strerror}") from error
-    if len(content) > _MOST_BYTES:
-        raise CniError(IO_FAILURE, f"{name} is larger than {_MOST_BYTES} bytes", "That is no network configuration.")
+        return [Message(file, 0, 0, "", ERROR, f"it cannot be read: {error.strerror}")]
+    if len(raw) > _MAX_BYTES:
+        return [
+            Message(file, 0, 0, "", ERROR, f"it has more than {_MAX_BYTES} bytes; that is no network configuration")
+        ]
     try:
-        return content.decode()
+        text = raw.decode()
+        document = decode(text)
     except UnicodeDecodeError as error:
-        raise CniError(IO_FAILURE, f"{name} is not UTF-8: byte {error.start} is {content[error.start]:#x}") from error
+        before = raw[: error.start].decode()
+        message = f"byte 0x{raw[error.start]:02x} is not UTF-8; save the file as UTF-8"
+        return [Message(file, *line_and_column(before, len(before)), "", ERROR, message)]
+    except SyntaxProblem as error:
+        return [Message(file, *line_and_column(text, error.offset), "", ERROR, f"not JSON: {error.message}")]
+    return sorted(_findings(file, document), key=lambda message: (message.line, message.column))
 
 
-def _read_file(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(_MOST_BYTES + 1)
+def _read(file: str) -> bytes:
+    if file == "-":
+        return sys.stdin.buffer.read(_MAX_BYTES + 1)
+    with open(file, "rb") as stream:  # noqa: PTH123 - a path object would add nothing
+        return stream.read(_MAX_BYTES + 1)
 
 
-def _report(name: str, text: str, problem: Problem) -> dict[str, object]:
-    line, column = line_and_column(text, problem.offset)
-    return {
-        "file": name,
-        "line": line,
-        "column": column,
-        "path": problem.path,
-        "severity": problem.severity,
-        "message": problem.message,
-    }
+def _findings(file: str, document: Document) -> list[Message]:
+    from posixpath import splitext
+
+    messages = [
+        Message(
+            file,
+            *line_and_column(document.text, offset),
+            _written(path),
+            ERROR,
+            "the key is there twice; keep one of them",
+        )
+        for path, offset in document.repeated
+    ]
+    for finding in check(document.value, splitext(file)[1]):
+        place = document.place(finding.path)
+        messages.append(Message(file, *place, _written(finding.path), finding.severity, finding.message))
+    return messages
 
 
-def _line(report: dict[str, object]) -> str:
-    where = f"{report['file']}:{report['line']}:{report['column']}: {report['severity']}: "
-    return where + (f"{report['path']}: " if report["path"] else "") + str(report["message"])
+def _written(path: Path) -> str:
+    """Write a path as jq does: plugins[1].masquerade."""
+    text = ""
+    for part in path:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif part.replace("_", "").isalnum():
+            text += f".{part}"
+        else:
+            text += f"[{json.dumps(part)}]"
+    return text.removeprefix(".")

@@ -82,23 +82,23 @@ class State:
 
     def read(self, attachment_id: AttachmentId) -> Attachment | None:
         """Return the record, None when there is none; CniError(102) when it cannot be understood."""
-        return self._read_record(self._path(attachment_id))
+        return self._read_record(self.path(attachment_id))
 
     def write(self, attachment: Attachment) -> None:
         """Write the record in one step."""
         container = f"{self.directory}/attachments/{attachment.id.container_id}"
         _make(f"{self.directory}/attachments")
         _make(container)
-        self._replace(self._path(attachment.id), attachment.as_record())
+        self._replace(self.path(attachment.id), attachment.as_record())
 
     def remove(self, attachment_id: AttachmentId) -> None:
         """Remove the record; nothing happens when there is none."""
         try:
-            posix.unlink(self._path(attachment_id))
+            posix.unlink(self.path(attachment_id))
         except FileNotFoundError:
             pass
         except OSError as error:
-            raise _io_failure("remove the record", self._path(attachment_id), error) from error
+            raise _io_failure("remove the record", self.path(attachment_id), error) from error
         try:
             posix.rmdir(f"{self.directory}/attachments/{attachment_id.container_id}")
         except OSError:
@@ -177,7 +177,8 @@ class State:
         except FileNotFoundError:
             return 0
 
-    def _path(self, attachment_id: AttachmentId) -> str:
+    def path(self, attachment_id: AttachmentId) -> str:
+        """Return where the record of an attachment is, or would be."""
         container = f"{self.directory}/attachments/{attachment_id.container_id}"
         return f"{container}/{attachment_id.network}:{attachment_id.interface}{_SUFFIX}"
 

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv6Address
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    WithJsonSchema,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.alias_generators import to_camel
 
 from ..hotpath.errors import InvalidConfiguration
 from ..hotpath.model import BY_CLIENT, SPREAD
-from ..hotpath.state import DEFAULT_DIRECTORY
+from ..hotpath.settings import state_of
 from .conditions import backend_of, check_conditions
 
 _BOOLEAN = "true or false"
@@ -69,21 +60,12 @@ def _check_range(text: str) -> str:
     return text
 
 
-# What code checks is said to editors by a pattern.
-Interface = Annotated[
-    str, AfterValidator(_check_interface), Field(json_schema_extra={"pattern": r"^[^/:\s*\"]{1,15}$"})
-]
+Interface = Annotated[str, AfterValidator(_check_interface)]
 Port = Annotated[int, Field(ge=1, le=_LAST_PORT)]
-PortRange = Annotated[
-    str, AfterValidator(_check_range), Field(json_schema_extra={"pattern": r"^[0-9]{1,5}-[0-9]{1,5}$"})
-]
-SourceAddress = Annotated[str, AfterValidator(lambda text: str(_address(text)))]
+PortRange = Annotated[str, AfterValidator(_check_range)]
 Conditions = Annotated[list[str], AfterValidator(check_conditions)]
 # An iptables chain: 28 bytes, no leading dash or exclamation mark, nothing that iptables-restore reads as syntax.
 Chain = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:-]{0,27}$")]
-
-
-_ONE_OR_TWO = {"type": ["string", "array"], "items": {"type": "string"}, "maxItems": 2, "uniqueItems": True}
 
 
 class NatConfig(BaseModel):
@@ -101,8 +83,9 @@ class NatConfig(BaseModel):
         default=None,
         description='Masquerade only what leaves by this interface, or these. "default": that of the default route.',
     )
-    snat_address: Annotated[list[SourceAddress], Field(max_length=2), WithJsonSchema(_ONE_OR_TWO)] = Field(
+    snat_address: list[Annotated[str, AfterValidator(lambda text: str(_address(text)))]] = Field(
         default_factory=list,
+        max_length=2,
         description="Use this source address in place of the outgoing interface's; at most one per family.",
     )
     port_range: PortRange = Field(
@@ -144,9 +127,7 @@ class NatConfig(BaseModel):
     )
     metrics: bool = Field(default=True, description="Count calls and connections for `quantum-nat metrics`.")
     state_dir: str = Field(
-        default=DEFAULT_DIRECTORY,
-        description="Where the records are kept; one for all networks.",
-        json_schema_extra={"pattern": "^/"},
+        default="/run/cni/quantum-nat", description="Where the records are kept; one for all networks."
     )
     capabilities: dict[str, bool] = Field(default_factory=dict, description="What the runtime may pass: portMappings.")
 
@@ -210,19 +191,17 @@ def _address(text: str) -> IPv4Address | IPv6Address:
 def normalise(configuration: dict[str, Any]) -> dict[str, Any]:
     """Validate, and return what the hot path's Settings read; CniError(7) names key and value."""
     try:
-        config = NatConfig.model_validate(configuration)
+        config = _validate(configuration)
     except ValidationError as error:
-        raise InvalidConfiguration("; ".join(_explain(error, configuration).values())) from error
+        message = "; ".join(problem.message for problem in _explain(error, configuration))
+        raise InvalidConfiguration(message) from error
     return normalised(config)
 
 
-def problems_of(configuration: dict[str, Any]) -> dict[str, str]:
-    """Return what is wrong with the configuration, by key; with "" what is about several keys."""
-    try:
-        NatConfig.model_validate(configuration)
-    except ValidationError as error:
-        return _explain(error, configuration)
-    return {}
+def _validate(configuration: dict[str, Any]) -> NatConfig:
+    """Read the keys of JSON; the names that Python's side has for them are unknown keys there, and ignored."""
+    foreign = NatConfig.model_fields.keys() - _ALLOWED.keys()
+    return NatConfig.model_validate({key: value for key, value in configuration.items() if key not in foreign})
 
 
 def normalised(config: NatConfig) -> dict[str, Any]:
@@ -249,19 +228,45 @@ def normalised(config: NatConfig) -> dict[str, Any]:
     }
 
 
-def _explain(error: ValidationError, configuration: dict[str, Any]) -> dict[str, str]:
-    """Say by key what it is and what it may be; pydantic says it for each branch of a union."""
+class Problem(NamedTuple):
+    """What is wrong with a configuration. path: the key, and the index of an item; empty where no key is to blame."""
+
+    path: tuple[str | int, ...]
+    message: str
+
+
+def problems_of(configuration: dict[str, Any]) -> list[Problem]:
+    """Return what ADD would refuse in this configuration, in its words."""
+    problems = []
+    try:
+        _validate(configuration)
+    except ValidationError as error:
+        problems = _explain(error, configuration)
+    if not any(problem.path[:1] == ("stateDir",) for problem in problems):
+        try:
+            state_of(configuration)
+        except InvalidConfiguration as error:
+            problems.append(Problem(("stateDir",), error.message))
+    return problems
+
+
+def _explain(error: ValidationError, configuration: dict[str, Any]) -> list[Problem]:
+    """Say for each key what it is and what it may be; pydantic says it for each branch of a union."""
     reasons: dict[str, list[str]] = {}
+    paths: dict[str, tuple[str | int, ...]] = {}
     for problem in error.errors(include_url=False):
         key = str(problem["loc"][0]) if problem["loc"] else ""
         of_key = reasons.setdefault(key, [])
+        paths.setdefault(key, (key, *(part for part in problem["loc"][1:] if isinstance(part, int))))
         if problem["type"] == "value_error":  # ours; the others repeat what _ALLOWED says
             of_key.append(problem["msg"].removeprefix("Value error, "))
-    return {key: _explain_key(key, why, configuration) for key, why in reasons.items()}
+    return [_explain_key(key, why, paths[key], configuration) for key, why in reasons.items()]
 
 
-def _explain_key(key: str, reasons: list[str], configuration: dict[str, Any]) -> str:
+def _explain_key(key: str, reasons: list[str], path: tuple[str | int, ...], configuration: dict[str, Any]) -> Problem:
     why = "; ".join(dict.fromkeys(reasons))
-    if not key:
-        return why
-    return f"{key} is {configuration[key]!r}: it must be {_ALLOWED[key]}" + (f" ({why})" if why else "")
+    if not key:  # what does not go together: such a message begins with the key that has to go
+        first_word = why.partition(" ")[0]
+        return Problem((first_word,) if first_word in configuration else (), why)
+    value = repr(configuration[key])
+    return Problem(path, f"{key} is {value}: it must be {_ALLOWED[key]}" + (f" ({why})" if why else ""))

@@ -81,7 +81,7 @@ def test_a_mapping_without_a_host_port_gets_the_first_of_the_range_and_port_says
         "80/udp -> 0.0.0.0:32768",
         "80/udp -> [::]:32768",
     ]
-    assert command(plugin, "port", container.id, "80/udp").stdout.startswith("80/udp -> 0.0.0.0:32768")
+    assert command(plugin, "port", container.id, "80/udp").stdout == "0.0.0.0:32768\n[::]:32768\n"
     assert json.loads(command(plugin, "port", "--json", container.id, "80").stdout)[0]["hostPort"] == 32768
     assert command(plugin, "port", container.id, "81").returncode == 1
 

@@ -1,0 +1,82 @@
+"""`quantum-nat show` and `quantum-nat list`: what is on record, and what the kernel has of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from typing import Any
+
+import pytest
+
+from .plugin import Plugin, publish
+from .world import HOST, Container, Namespace
+
+
+def command(plugin: Plugin, *arguments: str) -> subprocess.CompletedProcess[str]:
+    line = ["nsenter", f"--net={plugin.host.path}", "--", *plugin.command, "--state-dir", str(plugin.state_directory)]
+    path = f"{plugin.programs}:{os.environ['PATH']}" if plugin.programs else os.environ["PATH"]
+    environment = {**os.environ, "PATH": path}
+    return subprocess.run([*line, *arguments], capture_output=True, text=True, check=False, env=environment)
+
+
+def as_json(plugin: Plugin, *arguments: str) -> list[dict[str, Any]]:
+    done = command(plugin, *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    answer: list[dict[str, Any]] = json.loads(done.stdout)
+    return answer
+
+
+@pytest.mark.frozen
+@pytest.mark.behaviour
+def test_list_counts_the_connections_of_each_attachment(
+    client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+) -> None:
+    plugin.add(container, publish(8080))
+    plugin.add(neighbour, network="other")
+    for _ in range(2):
+        assert client.ask(HOST[4], 8080) is not None
+    connections = {record["network"]: record["connections"] for record in as_json(plugin, "list")}
+    assert connections == {"net": 2, "other": 0}
+    assert [record["network"] for record in as_json(plugin, "list", "--network", "other")] == ["other"]
+
+
+@pytest.mark.frozen
+@pytest.mark.behaviour
+def test_show_says_that_the_kernel_has_what_is_on_record(container: Container, plugin: Plugin) -> None:
+    attachment = plugin.add(container, publish(8080))
+    (shown,) = as_json(plugin, "show", container.id[:5])
+    assert shown["containerId"] == container.id
+    assert shown["alive"] is True
+    assert shown["differences"] == []
+    assert os.path.exists(shown["record"])  # noqa: PTH110
+    if shown["backend"] == "nftables":
+        assert {element["comment"] for element in shown["elements"]} == {attachment.owner}
+    else:
+        assert shown["rules"]
+        assert all(attachment.owner in rule for rule in shown["rules"])
+    printed = command(plugin, "show", container.id).stdout
+    assert "In the kernel: as it should be" in printed
+    assert "Port:          8080->80/tcp" in printed
+
+
+def test_show_names_an_element_that_is_gone(container: Container, plugin: Plugin) -> None:
+    plugin.add(container, publish(8080))
+    plugin.host.run("nft", "delete", "element", "inet", "quantum", "endpoints4", "{ tcp . 8080 }")
+    (shown,) = as_json(plugin, "show", container.id)
+    assert [d for d in shown["differences"] if "endpoints4" in d and "missing" in d] == shown["differences"] != []
+
+
+def test_show_has_the_slots_of_a_shared_port(container: Container, neighbour: Container, plugin: Plugin) -> None:
+    for each in (container, neighbour):
+        plugin.add(each, publish(8080), sharedPorts=[8080])
+    (shown,) = as_json(plugin, "show", container.id)
+    slots = [element for element in shown["elements"] if element["set"] == "slots4"]
+    assert len(slots) == 32
+    assert {slot["data"][0] for slot in slots} == {container.address[4]}
+
+
+def test_show_of_nobody_is_an_error_in_one_line(plugin: Plugin) -> None:
+    done = command(plugin, "show", "nobody")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no container on record has an ID that begins with 'nobody'" in done.stderr
