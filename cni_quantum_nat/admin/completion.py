@@ -6,34 +6,31 @@ from typing import TYPE_CHECKING
 
 from ..hotpath.errors import CniError
 from ..hotpath.state import State
+from .commands import add_command
 
 if TYPE_CHECKING:
     import argparse
 
     from ..hotpath.model import Attachment
-
-_EPILOG = """\
-examples:
-  quantum-nat completion bash > /etc/bash_completion.d/quantum-nat
-  quantum-nat completion zsh > /usr/local/share/zsh/site-functions/_quantum-nat
-  quantum-nat completion fish > /etc/fish/completions/quantum-nat.fish
-"""
+    from .commands import Commands
 
 
-def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_to(commands: Commands) -> None:
     """Add the command to the command line."""
-    from argparse import RawDescriptionHelpFormatter
-
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "completion",
-        help="print what makes a shell complete this command",
+        run,
+        summary="print what makes a shell complete this command",
         description="Print a script that makes a shell complete commands, options, and containers, networks and ports "
         "on record.",
-        epilog=_EPILOG,
-        formatter_class=RawDescriptionHelpFormatter,
+        examples=(
+            "completion bash > /etc/bash_completion.d/quantum-nat",
+            "completion zsh > /usr/local/share/zsh/site-functions/_quantum-nat",
+            "completion fish > /etc/fish/completions/quantum-nat.fish",
+        ),
     )
     parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell that is to read the script")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

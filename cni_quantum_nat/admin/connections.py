@@ -10,6 +10,7 @@ from ..hotpath.addresses import Address
 from ..hotpath.errors import KERNEL_REFUSED, CniError
 from ..hotpath.model import PROTOCOL_NAMES
 from ..hotpath.state import State
+from .commands import add_command
 from .completion import containers
 from .find import attachments_of
 from .tables import CONTAINER_CHARACTERS, complain, print_table
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ..hotpath.model import Attachment
+    from .commands import Commands
 
 _COLUMNS = ("DIRECTION", "PROTOCOL", "FROM", "TO", "TRANSLATED", "STATE", "BYTES", "CONTAINER")
 _SEEN_REPLY, _ASSURED, _SOURCE_TRANSLATED, _DESTINATION_TRANSLATED = (
@@ -60,21 +62,19 @@ class Connection(NamedTuple):
     bytes: int | None
 
 
-def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_to(commands: Commands) -> None:
     """Add the command to the command line."""
-    from argparse import RawDescriptionHelpFormatter
-
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "connections",
-        help="list the connections that are translated now",
+        run,
+        summary="list the connections that are translated now",
         description="List the connections that are translated for containers now, as conntrack knows them.",
-        epilog="example:\n  quantum-nat connections 4f1c09 --json\n",
-        formatter_class=RawDescriptionHelpFormatter,
+        examples=("connections 4f1c09 --json",),
     )
     container = parser.add_argument("container", metavar="CONTAINER", nargs="?", help="its ID, or the beginning of it")
     container.completer = containers  # type: ignore[attr-defined]  # argcomplete reads it
     parser.add_argument("--json", action="store_true", help="print a JSON array")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ from ..hotpath.backend import is_alive
 from ..hotpath.errors import CniError
 from ..hotpath.manager import NatManager
 from ..hotpath.state import State
+from .commands import add_command
 from .progress import tracked
 from .records import Records
 from .tables import CONTAINER_CHARACTERS, complain, print_table
@@ -18,16 +19,23 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ..hotpath.model import Attachment
+    from .commands import Commands
 
 _COLUMNS = ("NETWORK", "CONTAINER", "INTERFACE", "NAMESPACE", "RESULT")
 
 
-def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_to(commands: Commands) -> None:
     """Add the command to the command line."""
-    parser = commands.add_parser("gc", help="remove attachments whose network namespace is gone")
+    parser = add_command(
+        commands,
+        "gc",
+        run,
+        summary="remove attachments whose network namespace is gone",
+        description="Remove what is on record of containers whose network namespace is gone: a runtime that died did not say DEL.",
+        examples=("gc --dry-run",),
+    )
     parser.add_argument("--dry-run", action="store_true", help="only say which they are")
     parser.add_argument("--json", action="store_true", help="print a JSON array")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

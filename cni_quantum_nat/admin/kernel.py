@@ -49,9 +49,8 @@ def _count_elements() -> dict[str, int] | None:
     try:
         if not table.exists():
             return None
-        for element in table.owned_elements(""):
-            if element.is_counted:
-                counted[element.owner] = counted.get(element.owner, 0) + element.flows
+        for _, owner, _, flows in table.counted_flows():
+            counted[owner] = counted.get(owner, 0) + flows
     except (CniError, OSError):
         return None  # not root, mostly: the records are still worth showing
     finally:
@@ -60,12 +59,13 @@ def _count_elements() -> dict[str, int] | None:
 
 
 def _count_rules() -> dict[str, int] | None:
-    from ..slowpath.iptables_programs import PREFIXES, count_flows
+    from ..slowpath import iptables_counts
+    from ..slowpath.iptables_programs import PREFIXES
 
     counted: dict[str, int] = {}
     try:
         for family in PREFIXES:
-            for owner, flows in count_flows(family).items():
+            for owner, flows in iptables_counts.flows_by_owner(family).items():
                 counted[owner] = counted.get(owner, 0) + flows
     except (CniError, OSError):
         return None
@@ -101,7 +101,8 @@ def _held_by_nftables(attachment: Attachment, state: State) -> Held:
 
 def _held_by_iptables(attachment: Attachment, state: State) -> Held:
     from ..hotpath.detour import iptables_backend
-    from ..slowpath.iptables_programs import PREFIXES, count_flows, list_rules
+    from ..slowpath import iptables_counts
+    from ..slowpath.iptables_programs import PREFIXES, list_rules
     from ..slowpath.iptables_text import owner_of
 
     backend, owner = iptables_backend(state), attachment.id.owner
@@ -115,4 +116,6 @@ def _held_by_iptables(attachment: Attachment, state: State) -> Held:
         for table, line in list_rules(family).rules
         if owner_of(line) == owner
     ]
-    return Held([], rules, differences, sum(count_flows(family).get(owner, 0) for family in PREFIXES))
+    return Held(
+        [], rules, differences, sum(iptables_counts.flows_by_owner(family).get(owner, 0) for family in PREFIXES)
+    )

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from ..hotpath.state import State
+from .commands import add_command
 from .completion import networks
 from .kernel import flows_by_owner
 from .tables import CONTAINER_CHARACTERS, age, complain, print_table
@@ -16,26 +17,25 @@ if TYPE_CHECKING:
 
     from ..hotpath.errors import CniError
     from ..hotpath.model import Attachment
+    from .commands import Commands
 
 _COLUMNS = ("NETWORK", "CONTAINER", "INTERFACE", "ADDRESSES", "PORTS", "CONNECTIONS", "AGE")
 _FOLDED = ("ADDRESSES", "PORTS")
 
 
-def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_to(commands: Commands) -> None:
     """Add the command to the command line."""
-    from argparse import RawDescriptionHelpFormatter
-
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "list",
-        help="list attachments with their addresses and ports",
+        run,
+        summary="list attachments with their addresses and ports",
         description="List the attachments on record, oldest first, with the connections that the kernel has counted.",
-        epilog="example:\n  quantum-nat list --network containers\n",
-        formatter_class=RawDescriptionHelpFormatter,
+        examples=("list --network containers",),
     )
     network = parser.add_argument("--network", metavar="NAME", help="only those of this network")
     network.completer = networks  # type: ignore[attr-defined]  # argcomplete reads it
     parser.add_argument("--json", action="store_true", help="print the records as a JSON array")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

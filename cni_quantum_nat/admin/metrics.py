@@ -10,17 +10,28 @@ from typing import TYPE_CHECKING
 
 from ..hotpath.errors import IO_FAILURE, CniError
 from ..hotpath.state import State
+from .commands import add_command
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
+
+    from .commands import Commands
 
 _LAST_PORT = 65535
 _READABLE_BY_ALL = 0o022  # as umask: node_exporter is another user
 
 
-def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_to(commands: Commands) -> None:
     """Add the command to the command line."""
-    parser = commands.add_parser("metrics", help="print, write or serve metrics for Prometheus")
+    parser = add_command(
+        commands,
+        "metrics",
+        run,
+        summary="print, write or serve metrics for Prometheus",
+        description="Print the metrics in the form that Prometheus reads, write them for node_exporter's textfile collector, "
+        "or serve them. docs/metrics.md says what each means, and what survives what.",
+        examples=("metrics --textfile /var/lib/node_exporter/quantum-nat.prom", "metrics --listen 127.0.0.1:9477"),
+    )
     ways = parser.add_mutually_exclusive_group()
     ways.add_argument("--textfile", metavar="PATH", help="write them to this file, at once, for node_exporter")
     ways.add_argument(
@@ -30,7 +41,6 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         help="serve them under /metrics until ended, as on 127.0.0.1:9477 or [::1]:9477",
     )
     ways.add_argument("--json", action="store_true", help="print a JSON array of metrics with their samples")
-    parser.set_defaults(run=run)
 
 
 def _address(text: str) -> tuple[str, int]:

@@ -6,6 +6,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
+from .commands import add_command
 from .completion import containers, ports
 from .find import attachments_of
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ..hotpath.model import Attachment
+    from .commands import Commands
 
 _ANY = {4: "0.0.0.0", 6: "::"}  # noqa: S104 - how everybody writes any address
 
@@ -36,23 +38,21 @@ class Published(NamedTuple):
         return f"{self.container_port}/{self.protocol} -> {self.place}"
 
 
-def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_to(commands: Commands) -> None:
     """Add the command to the command line."""
-    from argparse import RawDescriptionHelpFormatter
-
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "port",
-        help="show where a container's ports are published",
+        run,
+        summary="show where a container's ports are published",
         description="Show where the ports of a container are published, in the form of podman port.",
-        epilog="example:\n  quantum-nat port 4f1c09 53/udp\n",
-        formatter_class=RawDescriptionHelpFormatter,
+        examples=("port 4f1c09 53/udp",),
     )
     container = parser.add_argument("container", metavar="CONTAINER", help="its ID, or the beginning of it")
     container.completer = containers  # type: ignore[attr-defined]  # argcomplete reads it
     port = parser.add_argument("port", metavar="PORT", nargs="?", help="only this port of the container: 80 or 53/udp")
     port.completer = ports  # type: ignore[attr-defined]
     parser.add_argument("--json", action="store_true", help="print a JSON array")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ..hotpath.claims import PortClaims
 from ..hotpath.errors import InvalidConfiguration
 from ..hotpath.state import State
+from .commands import add_command
 from .records import Records, locked
 from .tables import complain, print_table
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from ..hotpath.errors import CniError
     from .agreement import Agreement, Disagreement
+    from .commands import Commands
 
 _COLUMNS = ("CHANGE", "WHAT", "OWNER", "WHY")
 _DEFAULT_INTERVAL_S = 60
@@ -38,13 +40,16 @@ class Outcome(NamedTuple):
     took_ms: float
 
 
-def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_to(commands: Commands) -> None:
     """Add the command to the command line."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "reconcile",
-        help="make the kernel's rules agree with the records",
+        run,
+        summary="make the kernel's rules agree with the records",
         description="Compare the kernel's rules with the records, and put right what differs in one transaction for each "
         "backend. ADD and DEL wait meanwhile. A table that is missing or was altered is built anew.",
+        examples=("reconcile --dry-run", "reconcile --watch"),
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="only say what differs; exit status 1 when anything does"
@@ -58,7 +63,6 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         help="with --watch, compare everything this often too (default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print a JSON object; with --watch one a line")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -5,29 +5,26 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from .commands import add_command
+
 if TYPE_CHECKING:
     import argparse
 
-_EPILOG = """\
-example:
-  quantum-nat schema --conflist > quantum-nat.conflist.schema.json
-"""
+    from .commands import Commands
 
 
-def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_to(commands: Commands) -> None:
     """Add the command to the command line."""
-    from argparse import RawDescriptionHelpFormatter
-
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "schema",
-        help="print the JSON Schema of the configuration",
+        run,
+        summary="print the JSON Schema of the configuration",
         description="Print the JSON Schema (draft 2020-12) of a plugin of type quantum-nat, for editors.",
-        epilog=_EPILOG,
-        formatter_class=RawDescriptionHelpFormatter,
+        examples=("schema --conflist > quantum-nat.conflist.schema.json",),
     )
     parser.add_argument("--conflist", action="store_true", help="of a whole configuration list")
     parser.add_argument("--json", action="store_true", help="as always: a schema is JSON")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..hotpath.backend import is_alive
 from ..hotpath.errors import CniError
 from ..hotpath.state import State
+from .commands import add_command
 from .completion import containers
 from .find import attachments_of
 from .kernel import held_by
@@ -20,29 +21,24 @@ if TYPE_CHECKING:
 
     from ..hotpath.model import Attachment
     from ..hotpath.rules import Element
+    from .commands import Commands
 
 _LABEL_WIDTH = 13
-_EPILOG = """\
-example:
-  quantum-nat show 4f1c09
-"""
 
 
-def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_to(commands: Commands) -> None:
     """Add the command to the command line."""
-    from argparse import RawDescriptionHelpFormatter
-
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "show",
-        help="show everything about a container",
+        run,
+        summary="show everything about a container",
         description="Show each attachment of a container: addresses, ports, its way out, and what the kernel has for it.",
-        epilog=_EPILOG,
-        formatter_class=RawDescriptionHelpFormatter,
+        examples=("show 4f1c09",),
     )
     container = parser.add_argument("container", metavar="CONTAINER", help="its ID, or the beginning of it")
     container.completer = containers  # type: ignore[attr-defined]  # argcomplete reads it
     parser.add_argument("--json", action="store_true", help="print a JSON array, an object for each attachment")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

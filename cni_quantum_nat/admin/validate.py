@@ -6,19 +6,17 @@ import json
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
+from .commands import add_command
 from .jsonfile import Document, SyntaxProblem, decode, line_and_column
 from .netconf import ERROR, WARNING, check
 
 if TYPE_CHECKING:
     import argparse
 
+    from .commands import Commands
     from .jsonfile import Path
 
 _MAX_BYTES = 1 << 20  # hundreds of times what any network needs
-_EPILOG = """\
-example:
-  quantum-nat validate /etc/cni/net.d/*.conflist
-"""
 
 
 class Message(NamedTuple):
@@ -38,23 +36,21 @@ class Message(NamedTuple):
         return f"{place}: {kind}{path}{self.message}"
 
 
-def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_to(commands: Commands) -> None:
     """Add the command to the command line."""
-    from argparse import RawDescriptionHelpFormatter
-
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "validate",
-        help="check CNI configuration files",
+        run,
+        summary="check CNI configuration files",
         description="Check CNI configuration files: as JSON, against CNI's demands, and against what ADD accepts. "
         "The exit status is 1 when there is an error; warnings alone are 0.",
-        epilog=_EPILOG,
-        formatter_class=RawDescriptionHelpFormatter,
+        examples=("validate /etc/cni/net.d/*.conflist",),
     )
     parser.add_argument(
         "files", metavar="FILE", nargs="+", help="a .conflist, .conf or .json file; - is standard input"
     )
     parser.add_argument("--json", action="store_true", help="print a JSON array of what was found")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

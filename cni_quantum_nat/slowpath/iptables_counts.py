@@ -1,4 +1,4 @@
-"""The flows that the rules of the iptables backend have translated. Only a scrape asks: it starts a program for each family."""
+"""The flows that the rules of the iptables backend have translated. Only a scrape or a person asks: it starts a program for each family."""
 
 from __future__ import annotations
 
@@ -24,6 +24,14 @@ _TYPES = {"DNAT": DNAT, "MASQUERADE": MASQUERADE, "SNAT": SNAT}
 def live_flows(family: int) -> Flows:
     """Return the flows that the rules have counted, by network and type; CniError where they cannot be listed."""
     return add_up(_counted(list_counted_rules(family)))
+
+
+def flows_by_owner(family: int) -> dict[str, int]:
+    """Return the flows that the rules have counted, by attachment; CniError where they cannot be listed."""
+    flows: dict[str, int] = {}
+    for owner, _, count in _counted(list_counted_rules(family)):
+        flows[owner] = flows.get(owner, 0) + count
+    return flows
 
 
 def _counted(listing: str) -> Iterator[CountedFlows]:

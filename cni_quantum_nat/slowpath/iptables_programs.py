@@ -9,13 +9,12 @@ import subprocess
 import sys
 
 from ..hotpath.errors import KERNEL_REFUSED, NOT_AVAILABLE, CniError
-from .iptables_text import Listing, Script, owner_of
+from .iptables_text import Listing, Script
 
 PREFIXES = {4: "iptables", 6: "ip6tables"}
 _DIRECTORIES = "/usr/sbin:/sbin:/usr/bin:/bin:/usr/local/sbin"
 _LIBRARY_PATH = "LD_LIBRARY_PATH"
 _MAX_COMPLAINT = 1000
-_COUNTED = re.compile(r"^\[(\d+):\d+\] (-A .* -j (DNAT|SNAT|MASQUERADE)\b.*)$", re.MULTILINE)
 
 
 class DoesNotFit(Exception):
@@ -62,31 +61,16 @@ def list_counted_rules(family: int) -> str:
     return _save(family, "-c", "-t", "nat")
 
 
-def _save(family: int, *options: str) -> str:
-    done = _run([find_program(family, "save"), *options])
-    if done.returncode:
-        raise CniError(KERNEL_REFUSED, f"{PREFIXES[family]}-save failed", _one_line(done.stderr))
-    return done.stdout
-
-
 def save(family: int, variant: str) -> str:
     """Return what iptables-save of a variant, nft or legacy, lists; CniError(50) when it is not installed."""
-    done = _run([find_program(family, f"{variant}-save")])
+    return _save(family, program=f"{variant}-save")
+
+
+def _save(family: int, *options: str, program: str = "save") -> str:
+    done = _run([find_program(family, program), *options])
     if done.returncode:
-        raise CniError(KERNEL_REFUSED, f"{PREFIXES[family]}-{variant}-save failed", _one_line(done.stderr))
+        raise CniError(KERNEL_REFUSED, f"{PREFIXES[family]}-{program} failed", _one_line(done.stderr))
     return done.stdout
-
-
-def count_flows(family: int) -> dict[str, int]:
-    """Return by owner how many packets its translating rules have counted: of each flow they see the first."""
-    done = _run([find_program(family, "save"), "-c", "-t", "nat"])
-    if done.returncode:
-        raise CniError(KERNEL_REFUSED, f"{PREFIXES[family]}-save failed", _one_line(done.stderr))
-    counted: dict[str, int] = {}
-    for packets, rule, _target in _COUNTED.findall(done.stdout):
-        if owner := owner_of(rule):
-            counted[owner] = counted.get(owner, 0) + int(packets)
-    return counted
 
 
 def try_to_restore(family: int, script: Script, *options: str) -> None:

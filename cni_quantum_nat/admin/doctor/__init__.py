@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ...hotpath.errors import CniError
 from ...hotpath.state import State
+from ..commands import add_command
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterable
 
+    from ..commands import Commands
     from .finding import Finding
     from .snapshot import Snapshot
 
@@ -28,18 +30,20 @@ class Report(NamedTuple):
     reason: str = ""
 
 
-def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_to(commands: Commands) -> None:
     """Add the command to the command line."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "doctor",
-        help="find out what keeps traffic from containers, and what to do",
+        run,
+        summary="find out what keeps traffic from containers, and what to do",
         description="Look at everything that may keep traffic from or to containers: the rules and their records, settings of the "
         "host, other programs' filters and translations. Nothing is changed. Exit status 1 when something is wrong.",
+        examples=("doctor", "doctor --packet tcp:192.0.2.9:8080 --from 198.51.100.7"),
     )
     parser.add_argument("--packet", metavar="PROTOCOL:ADDRESS:PORT", help="follow one packet: tcp:192.0.2.9:8080")
     parser.add_argument("--from", dest="source", metavar="ADDRESS", help="with --packet, who sends it")
     parser.add_argument("--json", action="store_true", help="print a JSON array")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
