@@ -35,9 +35,7 @@ def add_to(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the script."""
-    from argcomplete.shell_integration import (
-        shellcode,
-    )  # only here and while a shell completes: other commands start without it
+    from argcomplete.shell_integration import shellcode  # other commands start without it
 
     print(shellcode(["quantum-nat"], shell=arguments.shell))
     return 0

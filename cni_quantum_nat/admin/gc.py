@@ -16,7 +16,6 @@ from .tables import CONTAINER_CHARACTERS, complain, print_table
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator
 
     from ..hotpath.model import Attachment
     from .commands import Commands
@@ -42,19 +41,17 @@ def run(arguments: argparse.Namespace) -> int:
     """Remove them, and print which they were; 1 when one could not be removed, or a record cannot be read."""
     state = State(arguments.state_dir)
     if not state.exists():
-        return _print([], arguments)
+        _print([], arguments)
+        return 0
     with NatManager(state) as manager:
         records = Records(state)
         gone = [attachment for attachment in records.attachments if not is_alive(attachment)]
         gone.sort(key=lambda attachment: attachment.created_at)
-        removed = [(attachment, _remove(manager, attachment, arguments)) for attachment in _tracked(gone)]
+        going = tracked(gone, "Removing", len(gone))
+        removed = [(attachment, _remove(manager, attachment, arguments)) for attachment in going]
     _print(removed, arguments)
     complain(records.damaged)
     return 1 if records.damaged or any(error for _, error in removed) else 0
-
-
-def _tracked(gone: list[Attachment]) -> Iterator[Attachment]:
-    return tracked(gone, "Removing", len(gone))
 
 
 def _remove(manager: NatManager, attachment: Attachment, arguments: argparse.Namespace) -> CniError | None:
@@ -68,13 +65,12 @@ def _remove(manager: NatManager, attachment: Attachment, arguments: argparse.Nam
     return None
 
 
-def _print(removed: list[tuple[Attachment, CniError | None]], arguments: argparse.Namespace) -> int:
+def _print(removed: list[tuple[Attachment, CniError | None]], arguments: argparse.Namespace) -> None:
     done = "would be removed" if arguments.dry_run else "removed"
     if arguments.json:
         print(json.dumps([_as_json(*entry) for entry in removed], indent=2))
     else:
         print_table(_COLUMNS, (_row(attachment, error, done) for attachment, error in removed))
-    return 0
 
 
 def _row(attachment: Attachment, error: CniError | None, done: str) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ A network name, a container ID and an interface name contain no ":" and no "/", 
 from __future__ import annotations
 
 import posix
+import time
 from fcntl import LOCK_EX, LOCK_NB, flock
 
 from .errors import IO_FAILURE, STATE_DAMAGED, TRY_AGAIN_LATER, CniError
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 DEFAULT_DIRECTORY = "/run/cni/quantum-nat"
 LOCK_TIMEOUT_S = 60
+_POLL_S = 0.01
 _SUFFIX = ".json"
 
 
@@ -60,19 +62,37 @@ class State:
         def give_up(_number: int, _frame: object) -> None:
             raise TimeoutError
 
-        previous = signal(SIGALRM, give_up)
+        try:
+            previous = signal(SIGALRM, give_up)
+        except ValueError:  # the main thread alone has alarms, and a program may use the Python API from another
+            self._poll_for_lock()
+            return
         setitimer(ITIMER_REAL, LOCK_TIMEOUT_S)
         try:
             flock(self._lock, LOCK_EX)
         except TimeoutError:
-            raise CniError(
-                TRY_AGAIN_LATER,
-                f"another process has held {self.directory}/lock for {LOCK_TIMEOUT_S} seconds",
-                "fuser or lslocks names it.",
-            ) from None
+            raise self._held_too_long() from None
         finally:
             setitimer(ITIMER_REAL, 0)
             signal(SIGALRM, previous)
+
+    def _poll_for_lock(self) -> None:
+        deadline = time.monotonic() + LOCK_TIMEOUT_S
+        while time.monotonic() < deadline:
+            try:
+                flock(self._lock, LOCK_EX | LOCK_NB)
+            except BlockingIOError:
+                time.sleep(_POLL_S)
+            else:
+                return
+        raise self._held_too_long()
+
+    def _held_too_long(self) -> CniError:
+        return CniError(
+            TRY_AGAIN_LATER,
+            f"another process has held {self.directory}/lock for {LOCK_TIMEOUT_S} seconds",
+            "fuser or lslocks names it.",
+        )
 
     def unlock(self) -> None:
         """Let the next one in."""

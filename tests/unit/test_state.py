@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,18 @@ def test_the_lock_keeps_other_processes_out(state: State) -> None:
     assert subprocess.run([sys.executable, "-c", script], check=False, capture_output=True).returncode == 1
     state.unlock()
     assert subprocess.run([sys.executable, "-c", script], check=False, capture_output=True).returncode == 0
+
+
+def test_a_thread_waits_for_the_lock_too(state: State) -> None:
+    """Which has no alarms: a program may use the Python API from any thread."""
+    other = State(state.directory)
+    with ThreadPoolExecutor() as threads:
+        waiting = threads.submit(other.lock)
+        with pytest.raises(TimeoutError):
+            waiting.result(0.1)
+        state.unlock()
+        waiting.result(10)
+    other.unlock()
 
 
 def test_a_lock_that_is_never_released_is_waited_for_only_so_long(
