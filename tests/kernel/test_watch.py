@@ -150,7 +150,6 @@ def test_a_flush_under_traffic_breaks_no_connection_and_new_ones_are_translated_
         wait_until(lambda: talk.answers > before + 10 or bool(talk.failure), "the conversation goes on")
         talk.end()
         assert talk.failure == ""
-        assert [d["what"] for healing in watch.healings() for d in healing["differences"]] == ["table inet quantum"] * 3
 
 
 def test_without_the_watch_the_same_flush_breaks_it(
