@@ -283,4 +283,5 @@ def _write_all(descriptor: int, content: bytes) -> None:
 
 
 def _io_failure(what: str, path: str, error: OSError) -> CniError:
-    return CniError(IO_FAILURE, f"cannot {what} {path}: {posix.strerror(error.errno or 0)}")
+    hint = "It needs root." if isinstance(error, PermissionError) else ""
+    return CniError(IO_FAILURE, f"cannot {what} {path}: {posix.strerror(error.errno or 0)}", hint)
