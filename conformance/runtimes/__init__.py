@@ -1,0 +1,1 @@
+"""Real runtimes run the plugin: conformance/run."""
