@@ -1,0 +1,35 @@
+# What the executables here share: the peers' programs. Source it; every function does nothing where there is nothing to do.
+. "$(dirname "${BASH_SOURCE[0]}")/../packaging/setup.bash"
+
+GO_PROGRAMS=$CACHE/go # PROGRAM-VERSION/PROGRAM, so that two versions can be beside each other
+CNI_PLUGINS=github.com/containernetworking/plugins/plugins
+
+# go_program PROGRAM PACKAGE VERSION [GO BUILD FLAG...]: build it from Go's module proxy; print where it is.
+go_program() {
+    local program=$1 package=$2 version=$3 directory
+    shift 3
+    directory=$GO_PROGRAMS/$program-$version
+    if [ ! -x "$directory/$program" ]; then
+        command -v go >/dev/null || die "needs Go 1.21 or newer, to build $package@$version"
+        say "Building $program $version ..." >&2
+        mkdir -p "$directory"
+        GOBIN=$directory GOFLAGS='' GOTOOLCHAIN=auto go install "$@" "$package@$version" >&2 || die "cannot build $package@$version"
+    fi
+    printf '%s\n' "$directory/$program"
+}
+
+# cni_plugins DIRECTORY NAME...: put these of containernetworking/plugins v1.9.1 into a directory, by their own names.
+cni_plugins() {
+    local directory=$1 name folder program
+    shift
+    mkdir -p "$directory"
+    for name in "$@"; do
+        case $name in
+        portmap | firewall | tuning) folder=meta ;;
+        host-local | static) folder=ipam ;;
+        *) folder=main ;;
+        esac
+        program=$(go_program "$name" "$CNI_PLUGINS/$folder/$name" v1.9.1)
+        ln -sf "$program" "$directory/$name"
+    done
+}

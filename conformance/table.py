@@ -1,0 +1,123 @@
+"""A pytest plugin: one table of the run, a row for each behaviour, a column for each subject that it was tried on.
+
+A test that is parametrized over `subject` fills one row: its docstring's first line, or else its name as a sentence. A cell
+is `pass`, `FAIL`, `differs` (marked so, and seen to be so), or `-` (skipped). Both of the last two say why below the table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+PASSED, FAILED, DIFFERS, NOT_TRIED = "pass", "FAIL", "differs", "-"
+
+
+@dataclass
+class Table:
+    """Cells by row and column, both in the order in which they came; the reasons of those that need one."""
+
+    columns: list[str] = field(default_factory=list)
+    rows: dict[str, dict[str, str]] = field(default_factory=dict)
+    reasons: list[str] = field(default_factory=list)
+
+    def enter(self, row: str, column: str, outcome: str, reason: str = "") -> None:
+        """Fill a cell; a row that several tests share has failed when one of them has."""
+        if column not in self.columns:
+            self.columns.append(column)
+        cells = self.rows.setdefault(row, {})
+        if FAILED in cells.get(column, ""):
+            return
+        cells[column] = f"{outcome} {self._footnote(reason)}" if reason else outcome
+
+    def _footnote(self, reason: str) -> str:
+        if reason not in self.reasons:
+            self.reasons.append(reason)
+        return f"[{self.reasons.index(reason) + 1}]"
+
+    def lines(self) -> Iterator[str]:
+        """Write it in Markdown, in columns of equal width."""
+        rows = [[name, *(cells.get(column, "") for column in self.columns)] for name, cells in self.rows.items()]
+        grid = [["behaviour", *self.columns], *rows]
+        widths = [max(len(row[at]) for row in grid) for at in range(len(grid[0]))]
+        for number, row in enumerate(grid):
+            yield f"| {' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))} |"
+            if number == 0:
+                yield f"|{'|'.join('-' * (width + 2) for width in widths)}|"
+        for number, reason in enumerate(self.reasons, 1):
+            yield ""
+            yield f"[{number}] {reason}"
+
+
+_TABLE = pytest.StashKey[Table]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--table", metavar="FILE", help="write the table into this Markdown file too")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_TABLE] = Table()
+    config.addinivalue_line(
+        "markers", "differs(subject, why): what is asserted does not hold for this subject, by design or by its fault"
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Expect a difference to be there: when it has gone, the test says so by failing."""
+    for item in items:
+        for mark in item.iter_markers("differs"):
+            subject, why = mark.args
+            if subject == _column(item):
+                item.add_marker(pytest.mark.xfail(reason=why, strict=True))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    report: pytest.TestReport = yield  # type: ignore[assignment]
+    column = _column(item)
+    if column and (report.when == "call" or not report.passed):
+        item.config.stash[_TABLE].enter(_row(item), column, *_cell(report))
+    return report  # type: ignore[return-value]
+
+
+def _cell(report: pytest.TestReport) -> tuple[str, str]:
+    """Return what goes into the cell, and its reason."""
+    if report.skipped and hasattr(report, "wasxfail"):
+        return DIFFERS, report.wasxfail
+    if report.skipped:
+        return NOT_TRIED, str(report.longrepr[2]).removeprefix("Skipped: ")  # type: ignore[index]
+    return (PASSED if report.passed else FAILED), ""
+
+
+def _column(item: pytest.Item) -> str:
+    """Return the subject's name; "" for a test that has none."""
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    return str(parameters.get("subject", ""))
+
+
+def _row(item: pytest.Item) -> str:
+    if not isinstance(item, pytest.Function):
+        return item.name
+    documentation = (item.obj.__doc__ or "").strip().partition("\n")[0].rstrip(".")
+    return documentation or item.originalname.removeprefix("test_").replace("_", " ")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    table = config.stash[_TABLE]
+    if not table.rows:
+        return
+    terminalreporter.write_line("")
+    for line in table.lines():
+        terminalreporter.write_line(line)
+    if path := config.getoption("--table"):
+        _write(config.rootpath / path, table)
+
+
+def _write(path: Path, table: Table) -> None:
+    path.write_text("\n".join(table.lines()) + "\n")
