@@ -33,3 +33,33 @@ cni_plugins() {
         ln -sf "$program" "$directory/$name"
     done
 }
+
+# pip_command: install the project with pip, as its users do, and print where the command is.
+pip_command() {
+    local venv=$CACHE/pip stamp=$CACHE/pip/.sources sources
+    sources=$(sources_checksum)
+    if [ "$(cat "$stamp" 2>/dev/null)" != "$sources" ]; then
+        say "Installing the project with pip ..." >&2
+        rm -rf "$venv"
+        /usr/bin/python3 -m venv "$venv"
+        "$venv/bin/pip" install --quiet --disable-pip-version-check "$PROJECT" >&2
+        printf '%s' "$sources" >"$stamp"
+    fi
+    printf '%s\n' "$venv/bin/quantum-nat"
+}
+
+# container_root: print the archive with what the containers have: busybox, and the server of runtimes/server.
+container_root() {
+    local root=$CACHE/container-root archive=$CACHE/container-root.tar source=$PROJECT/conformance/runtimes/server/main.go
+    if [ ! -f "$archive" ] || [ "$source" -nt "$archive" ]; then
+        apt_install busybox-static >&2
+        rm -rf "$root"
+        mkdir -p "$root"/{bin,etc,proc,sys,dev,tmp}
+        CGO_ENABLED=0 go build -trimpath -ldflags=-s -o "$root/bin/server" "$source"
+        cp /bin/busybox "$root/bin/"
+        ln -s busybox "$root/bin/sh"
+        ln -s busybox "$root/bin/sleep"
+        tar -C "$root" -cf "$archive" .
+    fi
+    printf '%s\n' "$archive"
+}

@@ -1,7 +1,8 @@
 """A pytest plugin: one table of the run, a row for each behaviour, a column for each subject that it was tried on.
 
 A test that is parametrized over `subject` fills one row: its docstring's first line, or else its name as a sentence. A cell
-is `pass`, `FAIL`, `differs` (marked so, and seen to be so), or `-` (skipped). Both of the last two say why below the table.
+is `pass`, `FAIL`, `differs` (marked so, and seen to be so), or `-` (the subject has no such thing: it is left out, or
+skipped). Both of the last two say why below the table.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class Table:
     columns: list[str] = field(default_factory=list)
     rows: dict[str, dict[str, str]] = field(default_factory=dict)
     reasons: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def enter(self, row: str, column: str, outcome: str, reason: str = "") -> None:
         """Fill a cell; a row that several tests share has failed when one of them has."""
@@ -52,9 +54,20 @@ class Table:
         for number, reason in enumerate(self.reasons, 1):
             yield ""
             yield f"[{number}] {reason}"
+        if self.notes:
+            yield ""
+            yield "; ".join(self.notes)
 
 
-_TABLE = pytest.StashKey[Table]()
+TABLE = pytest.StashKey[Table]()
+
+
+def leave_out(config: pytest.Config, items: list[pytest.Item], reasons: dict[pytest.Item, str]) -> None:
+    """Deselect tests of things that their subjects have not; the reasons go into the table."""
+    for item, reason in reasons.items():
+        config.stash[TABLE].enter(_row(item), _column(item), NOT_TRIED, reason)
+    items[:] = [item for item in items if item not in reasons]
+    config.hook.pytest_deselected(items=list(reasons))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -62,15 +75,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_TABLE] = Table()
+    config.stash[TABLE] = Table()
     config.addinivalue_line(
         "markers", "differs(subject, why): what is asserted does not hold for this subject, by design or by its fault"
     )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Expect a difference to be there: when it has gone, the test says so by failing."""
+    rows = config.stash[TABLE].rows
     for item in items:
+        if _column(item):
+            rows.setdefault(_row(item), {})  # in the order of the tests, whichever of them is left out
         for mark in item.iter_markers("differs"):
             subject, why = mark.args
             if subject == _column(item):
@@ -82,7 +99,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     report: pytest.TestReport = yield  # type: ignore[assignment]
     column = _column(item)
     if column and (report.when == "call" or not report.passed):
-        item.config.stash[_TABLE].enter(_row(item), column, *_cell(report))
+        item.config.stash[TABLE].enter(_row(item), column, *_cell(report))
     return report  # type: ignore[return-value]
 
 
@@ -109,7 +126,7 @@ def _row(item: pytest.Item) -> str:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    table = config.stash[_TABLE]
+    table = config.stash[TABLE]
     if not table.rows:
         return
     terminalreporter.write_line("")

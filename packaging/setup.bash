@@ -39,6 +39,24 @@ make_venv() {
     printf '%s' "$wanted" >"$stamp"
 }
 
+# sources_checksum: of all that what is built depends on.
+sources_checksum() {
+    (cd "$PROJECT" && find cni_quantum_nat packaging/*.py packaging/*.spec pyproject.toml -type f ! -name '*.pyc' -print0 |
+        sort -z | xargs -0 sha256sum | sha256sum)
+}
+
+# privately COMMAND [ARGUMENT...]: in a mount and network namespace of its own, with a fresh /run and /var/lib/cni: what it
+# makes there goes when it ends, however that is. UNSHARE_FLAGS are more flags for unshare.
+privately() {
+    local flags=(--mount --net ${UNSHARE_FLAGS:-})
+    [ "$(id -u)" = 0 ] || flags=(--map-root-user "${flags[@]}")
+    # shellcheck disable=SC2016
+    unshare "${flags[@]}" sh -c '
+        mount -t tmpfs none /run && mkdir /run/netns
+        if [ -d /var/lib/cni ]; then mount -t tmpfs none /var/lib/cni; fi
+        exec "$@"' sh "$@"
+}
+
 # install_cnitool: cnitool v1.3.0 in .cache/bin from Go's module proxy, or else a stand-in over Debian's libcni.
 install_cnitool() {
     local target=$CACHE/bin/cnitool

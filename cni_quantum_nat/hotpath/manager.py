@@ -130,7 +130,7 @@ class NatManager:
             raise CniError(
                 CHECK_FAILED,
                 f"{attachment.id} is not as it was set up: {'; '.join(problems)}",
-                "ADD of the attachment puts it right; after a lost table, ADD of any attachment does.",
+                "quantum-nat reconcile puts it right; so does ADD of the attachment, or after a lost table of any.",
             )
 
     def move_network(self, network: str, settings: Settings) -> None:

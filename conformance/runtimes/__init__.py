@@ -1,1 +1,7 @@
-"""Real runtimes run the plugin: conformance/run."""
+"""Real runtimes with the plugin in their networks: what a person who types their commands sees."""
+
+from .cnitool import Cnitool
+from .podman import Podman
+from .runtime import Runtime
+
+RUNTIMES: dict[str, type[Runtime]] = {runtime.name: runtime for runtime in (Cnitool, Podman)}

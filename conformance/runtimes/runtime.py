@@ -1,16 +1,40 @@
 """What every runtime can do for the behaviours: start, run containers, and be restarted. One subclass a runtime.
 
-All of it happens in one network namespace and one mount namespace, which the caller made: that is the host. A runtime keeps
-everything that it writes below its own directory, and every process that it starts is gone after `stop`.
+All of it happens in the network namespace that stands for the host, see tests/kernel/world.py. A runtime keeps everything
+that it writes below its own directory, and every process that it starts is gone after `stop`.
 """
 
 from __future__ import annotations
 
+import json
+import subprocess
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from tests.kernel.world import Host
+
+PROJECT = Path(__file__).parents[2]
+CACHE = PROJECT / ".cache"
+CNI_PLUGINS = ("bridge", "host-local", "loopback")
+SERVED_PORTS = (53, 80, 81, 82)
+"""Where the server in each container listens, over TCP and UDP."""
+HANDS_PORTS_ON = "it hands port mappings to the plugin"
+
+
+@dataclass(frozen=True)
+class Network:
+    """A bridge network with both families."""
+
+    name: str
+    bridge: str
+    subnets: dict[int, str]
+
+
+FRONT = Network("front", "front0", {4: "10.70.0.0/24", 6: "fd70::/64"})
+BACK = Network("back", "back0", {4: "10.71.0.0/24", 6: "fd71::/64"})
 
 
 @dataclass(frozen=True)
@@ -25,75 +49,172 @@ class Port:
 
 @dataclass
 class Running:
-    """A container that runs `httpd` on port 80 and a UDP echo on port 53.
+    """A container with its server, which calls itself by the container's name.
 
-    id: what the runtime calls it towards CNI. addresses: by family, on its first network. netns: a path or /proc/PID/ns/net.
+    id: what the runtime calls it towards CNI. netns: a path that leads to its network namespace.
+    addresses: by network, then family.
     """
 
     id: str
     name: str
-    addresses: dict[int, str] = field(default_factory=dict)
-    netns: str = ""
+    netns: Path
+    ports: tuple[Port, ...] = ()
+    networks: tuple[Network, ...] = (FRONT,)
+    addresses: dict[str, dict[int, str]] = field(default_factory=dict)
 
 
-class NotPassed(Exception):
-    """The runtime refused or failed to run the container; its own words, as the person who typed the command sees them."""
+class NotRun(Exception):
+    """The runtime did not run the container: its own words, as the person who typed the command sees them."""
 
 
-class Runtime:
-    """A runtime that is configured for the plugin. `networks` are conflists in its configuration directory, the first is the default.
+class Runtime(ABC):
+    """A runtime that is configured for the plugin, with the networks FRONT (the default one) and BACK."""
 
-    passes_ports: whether it hands port mappings to CNI plugins. has_gc: whether it calls GC by itself.
-    """
+    name: ClassVar[str]
+    cni_version: ClassVar[str] = "1.0.0"
+    lacks: ClassVar[dict[str, str]] = {}
+    """What it has not, with the reason for the table: `ports`, `own host ports`, `several networks`, `daemon`,
+    `reload`, `verbs`."""
 
-    name: str
-    passes_ports = True
-    several_networks = False
-
-    def __init__(self, directory: Path, plugin: Path, state_directory: Path) -> None:
+    def __init__(self, directory: Path, plugin: Path, host: Host) -> None:
         self.directory = directory
-        self.plugin = plugin
-        self.state_directory = state_directory
+        self.host = host
+        self.state_directory = directory / "quantum-nat"
+        self.cni_bin = directory / "bin"
+        self.cni_conf = directory / "net.d"
+        self._prepare_cni(plugin)
+
+    def _prepare_cni(self, plugin: Path) -> None:
+        self.cni_bin.mkdir(parents=True)
+        self.cni_conf.mkdir()
+        shell("cni_plugins", str(self.cni_bin), *CNI_PLUGINS)
+        (self.cni_bin / "quantum-nat").symlink_to(plugin)
+        for number, network in enumerate((FRONT, BACK)):
+            conflist = json.dumps(self.conflist(network), indent=2)
+            (self.cni_conf / f"{number}0-{network.name}.conflist").write_text(conflist)
+
+    def conflist(self, network: Network) -> dict[str, Any]:
+        """Return what a person writes: bridge without its own masquerade, then the plugin."""
+        return {
+            "cniVersion": self.cni_version,
+            "name": network.name,
+            "plugins": [
+                {
+                    "type": "bridge",
+                    "bridge": network.bridge,
+                    "isGateway": True,
+                    "hairpinMode": True,
+                    "ipam": {
+                        "type": "host-local",
+                        "dataDir": str(self.directory / "ipam"),
+                        "ranges": [[{"subnet": subnet}] for subnet in network.subnets.values()],
+                        "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
+                    },
+                },
+                {
+                    "type": "quantum-nat",
+                    "capabilities": {"portMappings": True},
+                    "stateDir": str(self.state_directory),
+                },
+            ],
+        }
+
+    def command(self, *command: str, stdin: str = "") -> str:
+        """Run a command in the host's namespace and return what it printed; NotRun with what it complained of."""
+        done = subprocess.run(
+            ["nsenter", f"--net={self.host.path}", "--", *command],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        if done.returncode:
+            raise NotRun(f"{' '.join(command)}: {done.stderr or done.stdout}")
+        return done.stdout
 
     @classmethod
-    def install(cls, cache: Path) -> None:
-        """Install what it needs: Debian's packages, or builds in the cache; does nothing when it is there."""
-        raise NotImplementedError
+    @abstractmethod
+    def install(cls) -> None:
+        """Install what it needs, Debian's packages or programs of Go's proxy; do nothing where it is there."""
 
-    def version(self) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def version(self) -> str: ...
 
+    @abstractmethod
     def start(self) -> None:
         """Write its configuration, start its daemon if it has one, make the image."""
-        raise NotImplementedError
 
+    @abstractmethod
     def stop(self) -> None:
         """End every process of it, containers too, by process id, and unmount what it mounted."""
-        raise NotImplementedError
 
-    def restart_daemon(self) -> None:
-        """End the daemon and start it again, while containers run; nothing where there is none."""
+    @abstractmethod
+    def run(self, name: str, *ports: Port, networks: tuple[Network, ...] = (FRONT,)) -> Running:
+        """Run a container; NotRun when that fails."""
 
-    def run(self, name: str, *ports: Port, networks: tuple[str, ...] = ()) -> Running:
-        """Run a container; NotPassed with its message when that fails."""
-        raise NotImplementedError
-
+    @abstractmethod
     def remove(self, container: Running) -> None:
         """Stop and remove it, as a person would."""
-        raise NotImplementedError
 
+    @abstractmethod
     def restart(self, container: Running) -> Running:
         """Stop it and start it again with the same ports."""
-        raise NotImplementedError
 
+    @abstractmethod
     def kill_hard(self, container: Running) -> None:
-        """Kill it and its namespace behind the runtime's back, so that no DEL comes by itself."""
-        raise NotImplementedError
+        """Let it die behind the runtime's back, so that no DEL comes by itself."""
 
+    @abstractmethod
     def clean_up(self, container: Running) -> None:
-        """Do what the runtime does about a container that died behind its back: its own clean-up, or GC."""
+        """Do what the runtime has for a container that died behind its back: its own clean-up, or GC."""
+
+    def restart_daemon(self) -> None:
+        """End the daemon and start it again, while containers run."""
         raise NotImplementedError
 
     def reload_network(self, container: Running) -> None:
-        """Have the rules of a running container made again; NotImplementedError where the runtime has nothing for it."""
+        """Have the rules of a running container made again."""
         raise NotImplementedError
+
+    def check(self, container: Running) -> None:
+        """Have CHECK called; NotRun when it fails."""
+        raise NotImplementedError
+
+    def status(self, container: Running) -> None:
+        """Have STATUS called for the container's network; NotRun when it fails."""
+        raise NotImplementedError
+
+    def collect_garbage(self, container: Running) -> None:
+        """Have GC called for the container's network."""
+        raise NotImplementedError
+
+
+def shell(function: str, *arguments: str) -> str:
+    """Call a function of setup.bash, and return what it printed; what it says goes to stderr."""
+    script = f'. "{PROJECT}/conformance/setup.bash"; "$@"'
+    return subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script, "conformance", function, *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    ).stdout.strip()
+
+
+def addresses_in(netns: Path) -> dict[str, dict[int, str]]:
+    """Return the addresses in a namespace by network and family: those of its bridges' subnets."""
+    listed = subprocess.run(
+        ["nsenter", f"--net={netns}", "ip", "-json", "address"], stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
+    local = [
+        (6 if entry["family"] == "inet6" else 4, entry["local"])
+        for link in json.loads(listed)
+        for entry in link["addr_info"]
+        if entry["scope"] == "global"
+    ]
+    found: dict[str, dict[int, str]] = {}
+    for network in (FRONT, BACK):
+        for family, address in local:
+            if address.startswith(network.subnets[family].partition("0/")[0].partition("::/")[0]):
+                found.setdefault(network.name, {})[family] = address
+    return found

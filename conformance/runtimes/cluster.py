@@ -1,0 +1,100 @@
+"""A runtime, the containers that it runs, and who asks them."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from tests.kernel.peer import Answer, Refused, TimedOut, ask
+from tests.kernel.world import wait_until
+
+from .runtime import FRONT, Network, Port, Running, Runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+_numbers = count(1)
+PATIENCE_S = 10
+"""How long a server may take to start, and a runtime to do in the background what it does there."""
+
+
+class Cluster:
+    """A runtime on its host, with a client outside."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.host = runtime.host
+        self.client = runtime.host.client
+        self._containers: dict[str, Running] = {}
+
+    def run(self, *ports: Port, networks: tuple[Network, ...] = (FRONT,)) -> Running:
+        """Run a container with a new name, whose server answers."""
+        container = self.runtime.run(f"c{next(_numbers)}", *ports, networks=networks)
+        self._containers[container.name] = container
+        address = container.addresses[networks[0].name][4]
+        wait_until(lambda: self.answer(self.host.path, address, 80) is not None, "its server listens", PATIENCE_S)
+        return container
+
+    def run_all(self, mappings: Iterable[Port]) -> list[Running]:
+        """Run a container for each port, all at once."""
+        with ThreadPoolExecutor(50) as pool:
+            return list(pool.map(self.run, mappings))
+
+    def restart(self, container: Running) -> Running:
+        self._containers[container.name] = restarted = self.runtime.restart(container)
+        return restarted
+
+    def remove(self, container: Running) -> None:
+        self.runtime.remove(self._containers.pop(container.name))
+
+    def remove_at_once(self, containers: Iterable[Running]) -> None:
+        with ThreadPoolExecutor(50) as pool:
+            list(pool.map(self.remove, containers))
+
+    def remove_all(self) -> None:
+        for container in list(self._containers.values()):
+            self.remove(container)
+
+    def kill_hard(self, container: Running) -> None:
+        del self._containers[container.name]
+        self.runtime.kill_hard(container)
+
+    def answer(self, netns: Path, address: str, port: int, protocol: str = "tcp") -> Answer | None:
+        """Ask from a namespace; None when nothing comes back, or a refusal."""
+        try:
+            return ask(netns, protocol, address, port, timeout=1)
+        except (Refused, TimedOut, OSError):
+            return None
+
+    def serves(self, container: Running, netns: Path, address: str, port: int, protocol: str = "tcp") -> Answer:
+        """Return this container's answer; fail where there is none in time."""
+        wait_until(
+            lambda: self.answer(netns, address, port, protocol) is not None,
+            f"{address} port {port}/{protocol} answers",
+            PATIENCE_S,
+        )
+        found = self.answer(netns, address, port, protocol)
+        assert found is not None
+        assert found.server == container.name
+        return found
+
+    def operate(self, *arguments: str) -> str:
+        """Run an operator's command with this runtime's plugin."""
+        plugin = self.runtime.cni_bin / "quantum-nat"
+        return self.runtime.command(str(plugin), f"--state-dir={self.runtime.state_directory}", *arguments)
+
+    def ports_of(self, container: Running) -> set[tuple[str, int]]:
+        """Return protocol and host port of what the plugin has published for a container."""
+        shown: list[dict[str, Any]] = json.loads(self.operate("port", container.id, "--json"))
+        return {(port["protocol"], port["hostPort"]) for port in shown}
+
+    def left_over(self) -> list[str]:
+        """Return the plugin's elements and records: nothing, when no container runs."""
+        records = [str(path) for path in self.runtime.state_directory.glob("attachments/**/*") if path.is_file()]
+        return [*self.host.holdings(), *records]
+
+    def wait_until_nothing_is_left(self) -> None:
+        wait_until(lambda: not self.left_over(), "elements and records go", PATIENCE_S)

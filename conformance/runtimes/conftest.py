@@ -1,0 +1,84 @@
+"""A host with an outside client, and one runtime on it at a time, as long as its tests last."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from conformance.table import TABLE, leave_out
+from tests.kernel.world import Host
+
+from . import RUNTIMES
+from .cluster import Cluster
+from .runtime import shell
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--runtime", action="append", choices=sorted(RUNTIMES), help="only this one; may be repeated")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Try every behaviour on every runtime, all those of one runtime in a row."""
+    if "subject" in metafunc.fixturenames:
+        names = metafunc.config.getoption("--runtime") or list(RUNTIMES)
+        metafunc.parametrize("subject", names, scope="session")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs(what): only for runtimes that have it, see Runtime.lacks")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what a runtime has not."""
+    lacking = {}
+    for item in items:
+        needed = item.get_closest_marker("needs")
+        lacks = RUNTIMES[item.callspec.params["subject"]].lacks  # type: ignore[attr-defined]
+        if needed and needed.args[0] in lacks:
+            lacking[item] = lacks[needed.args[0]]
+    leave_out(config, items, lacking)
+
+
+@pytest.fixture(scope="session")
+def cluster(
+    subject: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Cluster]:
+    """A cluster with the frozen plugin."""
+    with started(subject, Path(os.environ["QUANTUM_NAT_PLUGIN"]), tmp_path_factory) as made:
+        request.config.stash[TABLE].notes.append(f"{subject}: {made.runtime.version()}")
+        yield made
+
+
+@pytest.fixture
+def cluster_of_pip(subject: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster with the plugin as pip installs it."""
+    with started(subject, Path(shell("pip_command")), tmp_path_factory) as made:
+        yield made
+
+
+@contextmanager
+def started(subject: str, plugin: Path, directories: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Start a runtime on a host of its own, and remove all of it."""
+    with ExitStack() as stack:
+        host = Host(stack)
+        host.client.serve("outside", 80)
+        runtime = RUNTIMES[subject](directories.mktemp(subject), plugin, host)
+        stack.callback(runtime.stop)
+        runtime.start()
+        yield Cluster(runtime)
+
+
+@pytest.fixture(autouse=True)
+def _clean(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Remove the containers that a test made, or that it failed to remove."""
+    used = [request.getfixturevalue(name) for name in ("cluster", "cluster_of_pip") if name in request.fixturenames]
+    yield
+    for cluster in used:
+        cluster.remove_all()
