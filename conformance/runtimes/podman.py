@@ -62,13 +62,16 @@ class Podman(Runtime):
         self._podman("rm", "--all", "--force", "--time", "0")
         for mounted in sorted(_mounts_below(self.directory), reverse=True):
             subprocess.run(["umount", mounted], check=True)
+        self.remove_cgroups()
 
     def run(self, name: str, *ports: Port, networks: tuple[Network, ...] = (FRONT,)) -> Running:
         options = [f"--publish={_published(port)}" for port in ports]
         options += [f"--network={network.name}" for network in networks]
         command = ("server", name, *map(str, SERVED_PORTS))
         try:
-            self._podman("run", "--detach", f"--name={name}", *options, "server", *command)
+            self._podman(
+                "run", "--detach", f"--name={name}", f"--cgroup-parent=/{self.cgroup}", *options, "server", *command
+            )
         except NotRun:
             self._podman("rm", "--force", "--ignore", "--time", "0", name)
             raise

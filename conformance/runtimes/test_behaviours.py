@@ -37,7 +37,7 @@ def test_range(cluster: Cluster) -> None:
 
 @pytest.mark.needs("ports")
 def test_host_ip(cluster: Cluster) -> None:
-    """HostIP 127.0.0.1 is for the host alone, hostIP of an address for that address alone."""
+    """A hostIP of 127.0.0.1 is for the host alone, one of another address for that address alone."""
     container = cluster.run(
         Port(8080, 80, host_ip=LOCALHOST), Port(8081, 81, host_ip=OTHER_HOST[4]), Port(8081, 81, host_ip=OTHER_HOST[6])
     )
