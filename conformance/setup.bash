@@ -5,6 +5,7 @@ GO_PROGRAMS=$CACHE/go # PROGRAM-VERSION/PROGRAM, so that two versions can be bes
 CNI_PLUGINS=github.com/containernetworking/plugins/plugins
 
 # go_program PROGRAM PACKAGE VERSION [GO BUILD FLAG...]: build it from Go's module proxy; print where it is.
+# In a module of its own, not by `go install`: that asks which other versions there are, and not every proxy says so.
 go_program() {
     local program=$1 package=$2 version=$3 directory
     shift 3
@@ -12,10 +13,32 @@ go_program() {
     if [ ! -x "$directory/$program" ]; then
         command -v go >/dev/null || die "needs Go 1.21 or newer, to build $package@$version"
         say "Building $program $version ..." >&2
-        mkdir -p "$directory"
-        GOBIN=$directory GOFLAGS='' GOTOOLCHAIN=auto go install "$@" "$package@$version" >&2 || die "cannot build $package@$version"
+        rm -rf "$directory"
+        mkdir -p "$directory/module"
+        (
+            cd "$directory/module"
+            export GOFLAGS='' GOTOOLCHAIN=auto GOWORK=off
+            go mod init conformance && go get "$package@$version" && go build -o "$directory/$program" "$@" "$package"
+        ) 2>&1 | sed '/^go: \(added\|creating\)/d' >&2 || die "cannot build $package@$version"
     fi
     printf '%s\n' "$directory/$program"
+}
+
+# unpacked PACKAGE: unpack Debian's package, which would start a service if it were installed; print where it is.
+unpacked() {
+    local package=$1 directory=$CACHE/debian/$1
+    if [ ! -d "$directory" ]; then
+        say "Unpacking $package ..." >&2
+        rm -rf "$directory.new"
+        mkdir -p "$directory.new"
+        (
+            cd "$CACHE/debian"
+            apt-get download -qq "$package" || { apt-get update -qq && apt-get download -qq "$package"; }
+        ) >/dev/null 2>&1 || die "cannot download Debian's package $package"
+        dpkg-deb -x "$CACHE/debian/$package"_*.deb "$directory.new"
+        mv "$directory.new" "$directory"
+    fi
+    printf '%s\n' "$directory"
 }
 
 # cni_plugins DIRECTORY NAME...: put these of containernetworking/plugins v1.9.1 into a directory, by their own names.

@@ -1,7 +1,10 @@
 """Real runtimes with the plugin in their networks: what a person who types their commands sees."""
 
 from .cnitool import Cnitool
+from .containerd import Containerd16, Containerd23
 from .podman import Podman
 from .runtime import Runtime
 
-RUNTIMES: dict[str, type[Runtime]] = {runtime.name: runtime for runtime in (Cnitool, Podman)}
+RUNTIMES: dict[str, type[Runtime]] = {
+    runtime.name: runtime for runtime in (Cnitool, Podman, Containerd16, Containerd23)
+}

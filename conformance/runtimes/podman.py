@@ -62,7 +62,7 @@ class Podman(Runtime):
         self._podman("rm", "--all", "--force", "--time", "0")
         for mounted in sorted(_mounts_below(self.directory), reverse=True):
             subprocess.run(["umount", mounted], check=True)
-        self.remove_cgroups()
+        self.cgroup.remove()
 
     def run(self, name: str, *ports: Port, networks: tuple[Network, ...] = (FRONT,)) -> Running:
         options = [f"--publish={_published(port)}" for port in ports]
@@ -70,7 +70,13 @@ class Podman(Runtime):
         command = ("server", name, *map(str, SERVED_PORTS))
         try:
             self._podman(
-                "run", "--detach", f"--name={name}", f"--cgroup-parent=/{self.cgroup}", *options, "server", *command
+                "run",
+                "--detach",
+                f"--name={name}",
+                f"--cgroup-parent=/{self.cgroup.name}",
+                *options,
+                "server",
+                *command,
             )
         except NotRun:
             self._podman("rm", "--force", "--ignore", "--time", "0", name)

@@ -7,13 +7,14 @@ that it writes below its own directory, and every process that it starts is gone
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import uuid4
+
+from .cgroup import Cgroup
 
 if TYPE_CHECKING:
     from tests.kernel.world import Host
@@ -84,7 +85,7 @@ class Runtime(ABC):
         self.state_directory = directory / "quantum-nat"
         self.cni_bin = directory / "bin"
         self.cni_conf = directory / "net.d"
-        self.cgroup = f"quantum-nat-{uuid4().hex[:8]}"
+        self.cgroup = Cgroup(f"quantum-nat-{uuid4().hex[:8]}")
         self._prepare_cni(plugin)
 
     def _prepare_cni(self, plugin: Path) -> None:
@@ -135,12 +136,6 @@ class Runtime(ABC):
         if done.returncode:
             raise NotRun(f"{' '.join(command)}: {done.stderr or done.stdout}")
         return done.stdout
-
-    def remove_cgroups(self) -> None:
-        """Remove what is left below the runtime's own cgroup, in every hierarchy."""
-        for top in Path("/sys/fs/cgroup").glob(f"**/{self.cgroup}"):
-            for directory, _, _ in os.walk(top, topdown=False):
-                Path(directory).rmdir()
 
     @classmethod
     @abstractmethod

@@ -1,0 +1,131 @@
+"""containerd with its CRI plugin: 1.6 as Debian 12 has it, and 2.3 from Go's module proxy."""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from pathlib import Path
+from typing import ClassVar
+
+from .cri import CriRuntime
+from .images import PAUSE
+from .runtime import HANDS_PORTS_ON, shell
+
+_COMMON = """root = "{directory}/root"
+state = "{directory}/state"
+[grpc]
+address = "{socket}"
+[plugins."io.containerd.internal.v1.opt"]
+path = "{directory}/opt"
+"""
+_CONFIGURATION_16 = (
+    """version = 2
+"""
+    + _COMMON
+    + """[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "{pause}"
+disable_apparmor = true
+restrict_oom_score_adj = true
+netns_mounts_under_state_dir = true
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "{cni_bin}"
+conf_dir = "{cni_conf}"
+max_conf_num = 1
+"""
+)
+_CONFIGURATION_23 = (
+    """version = 3
+"""
+    + _COMMON
+    + """[plugins."io.containerd.cri.v1.images".pinned_images]
+sandbox = "{pause}"
+[plugins."io.containerd.cri.v1.runtime"]
+disable_apparmor = true
+restrict_oom_score_adj = true
+netns_mounts_under_state_dir = true
+[plugins."io.containerd.cri.v1.runtime".cni]
+bin_dirs = ["{cni_bin}"]
+conf_dir = "{cni_conf}"
+max_conf_num = 1
+[plugins."io.containerd.nri.v1.nri"]
+disable = true
+"""
+)
+
+
+class Containerd(CriRuntime):
+    """containerd with private directories; its shims find their socket in /run/containerd, wherever its state is."""
+
+    lacks: ClassVar[dict[str, str]] = {
+        **CriRuntime.lacks,
+        "own host ports": HANDS_PORTS_ON,
+        "verbs": "it calls ADD and DEL alone",
+    }
+    configuration: ClassVar[str]
+
+    @classmethod
+    @abstractmethod
+    def programs(cls) -> list[Path]:
+        """Return the directories with its programs."""
+
+    def version(self) -> str:
+        return self._run_with_programs("containerd", "--version").split()[2].removeprefix("v").removesuffix("+unknown")
+
+    def configure(self) -> None:
+        self._configuration = self.directory / "containerd.toml"
+        self._configuration.write_text(
+            self.configuration.format(
+                directory=self.directory, socket=self.socket, pause=PAUSE, cni_bin=self.cni_bin, cni_conf=self.cni_conf
+            )
+        )
+
+    def command_line(self) -> list[str]:
+        return [*self._with_programs(), "containerd", f"--config={self._configuration}"]
+
+    def import_image(self, archive: Path) -> None:
+        self._run_with_programs(
+            "ctr", f"--address={self.socket}", "--namespace=k8s.io", "images", "import", str(archive)
+        )
+
+    def _run_with_programs(self, *command: str) -> str:
+        return self.command(*self._with_programs(), *command)
+
+    def _with_programs(self) -> list[str]:
+        """Return what puts its programs first: the daemon looks for its shim in PATH."""
+        path = ":".join([*map(str, self.programs()), os.environ["PATH"]])
+        return ["env", f"PATH={path}"]
+
+
+class Containerd16(Containerd):
+    """Debian's package, unpacked rather than installed: it would start a service."""
+
+    name = "containerd-1.6"
+    configuration = _CONFIGURATION_16
+
+    @classmethod
+    def install(cls) -> None:
+        super().install()
+        cls.programs()
+
+    @classmethod
+    def programs(cls) -> list[Path]:
+        return [Path(shell("unpacked", "containerd")) / "usr/bin"]
+
+
+class Containerd23(Containerd):
+    """The newest release whose programs Go's proxy has."""
+
+    name = "containerd-2.3"
+    cni_version = "1.1.0"
+    configuration = _CONFIGURATION_23
+
+    @classmethod
+    def install(cls) -> None:
+        super().install()
+        cls.programs()
+
+    @classmethod
+    def programs(cls) -> list[Path]:
+        commands = "github.com/containerd/containerd/v2/cmd"
+        names = ("containerd", "containerd-shim-runc-v2", "ctr")
+        return [Path(shell("go_program", name, f"{commands}/{name}", "v2.3.4")).parent for name in names]

@@ -1,0 +1,195 @@
+"""Pods through the CRI, as a kubelet asks for them: crictl v1.36.0 is the client."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from abc import abstractmethod
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from .daemon import Daemon
+from .images import SERVER, write_images
+from .runtime import FRONT, SERVED_PORTS, Network, NotRun, Port, Running, Runtime, addresses_in, shell
+
+if TYPE_CHECKING:
+    from tests.kernel.world import Host
+
+_CRICTL = ("crictl", "sigs.k8s.io/cri-tools/cmd/crictl", "v1.36.0")
+_PROTOCOLS = {"tcp": 0, "udp": 1, "sctp": 2}
+_OWN_PROCESSES = {
+    "namespace_options": {"pid": 1}
+}  # 1: of the container; CRI-O refuses 0, of the pod, without an infra container
+_READY = {"RuntimeReady", "NetworkReady"}
+_TIMEOUT = "60s"  # fifty pods that start at once take their time
+
+
+class CriRuntime(Runtime):
+    """A daemon that runs pods. Each pod has one container, with the server, and a cgroup, as a kubelet makes it."""
+
+    lacks: ClassVar[dict[str, str]] = {
+        "several networks": "the daemon's configuration, not the pod's, says which networks a pod has",
+        "reload": "it has no command for it; see the row of quantum-nat reconcile",
+    }
+
+    @classmethod
+    def install(cls) -> None:
+        shell("go_program", *_CRICTL)
+        shell("apt_install", "runc")
+        shell("container_root")
+
+    def __init__(self, directory: Path, plugin: Path, host: Host) -> None:
+        super().__init__(directory, plugin, host)
+        self.socket = directory / "cri.sock"
+        self._crictl = shell("go_program", *_CRICTL)
+        self._attempts: dict[str, int] = {}
+
+    @abstractmethod
+    def command_line(self) -> list[str]:
+        """Return how the daemon is started."""
+
+    @abstractmethod
+    def configure(self) -> None:
+        """Write the daemon's configuration."""
+
+    @abstractmethod
+    def import_image(self, archive: Path) -> None:
+        """Give the running daemon an image; its name is in the archive."""
+
+    def start(self) -> None:
+        self.configure()
+        self.start_daemon()
+        for archive in write_images(Path(shell("container_root")), self.directory):
+            self.import_image(archive)
+
+    def start_daemon(self) -> None:
+        line = ["nsenter", f"--net={self.host.path}", "--", *self.command_line()]
+        self.daemon = Daemon(self.cgroup.entering("daemon", *line), self.directory / "daemon.log", self._is_ready)
+        self.daemon.start()
+
+    def stop(self) -> None:
+        with ExitStack() as undo:
+            undo.callback(self.cgroup.remove)
+            undo.callback(_unmount_below, self.directory)
+            undo.callback(self.cgroup.kill)
+            undo.callback(self.daemon.end)
+            if self.daemon.runs:
+                self.crictl("rmp", "--all", "--force")
+
+    def restart_daemon(self) -> None:
+        self.daemon.end()
+        self.daemon.start()
+
+    def kill_daemon(self) -> None:
+        """End it as a crash does."""
+        self.daemon.end(signal.SIGKILL)
+
+    def run(self, name: str, *ports: Port, networks: tuple[Network, ...] = (FRONT,)) -> Running:
+        self._attempts[name] = self._attempts.get(name, -1) + 1
+        pod = self._write(f"{name}-pod.json", self._pod(name, ports))
+        try:
+            pod_id = self.crictl("runp", f"--cancel-timeout={_TIMEOUT}", pod).strip()
+            server = self._write(f"{name}-server.json", self._server(name))
+            self.crictl("start", self.crictl("create", pod_id, server, pod).strip())
+        except NotRun:
+            self._remove_what_failed(name)
+            raise
+        netns = self._netns(pod_id)
+        return Running(pod_id, name, netns, ports, networks, addresses_in(netns))
+
+    def remove(self, container: Running) -> None:
+        self.crictl("stopp", container.id)
+        self.crictl("rmp", container.id)
+        self.cgroup.remove(self._group(container.name))
+
+    def restart(self, container: Running) -> Running:
+        """Do what a kubelet does: a new pod in the place of the old one, which is removed later."""
+        self.crictl("stopp", container.id)
+        started = self.run(container.name, *container.ports, networks=container.networks)
+        self.crictl("rmp", container.id)
+        return started
+
+    def kill_hard(self, container: Running) -> None:
+        self.cgroup.kill(self._group(container.name))
+        subprocess.run(["umount", container.netns], check=True)
+        container.netns.unlink()
+
+    def clean_up(self, container: Running) -> None:
+        self.remove(container)
+
+    def crictl(self, *arguments: str) -> str:
+        endpoints = [f"--{kind}-endpoint=unix://{self.socket}" for kind in ("runtime", "image")]
+        return self.command(self._crictl, *endpoints, f"--timeout={_TIMEOUT}", *arguments)
+
+    def _is_ready(self) -> bool:
+        """Whether it answers, with the network's configuration read."""
+        if not self.socket.exists():
+            return False
+        try:
+            conditions = json.loads(self.crictl("info"))["status"]["conditions"]
+        except NotRun:
+            return False
+        return {condition["type"] for condition in conditions if condition["status"]} >= _READY
+
+    def _remove_what_failed(self, name: str) -> None:
+        """Remove what the daemon keeps of a pod that did not start, for a kubelet to remove."""
+        for pod_id in self.crictl("pods", "--quiet", f"--name=^{name}$").split():
+            self.crictl("stopp", pod_id)
+            self.crictl("rmp", pod_id)
+        self.cgroup.remove(self._group(name))
+
+    def _netns(self, pod_id: str) -> Path:
+        inspected = json.loads(self.crictl("inspectp", pod_id))
+        namespaces = inspected["info"]["runtimeSpec"]["linux"]["namespaces"]
+        return next(Path(namespace["path"]) for namespace in namespaces if namespace["type"] == "network")
+
+    def _group(self, name: str) -> str:
+        return f"pods/{name}"
+
+    def _pod(self, name: str, ports: tuple[Port, ...]) -> dict[str, Any]:
+        return {
+            "metadata": {"name": name, "uid": name, "namespace": "default", "attempt": self._attempts[name]},
+            "log_directory": str(self.directory),
+            "port_mappings": [_mapping(port) for port in ports],
+            "linux": {
+                "cgroup_parent": f"/{self.cgroup.name}/{self._group(name)}",
+                "security_context": _OWN_PROCESSES,
+            },
+        }
+
+    def _server(self, name: str) -> dict[str, Any]:
+        return {
+            "metadata": {"name": "server", "attempt": self._attempts[name]},
+            "image": {"image": SERVER},
+            "args": [name, *map(str, SERVED_PORTS)],
+            "log_path": f"{name}.log",
+            "linux": {"security_context": _OWN_PROCESSES},
+        }
+
+    def _write(self, name: str, content: dict[str, Any]) -> str:
+        path = self.directory / name
+        path.write_text(json.dumps(content))
+        return str(path)
+
+
+def _mapping(port: Port) -> dict[str, str | int]:
+    return {
+        "protocol": _PROTOCOLS[port.protocol],
+        "container_port": port.container_port,
+        "host_port": port.host_port,
+        "host_ip": port.host_ip,
+    }
+
+
+def _unmount_below(directory: Path) -> None:
+    """Unmount what is mounted below a directory, the newest first."""
+    for target in reversed(mounts_below(directory)):
+        subprocess.run(["umount", target], check=True)
+
+
+def mounts_below(directory: Path) -> list[str]:
+    """Return where something is mounted below a directory, in the order in which it was."""
+    targets = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    return [target for target in targets if target.startswith(f"{directory}/")]

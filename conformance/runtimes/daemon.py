@@ -1,0 +1,51 @@
+"""The daemon of a runtime: a process in the host's network namespace, and what it writes in its log."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from typing import TYPE_CHECKING
+
+from tests.kernel.world import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+_PATIENCE_S = 30
+_LAST_LINES = 20
+
+
+class Daemon:
+    """A process that can be ended and started again."""
+
+    def __init__(self, command: list[str], log: Path, answers: Callable[[], bool]) -> None:
+        self._command = command
+        self._log = log
+        self._answers = answers
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        try:
+            wait_until(self._is_ready, "the daemon is ready", _PATIENCE_S)
+        except AssertionError as error:
+            error.add_note("\n".join(self._log.read_text().splitlines()[-_LAST_LINES:]))
+            raise
+
+    def end(self, by: signal.Signals = signal.SIGTERM) -> None:
+        """End it; nothing happens when it does not run."""
+        if self._process is not None:
+            self._process.send_signal(by)
+            self._process.wait(_PATIENCE_S)
+            self._process = None
+
+    @property
+    def runs(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def _is_ready(self) -> bool:
+        assert self.runs, "the daemon has ended"
+        return self._answers()
