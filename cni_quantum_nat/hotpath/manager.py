@@ -184,10 +184,11 @@ class NatManager:
         return lambda: _run_both(undo, lambda: self._backend(before.backend).install(before, None))
 
     def _find_host_interfaces(self, attachment: Attachment) -> None:
-        """Find the interfaces to the container's published addresses; nothing else needs them."""
-        for family in (4, 6):
-            endpoint = attachment.published_endpoint(family)
-            if endpoint is not None and any(mapping.serves(family) for mapping in attachment.port_mappings):
+        """Find the interfaces to the container's published addresses, and to all when it is isolated; nothing else needs them."""
+        for endpoint in attachment.endpoints:
+            family = endpoint.address.family
+            is_published = endpoint is attachment.published_endpoint(family) and family in attachment.published_families
+            if is_published or attachment.inbound.isolate:
                 endpoint.host_interface = interface_towards(endpoint.address)
 
     def _enable_forwarding(self, attachment: Attachment) -> None:

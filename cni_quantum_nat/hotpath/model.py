@@ -169,12 +169,13 @@ class Inbound:
     snat: whether neighbours and 127.0.0.1 are masqueraded, so that replies return.
     masquerade_all: whether everybody is.
     ipv6_localhost: whether ::1 is among the addresses that ports are published on.
+    isolate: whether host ports are the only way in from other networks.
     conditions: by family, what a connection must match as well: words in the backend's own syntax.
     mark_bit: with iptables, the bit of the packet mark that says "to be masqueraded"; None uses no mark.
     set_mark_chain: with iptables, another program's chain that marks what it masquerades; empty is none.
     """
 
-    __slots__ = ("conditions", "ipv6_localhost", "mark_bit", "masquerade_all", "set_mark_chain", "snat")
+    __slots__ = ("conditions", "ipv6_localhost", "isolate", "mark_bit", "masquerade_all", "set_mark_chain", "snat")
 
     def __init__(  # noqa: PLR0913 - a record has as many fields
         self,
@@ -182,6 +183,7 @@ class Inbound:
         snat: bool = True,
         masquerade_all: bool = False,
         ipv6_localhost: bool = False,
+        isolate: bool = False,
         conditions: dict[int, tuple[str, ...]] | None = None,
         mark_bit: int | None = None,
         set_mark_chain: str = "",
@@ -189,6 +191,7 @@ class Inbound:
         self.snat = snat
         self.masquerade_all = masquerade_all
         self.ipv6_localhost = ipv6_localhost
+        self.isolate = isolate
         self.conditions = conditions or {}
         self.mark_bit = mark_bit
         self.set_mark_chain = set_mark_chain
@@ -258,9 +261,15 @@ class Attachment:
         return {f for f in (4, 6) if self.published_endpoint(f) and any(m.serves(f) for m in self.port_mappings)}
 
     @property
+    def families(self) -> set[int]:
+        """The families that it has rules in."""
+        isolated = {endpoint.address.family for endpoint in self.endpoints} if self.inbound.isolate else ()
+        return {*self.outbound.masquerade, *self.published_families, *isolated}
+
+    @property
     def needs_rules(self) -> bool:
         """Whether there is anything to install."""
-        return bool(self.outbound.masquerade or self.published_families)
+        return bool(self.families)
 
     @property
     def wishes(self) -> dict[str, Any]:
@@ -329,6 +338,7 @@ def _inbound_record(inbound: Inbound) -> dict[str, Any]:
         "snat": inbound.snat,
         "masqueradeAll": inbound.masquerade_all,
         "ipv6Localhost": inbound.ipv6_localhost,
+        "isolate": inbound.isolate,
         "conditions": {str(f): list(words) for f, words in inbound.conditions.items()},
         "markBit": inbound.mark_bit,
         "setMarkChain": inbound.set_mark_chain,
@@ -340,6 +350,7 @@ def _inbound_of_record(record: dict[str, Any]) -> Inbound:
         snat=record["snat"],
         masquerade_all=record["masqueradeAll"],
         ipv6_localhost=record["ipv6Localhost"],
+        isolate=record["isolate"],
         conditions={int(f): tuple(words) for f, words in record["conditions"].items()},
         mark_bit=record["markBit"],
         set_mark_chain=record["setMarkChain"],

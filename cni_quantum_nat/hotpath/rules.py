@@ -149,7 +149,7 @@ def plan_rules(attachment: Attachment) -> list[Element]:
     """
     if attachment.is_network:
         return list(_plan_whole_network(attachment))
-    planned = [*_plan_outbound(attachment), *_plan_inbound(attachment)]
+    planned = [*_plan_outbound(attachment), *_plan_inbound(attachment), *_plan_isolation(attachment)]
     return list({element.identity: element for element in planned}.values())
 
 
@@ -277,4 +277,16 @@ def _plan_loopback_only(mappings: list[PortMapping], endpoint: Endpoint, owner: 
     for protocol, port in closed:
         if (protocol, port) not in open_ports:
             yield Element(f"loopback_only{family}", (address, protocol, port), (), owner)
-            yield Element(f"home{family}", (address, endpoint.host_interface), (), owner)
+            yield _home(endpoint, owner)
+
+
+def _plan_isolation(attachment: Attachment) -> Iterator[Element]:
+    owner = attachment.id.owner
+    for endpoint in attachment.endpoints if attachment.inbound.isolate else ():
+        yield Element(f"isolated{endpoint.address.family}", (endpoint.address,), (), owner)
+        yield _home(endpoint, owner)
+
+
+def _home(endpoint: Endpoint, owner: str) -> Element:
+    """Return the element that says by which interface the container's neighbours come."""
+    return Element(f"home{endpoint.address.family}", (endpoint.address, endpoint.host_interface), (), owner)

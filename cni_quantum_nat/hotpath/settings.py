@@ -59,6 +59,7 @@ class Settings:
             snat=normalised["snat"],
             masquerade_all=normalised["masqAll"],
             ipv6_localhost=normalised["ipv6Localhost"],
+            isolate=normalised["isolate"],
             conditions={int(family): tuple(words) for family, words in normalised["conditions"].items()},
             mark_bit=normalised["markMasqBit"],
             set_mark_chain=normalised["externalSetMarkChain"],

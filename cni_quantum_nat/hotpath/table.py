@@ -133,6 +133,7 @@ def _layouts_of_containers(family: int, address: str) -> list[SetLayout]:
         SetLayout(
             f"loopback_only{family}", published, purpose="container, protocol, container port for this host alone"
         ),
+        SetLayout(f"isolated{family}", (address,), purpose="container that others reach by its host ports alone"),
         SetLayout(f"home{family}", (address, INTERFACE), purpose="container, interface that its neighbours come by"),
     ]
 
@@ -177,8 +178,8 @@ SETS = {layout.name: layout for layout in (*_layouts_of(4), *_layouts_of(6), _LO
 # prefix lengths all jump to `own`, and the ordinary policies to `established`, which count them.
 CHAIN_USE = {
     "guard": 4,
-    "guard_forward": 1,
-    "guard_new": 5,
+    "guard_forward": 2,
+    "guard_new": 8,
     "prerouting": 1,
     "output": 1,
     "localhost6_out": 1,

@@ -31,6 +31,7 @@ _ALLOWED = {
     "externalSetMarkChain": "the name of an iptables chain, at most 28 bytes",
     "conditionsV4": _CONDITIONS,
     "conditionsV6": _CONDITIONS,
+    "isolate": _BOOLEAN,
     "snat": _BOOLEAN,
     "masqAll": _BOOLEAN,
     "metrics": _BOOLEAN,
@@ -105,6 +106,10 @@ class NatConfig(BaseModel):
         default=3600, description="Seconds for which an established TCP connection that is translated may be idle."
     )
     ipv6_localhost: bool = Field(default=False, description="Let [::1]:port on the host reach the container.")
+    isolate: bool = Field(
+        default=False,
+        description="Let other networks reach the container by its host ports alone, not by routing to its address.",
+    )
     snat: bool = Field(
         default=True,
         description="Masquerade neighbours and 127.0.0.1 that come through a host port, so that replies return.",
@@ -200,7 +205,7 @@ def normalise(configuration: dict[str, Any]) -> dict[str, Any]:
 
 def _validate(configuration: dict[str, Any]) -> NatConfig:
     """Read the keys of JSON; the names that Python's side has for them are unknown keys there, and ignored."""
-    foreign = NatConfig.model_fields.keys() - _ALLOWED.keys()
+    foreign = NatConfig.model_fields.keys() - set(map(to_camel, NatConfig.model_fields))
     return NatConfig.model_validate({key: value for key, value in configuration.items() if key not in foreign})
 
 
@@ -220,6 +225,7 @@ def normalised(config: NatConfig) -> dict[str, Any]:
         "sharing": {"none": SPREAD, "client": BY_CLIENT}[config.shared_affinity],
         "conntrackTimeout": config.conntrack_timeout,
         "ipv6Localhost": config.ipv6_localhost,
+        "isolate": config.isolate,
         "conditions": {family: words for family, words in conditions.items() if words},
         "snat": config.snat,
         "masqAll": config.masq_all,

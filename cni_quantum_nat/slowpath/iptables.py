@@ -171,10 +171,7 @@ def missing_rules(family: int, attachments: list[Attachment]) -> list[str]:
 
 def families_of(*attachments: Attachment) -> list[int]:
     """Return the families that the attachments have rules in."""
-    families = set()
-    for attachment in attachments:
-        families |= {*attachment.outbound.masquerade, *attachment.published_families}
-    return sorted(families)
+    return sorted({family for attachment in attachments for family in attachment.families})
 
 
 def _put(script: Script, attachment: Attachment, family: int) -> None:

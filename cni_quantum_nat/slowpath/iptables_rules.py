@@ -76,7 +76,7 @@ def fixed_rules(family: int) -> list[Rule]:
         Rule(
             "filter",
             "FORWARD",
-            "-m conntrack --ctstate NEW -m conntrack ! --ctstate DNAT -j QUANTUM-FORWARD",
+            "-m conntrack --ctstate INVALID,NEW,UNTRACKED -m conntrack ! --ctstate DNAT -j QUANTUM-FORWARD",
             first=True,
         ),
     ]
@@ -120,7 +120,12 @@ def _claims_of(attachment: Attachment) -> Iterator[object]:
 def plan_rules(attachment: Attachment, family: int) -> list[Rule]:
     """Return the attachment's rules of one family, in the order in which they are made."""
     # One mark speaks for all ports and sources of the container.
-    return list(dict.fromkeys([*_plan_inbound(attachment, family), *_plan_outbound(attachment, family)]))
+    planned = [
+        *_plan_inbound(attachment, family),
+        *_plan_outbound(attachment, family),
+        *_plan_isolation(attachment, family),
+    ]
+    return list(dict.fromkeys(planned))
 
 
 def _comment(attachment: Attachment) -> str:
@@ -217,6 +222,13 @@ def _plan_loopback_only(mappings: list[PortMapping], endpoint: Endpoint, comment
     for protocol, port in sorted(closed):
         match = f"-d {_host(endpoint)} ! -i {endpoint.host_interface} -p {protocol} -m {protocol} --dport {port}"
         yield Rule("filter", "QUANTUM-FORWARD", f"{match} {comment} -j DROP")
+
+
+def _plan_isolation(attachment: Attachment, family: int) -> Iterator[Rule]:
+    for endpoint in attachment.endpoints if attachment.inbound.isolate else ():
+        if endpoint.address.family == family:
+            match = f"-d {_host(endpoint)} ! -i {endpoint.host_interface} {_comment(attachment)}"
+            yield Rule("filter", "QUANTUM-FORWARD", f"{match} -j DROP")
 
 
 def _plan_outbound(attachment: Attachment, family: int) -> Iterator[Rule]:

@@ -56,15 +56,18 @@ _CHAINS = f"""
 		iif != "lo" ip6 saddr {IPV6_LOCALHOST_ALIAS} drop
 	}}
 	chain guard_forward {{
-		comment "what is published on 127.0.0.1 only is not reached by routing to the container either"
+		comment "what is published on 127.0.0.1 only, or of isolated containers not at all, is not reached by routing either"
 		type filter hook forward priority filter; policy accept;
 		ct state new ct status ! dnat jump guard_new
+		ct state {{ invalid, untracked }} jump guard_new
 	}}
 	chain guard_new {{
 		ip daddr . iifname @home4 return
 		ip6 daddr . iifname @home6 return
 		ip daddr . meta l4proto . th dport @loopback_only4 drop
 		ip6 daddr . meta l4proto . th dport @loopback_only6 drop
+		ip daddr @isolated4 drop
+		ip6 daddr @isolated6 drop
 	}}
 	chain localhost6_out {{
 		comment "::1 cannot be routed to a container: before conntrack sees such packets, they get an alias"

@@ -27,6 +27,7 @@ DEFAULTS = {
     "sharing": "spread",
     "conntrackTimeout": 3600,
     "ipv6Localhost": False,
+    "isolate": False,
     "conditions": {},
     "markMasqBit": None,
     "externalSetMarkChain": "",

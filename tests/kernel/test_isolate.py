@@ -1,0 +1,165 @@
+"""isolate: from other networks, a container is reached by its host ports and by nothing else."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import TYPE_CHECKING
+
+import pytest
+
+from .peer import inside
+from .plugin import publish
+from .world import CLIENT, HOST, Container, Host, Namespace
+
+if TYPE_CHECKING:
+    from .plugin import Plugin
+
+pytestmark = pytest.mark.behaviour
+HIDDEN = 81
+PROTOCOLS = [(family, protocol) for family in (4, 6) for protocol in ("tcp", "udp")]
+
+
+@pytest.fixture
+def container(host: Host) -> Container:
+    """A container with a server that is published, and one that is not."""
+    made = host.container()
+    made.serve("web", 80)
+    made.serve("hidden", HIDDEN)
+    return made
+
+
+@pytest.fixture
+def stranger(host: Host) -> Container:
+    """A container on another network of the same host, which routes."""
+    return host.container("cni1")
+
+
+@pytest.fixture(autouse=True)
+def _routes(host: Host) -> None:
+    host.show_client_the_way()
+
+
+@pytest.mark.frozen
+def test_a_port_that_is_not_published_is_not_reached_by_routing_to_the_container(
+    plugin: Plugin, container: Container, client: Namespace, stranger: Container
+) -> None:
+    attachment = plugin.add(container, publish(8080))
+    for family, protocol in PROTOCOLS:
+        for attacker in (client, stranger):
+            assert attacker.ask(container.address[family], HIDDEN, protocol).server == "hidden"
+    attachment.delete()
+    plugin.add(container, publish(8080), isolate=True)
+    for family, protocol in PROTOCOLS:
+        for attacker in (client, stranger):
+            assert attacker.cannot_reach(container.address[family], HIDDEN, protocol)
+
+
+def test_nor_is_a_published_one_but_by_its_host_port(
+    plugin: Plugin, container: Container, client: Namespace, stranger: Container, neighbour: Container, host: Host
+) -> None:
+    plugin.add(container, publish(8080), isolate=True)
+    for family in (4, 6):
+        assert client.cannot_reach(container.address[family], 80)
+        for asking in (client, stranger, neighbour, host, container):
+            assert asking.ask(HOST[family], 8080).server == "web"
+    assert host.ask("127.0.0.1", 8080).server == "web"
+
+
+def test_its_own_network_and_the_host_reach_all_of_it(
+    plugin: Plugin, container: Container, neighbour: Container, host: Host
+) -> None:
+    host.filter_bridges("1")
+    plugin.add(container, isolate=True)
+    for family, protocol in PROTOCOLS:
+        for asking in (neighbour, host):
+            assert asking.ask(container.address[family], HIDDEN, protocol).server == "hidden"
+
+
+def test_it_reaches_everybody_and_gets_their_answers(
+    plugin: Plugin, container: Container, client: Namespace, stranger: Container
+) -> None:
+    client.serve("outside", 80)
+    stranger.serve("stranger", 80)
+    plugin.add(container, isolate=True)
+    for family, protocol in PROTOCOLS:
+        assert container.ask(CLIENT[family], 80, protocol).server == "outside"
+        assert container.ask(stranger.address[family], 80, protocol).server == "stranger"
+
+
+def test_every_address_of_it_is_closed_without_masquerade_too(
+    plugin: Plugin, container: Container, client: Namespace
+) -> None:
+    container.ip("address add 10.88.0.200/24 dev eth0")
+    container.networks |= {5: "10.88.0.200/24"}
+    plugin.add(container, isolate=True, masquerade=False)
+    assert client.cannot_reach("10.88.0.200", HIDDEN)
+    assert client.cannot_reach(container.address[6], HIDDEN)
+
+
+def test_packets_of_no_connection_are_dropped_as_well(plugin: Plugin, container: Container, client: Namespace) -> None:
+    container.run("nft", "-f", "-", stdin=_COUNT_NULL_PACKETS)
+
+    def null_packets_that_arrive() -> int:
+        _send_null_packet(client, container.address[4])
+        assert client.ask(HOST[4], 8080).server == "web"  # which was sent later, by the same way
+        return int(container.run("nft", "list chain ip seen input").partition("packets ")[2].partition(" ")[0])
+
+    attachment = plugin.add(container, publish(8080))
+    assert null_packets_that_arrive() == 1
+    attachment.delete()
+    plugin.add(container, publish(8080), isolate=True)
+    assert null_packets_that_arrive() == 1
+
+
+_COUNT_NULL_PACKETS = """table ip seen {
+	chain input {
+		type filter hook input priority 0
+		tcp flags == 0x0 counter
+	}
+}
+"""
+
+
+def _send_null_packet(client: Namespace, address: str) -> None:
+    """Send a TCP segment without any flag, which conntrack calls invalid."""
+    with inside(client.path):
+        raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
+    with raw:
+        raw.connect((address, 0))
+        source = raw.getsockname()[0]
+        segment = struct.pack("!HHLLBBHHH", 40000, HIDDEN, 1, 0, 5 << 4, 0, 1024, 0, 0)
+        pseudo = socket.inet_aton(source) + socket.inet_aton(address) + struct.pack("!BBH", 0, 6, len(segment))
+        raw.send(segment[:16] + struct.pack("!H", _checksum(pseudo + segment)) + segment[18:])
+
+
+def _checksum(content: bytes) -> int:
+    total: int = sum(struct.unpack(f"!{len(content) // 2}H", content))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+@pytest.mark.frozen
+def test_the_other_containers_stay_open_and_del_leaves_nothing(
+    plugin: Plugin, container: Container, client: Namespace, host: Host
+) -> None:
+    other = host.container()
+    other.serve("other", 80)
+    plugin.add(other, network="open")
+    attachment = plugin.add(container, isolate=True)
+    attachment.check()
+    assert client.ask(other.address[4], 80).server == "other"
+    attachment.delete()
+    assert client.ask(container.address[4], HIDDEN).server == "hidden"
+    assert attachment.owner not in host.owners()
+
+
+def test_check_finds_that_it_was_opened(plugin: Plugin, container: Container, host: Host) -> None:
+    attachment = plugin.add(container, isolate=True)
+    if host.backend == "nftables":
+        host.run("nft", "flush", "set", "inet", "quantum", "isolated4")
+    else:
+        host.run(host.backend, "-F", "QUANTUM-FORWARD")
+    with pytest.raises(Exception, match="not as it was set up"):
+        attachment.check()
