@@ -67,7 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
         for line in published:
             print(line if arguments.port is None else line.place)
     if not published:
-        print(f"quantum-nat: {arguments.port or 'no port'} is not published by {arguments.container}", file=sys.stderr)
+        missing = f"does not publish {arguments.port}" if arguments.port else "publishes no port"
+        print(f"quantum-nat: {arguments.container} {missing}", file=sys.stderr)
     return 0 if published else 1
 
 

@@ -83,7 +83,14 @@ def test_a_mapping_without_a_host_port_gets_the_first_of_the_range_and_port_says
     ]
     assert command(plugin, "port", container.id, "80/udp").stdout == "0.0.0.0:32768\n[::]:32768\n"
     assert json.loads(command(plugin, "port", "--json", container.id, "80").stdout)[0]["hostPort"] == 32768
-    assert command(plugin, "port", container.id, "81").returncode == 1
+    missing = command(plugin, "port", container.id, "81")
+    assert (missing.returncode, missing.stderr) == (1, f"quantum-nat: {container.id} does not publish 81\n")
+
+
+def test_port_says_that_a_container_publishes_none(plugin: Plugin, container: Container) -> None:
+    plugin.add(container)
+    missing = command(plugin, "port", container.id)
+    assert (missing.returncode, missing.stderr) == (1, f"quantum-nat: {container.id} publishes no port\n")
 
 
 def test_port_wants_a_container_that_is_on_record(plugin: Plugin, container: Container) -> None:
