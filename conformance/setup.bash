@@ -24,6 +24,20 @@ go_program() {
     printf '%s\n' "$directory/$program"
 }
 
+# crio_programs: CRI-O v1.36.3 and its pinns, a C program of the same module that makes a pod's namespaces; print where they are.
+crio_programs() {
+    local tags="containers_image_openpgp containers_image_ostree_stub exclude_graphdriver_btrfs libsqlite3 seccomp"
+    local module=github.com/cri-o/cri-o program directory
+    apt_install gcc libc6-dev libseccomp-dev libsqlite3-dev pkg-config >&2
+    program=$(go_program crio "$module/cmd/crio" v1.36.3 -tags "$tags")
+    directory=${program%/*}
+    if [ ! -x "$directory/pinns" ]; then
+        module=$(cd "$directory/module" && go list -m -f '{{.Dir}}' "$module")
+        gcc -O2 -o "$directory/pinns" "$module"/pinns/src/*.c || die "cannot build pinns"
+    fi
+    printf '%s\n' "$directory"
+}
+
 # unpacked PACKAGE: unpack Debian's package, which would start a service if it were installed; print where it is.
 unpacked() {
     local package=$1 directory=$CACHE/debian/$1

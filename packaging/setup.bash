@@ -45,15 +45,18 @@ sources_checksum() {
         sort -z | xargs -0 sha256sum | sha256sum)
 }
 
-# privately COMMAND [ARGUMENT...]: in a mount and network namespace of its own, with a fresh /run and /var/lib/cni: what it
-# makes there goes when it ends, however that is. UNSHARE_FLAGS are more flags for unshare.
+# privately COMMAND [ARGUMENT...]: in a mount and network namespace of its own, with a fresh /run, and what libcni and
+# containers' storage keep in /var/lib whatever they are told: what it makes there goes when it ends, however that is.
+# UNSHARE_FLAGS are more flags for unshare.
 privately() {
     local flags=(--mount --net ${UNSHARE_FLAGS:-})
     [ "$(id -u)" = 0 ] || flags=(--map-root-user "${flags[@]}")
     # shellcheck disable=SC2016
     unshare "${flags[@]}" sh -c '
         mount -t tmpfs none /run && mkdir /run/netns
-        if [ -d /var/lib/cni ]; then mount -t tmpfs none /var/lib/cni; fi
+        for directory in /var/lib/cni /var/lib/containers; do
+            if mkdir -p "$directory" 2>/dev/null; then mount -t tmpfs none "$directory"; fi
+        done
         exec "$@"' sh "$@"
 }
 

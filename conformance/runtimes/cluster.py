@@ -88,8 +88,10 @@ class Cluster:
 
     def ports_of(self, container: Running) -> set[tuple[str, int]]:
         """Return protocol and host port of what the plugin has published for a container."""
-        shown: list[dict[str, Any]] = json.loads(self.operate("port", container.id, "--json"))
-        return {(port["protocol"], port["hostPort"]) for port in shown}
+        records: list[dict[str, Any]] = json.loads(self.operate("list", "--json"))
+        mappings = [record["portMappings"] for record in records if record["containerId"] == container.id]
+        assert mappings, "it is on record"
+        return {(port["protocol"], port["hostPort"]) for listed in mappings for port in listed}
 
     def left_over(self) -> list[str]:
         """Return the plugin's elements and records: nothing, when no container runs."""

@@ -82,7 +82,7 @@ class Containerd(CriRuntime):
     def command_line(self) -> list[str]:
         return [*self._with_programs(), "containerd", f"--config={self._configuration}"]
 
-    def import_image(self, archive: Path) -> None:
+    def import_image(self, name: str, archive: Path) -> None:  # noqa: ARG002 - the archive has the name too
         self._run_with_programs(
             "ctr", f"--address={self.socket}", "--namespace=k8s.io", "images", "import", str(archive)
         )

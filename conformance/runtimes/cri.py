@@ -43,6 +43,7 @@ class CriRuntime(Runtime):
     def __init__(self, directory: Path, plugin: Path, host: Host) -> None:
         super().__init__(directory, plugin, host)
         self.socket = directory / "cri.sock"
+        self.log = directory / "daemon.log"
         self._crictl = shell("go_program", *_CRICTL)
         self._attempts: dict[str, int] = {}
 
@@ -55,36 +56,35 @@ class CriRuntime(Runtime):
         """Write the daemon's configuration."""
 
     @abstractmethod
-    def import_image(self, archive: Path) -> None:
-        """Give the running daemon an image; its name is in the archive."""
+    def import_image(self, name: str, archive: Path) -> None:
+        """Give the daemon an image in place of a registry's."""
 
     def start(self) -> None:
         self.configure()
-        self.start_daemon()
-        for archive in write_images(Path(shell("container_root")), self.directory):
-            self.import_image(archive)
-
-    def start_daemon(self) -> None:
         line = ["nsenter", f"--net={self.host.path}", "--", *self.command_line()]
-        self.daemon = Daemon(self.cgroup.entering("daemon", *line), self.directory / "daemon.log", self._is_ready)
-        self.daemon.start()
+        self._daemon = Daemon(self.cgroup.entering("daemon", *line), self.log, self._is_ready)
+        self.start_daemon()
+        self._archives = write_images(Path(shell("container_root")), self.directory)
+        self.import_images()
 
     def stop(self) -> None:
         with ExitStack() as undo:
             undo.callback(self.cgroup.remove)
             undo.callback(_unmount_below, self.directory)
             undo.callback(self.cgroup.kill)
-            undo.callback(self.daemon.end)
-            if self.daemon.runs:
+            undo.callback(self.end_daemon)
+            if self._daemon.runs:
                 self.crictl("rmp", "--all", "--force")
 
-    def restart_daemon(self) -> None:
-        self.daemon.end()
-        self.daemon.start()
+    def import_images(self) -> None:
+        for name, archive in self._archives.items():
+            self.import_image(name, archive)
 
-    def kill_daemon(self) -> None:
-        """End it as a crash does."""
-        self.daemon.end(signal.SIGKILL)
+    def start_daemon(self) -> None:
+        self._daemon.start()
+
+    def end_daemon(self, by: signal.Signals = signal.SIGTERM) -> None:
+        self._daemon.end(by)
 
     def run(self, name: str, *ports: Port, networks: tuple[Network, ...] = (FRONT,)) -> Running:
         self._attempts[name] = self._attempts.get(name, -1) + 1
@@ -102,7 +102,7 @@ class CriRuntime(Runtime):
     def remove(self, container: Running) -> None:
         self.crictl("stopp", container.id)
         self.crictl("rmp", container.id)
-        self.cgroup.remove(self._group(container.name))
+        self.cgroup.remove(self.group(container.name))
 
     def restart(self, container: Running) -> Running:
         """Do what a kubelet does: a new pod in the place of the old one, which is removed later."""
@@ -112,8 +112,8 @@ class CriRuntime(Runtime):
         return started
 
     def kill_hard(self, container: Running) -> None:
-        self.cgroup.kill(self._group(container.name))
-        subprocess.run(["umount", container.netns], check=True)
+        self.cgroup.kill(self.group(container.name))
+        subprocess.run(["umount", "--lazy", container.netns], check=True)  # CRI-O holds it open
         container.netns.unlink()
 
     def clean_up(self, container: Running) -> None:
@@ -138,14 +138,15 @@ class CriRuntime(Runtime):
         for pod_id in self.crictl("pods", "--quiet", f"--name=^{name}$").split():
             self.crictl("stopp", pod_id)
             self.crictl("rmp", pod_id)
-        self.cgroup.remove(self._group(name))
+        self.cgroup.remove(self.group(name))
 
     def _netns(self, pod_id: str) -> Path:
         inspected = json.loads(self.crictl("inspectp", pod_id))
         namespaces = inspected["info"]["runtimeSpec"]["linux"]["namespaces"]
         return next(Path(namespace["path"]) for namespace in namespaces if namespace["type"] == "network")
 
-    def _group(self, name: str) -> str:
+    def group(self, name: str) -> str:
+        """Return the cgroup of a pod, below the runtime's own."""
         return f"pods/{name}"
 
     def _pod(self, name: str, ports: tuple[Port, ...]) -> dict[str, Any]:
@@ -154,7 +155,7 @@ class CriRuntime(Runtime):
             "log_directory": str(self.directory),
             "port_mappings": [_mapping(port) for port in ports],
             "linux": {
-                "cgroup_parent": f"/{self.cgroup.name}/{self._group(name)}",
+                "cgroup_parent": f"/{self.cgroup.name}/{self.group(name)}",
                 "security_context": _OWN_PROCESSES,
             },
         }

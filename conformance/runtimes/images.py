@@ -18,13 +18,14 @@ _TYPE = "application/vnd.oci.image"
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
-def write_images(root: Path, directory: Path) -> list[Path]:
-    """Write the archives of both images, whose files are those of the archive `root`."""
-    layer = root.read_bytes()
-    pause, server = directory / "pause.tar", directory / "server.tar"
-    write_image(pause, PAUSE, layer, ["/bin/sleep", "infinity"])
-    write_image(server, SERVER, layer, ["/bin/server"])
-    return [pause, server]
+def write_images(root: Path, directory: Path) -> dict[str, Path]:
+    """Write the archives of both images, whose files are those of the archive `root`; return them by name."""
+    commands = {PAUSE: ["/bin/sleep", "infinity"], SERVER: ["/bin/server"]}
+    archives = {}
+    for number, (name, command) in enumerate(commands.items()):
+        archives[name] = directory / f"image{number}.tar"
+        write_image(archives[name], name, root.read_bytes(), command)
+    return archives
 
 
 def write_image(archive: Path, name: str, layer: bytes, command: list[str]) -> None:

@@ -7,6 +7,7 @@ that it writes below its own directory, and every process that it starts is gone
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -173,9 +174,18 @@ class Runtime(ABC):
     def clean_up(self, container: Running) -> None:
         """Do what the runtime has for a container that died behind its back: its own clean-up, or GC."""
 
+    def start_daemon(self) -> None:
+        """Start the daemon, and wait until it answers."""
+        raise NotImplementedError
+
+    def end_daemon(self, by: signal.Signals = signal.SIGTERM) -> None:
+        """End the daemon, and leave its containers; SIGKILL is a crash."""
+        raise NotImplementedError
+
     def restart_daemon(self) -> None:
         """End the daemon and start it again, while containers run."""
-        raise NotImplementedError
+        self.end_daemon()
+        self.start_daemon()
 
     def reload_network(self, container: Running) -> None:
         """Have the rules of a running container made again."""
