@@ -45,6 +45,7 @@ class Cnitool(Runtime):
     def stop(self) -> None:
         for name in list(self._servers):
             self._end(name)
+            run("ip", "netns", "delete", name)
 
     def run(self, name: str, *ports: Port, networks: tuple[Network, ...] = (FRONT,)) -> Running:
         netns = NETNS_DIRECTORY / name

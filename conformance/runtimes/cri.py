@@ -94,7 +94,7 @@ class CriRuntime(Runtime):
             server = self._write(f"{name}-server.json", self._server(name))
             self.crictl("start", self.crictl("create", pod_id, server, pod).strip())
         except NotRun:
-            self._remove_what_failed(name)
+            self._remove_listed(name)
             raise
         netns = self._netns(pod_id)
         return Running(pod_id, name, netns, ports, networks, addresses_in(netns))
@@ -117,7 +117,7 @@ class CriRuntime(Runtime):
         container.netns.unlink()
 
     def clean_up(self, container: Running) -> None:
-        self.remove(container)
+        self._remove_listed(container.name)
 
     def crictl(self, *arguments: str) -> str:
         endpoints = [f"--{kind}-endpoint=unix://{self.socket}" for kind in ("runtime", "image")]
@@ -133,8 +133,8 @@ class CriRuntime(Runtime):
             return False
         return {condition["type"] for condition in conditions if condition["status"]} >= _READY
 
-    def _remove_what_failed(self, name: str) -> None:
-        """Remove what the daemon keeps of a pod that did not start, for a kubelet to remove."""
+    def _remove_listed(self, name: str) -> None:
+        """Do what a kubelet does about pods that are not to be, whether they died or never ran: remove those that are listed."""
         for pod_id in self.crictl("pods", "--quiet", f"--name=^{name}$").split():
             self.crictl("stopp", pod_id)
             self.crictl("rmp", pod_id)
