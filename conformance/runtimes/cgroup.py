@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 from tests.kernel.world import wait_until
@@ -19,7 +21,7 @@ class Cgroup:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._hierarchies = hierarchies()
+        self._hierarchies = _hierarchies()
         self._counting = _counting(self._hierarchies) / name
 
     def entering(self, group: str, *command: str) -> list[str]:
@@ -30,8 +32,7 @@ class Cgroup:
 
     def processes(self, group: str = "") -> list[int]:
         """Return who is in it, or in a group below it. Zombies are not."""
-        lists = (self._counting / group).rglob("cgroup.procs")
-        return [int(process) for processes in lists for process in _lines(processes)]
+        return [process for directory in _with_below(self._counting / group) for process in _processes_in(directory)]
 
     def kill(self, group: str = "") -> None:
         """End its processes, also those that they start meanwhile."""
@@ -40,18 +41,17 @@ class Cgroup:
     def _kill_once(self, group: str) -> list[int]:
         found = self.processes(group)
         for process in found:
-            try:
+            with suppress(ProcessLookupError):  # it has ended by itself
                 os.kill(process, signal.SIGKILL)
-            except ProcessLookupError:
-                continue  # it has ended by itself
         return found
 
     def remove(self, group: str = "") -> None:
-        """Remove it and what is below it from every hierarchy; it has no processes any more."""
-        for directory in self.directories(group):
-            for below in sorted(directory.rglob("*/"), reverse=True):
-                below.rmdir()
-            directory.rmdir()
+        """Remove it and what is below it from every hierarchy, once its processes have ended: conmon takes its time."""
+        wait_until(lambda: not self.processes(group), f"the processes of {group or self.name} end", _PATIENCE_S)
+        for top in self.directories(group):
+            for directory in reversed(_with_below(top)):
+                with suppress(FileNotFoundError):  # the runtime was faster
+                    directory.rmdir()
 
     def directories(self, group: str = "") -> list[Path]:
         """Return where it is."""
@@ -59,19 +59,28 @@ class Cgroup:
         return [path for path in paths if path.is_dir()]
 
 
-def hierarchies() -> list[Path]:
+def _hierarchies() -> list[Path]:
     """Return where cgroups are mounted."""
     mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
     return [Path(mount[1]) for mount in mounts if mount[2] in ("cgroup", "cgroup2")]
 
 
-def _counting(mounted: list[Path]) -> Path:
+def _counting(hierarchies: list[Path]) -> Path:
     """Return the hierarchy that every process is put into: the only one, or else that of the controller `pids`."""
-    return next((path for path in mounted if path.name == "pids"), mounted[0])
+    return next((path for path in hierarchies if path.name == "pids"), hierarchies[0])
 
 
-def _lines(processes: Path) -> list[str]:
+def _with_below(directory: Path) -> list[Path]:
+    """Return a group and those below it, each after the one that it is in; whatever goes meanwhile is not there."""
+    return [Path(path) for path, _, _ in os.walk(directory)]
+
+
+def _processes_in(directory: Path) -> list[int]:
     try:
-        return processes.read_text().split()
-    except (FileNotFoundError, OSError):
-        return []  # the group has been removed
+        return [int(process) for process in (directory / "cgroup.procs").read_text().split()]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        if error.errno != errno.ENODEV:  # it was removed while we read
+            raise
+        return []

@@ -9,20 +9,17 @@ from typing import ClassVar
 
 from .cri import CriRuntime
 from .images import PAUSE
-from .runtime import HANDS_PORTS_ON, shell
+from .runtime import HANDS_PORTS_ON, NotRun, Running, shell
 
-_COMMON = """root = "{directory}/root"
+_COMMON = """version = {version}
+root = "{directory}/root"
 state = "{directory}/state"
 [grpc]
 address = "{socket}"
 [plugins."io.containerd.internal.v1.opt"]
 path = "{directory}/opt"
 """
-_CONFIGURATION_16 = (
-    """version = 2
-"""
-    + _COMMON
-    + """[plugins."io.containerd.grpc.v1.cri"]
+_VERSION_2 = """[plugins."io.containerd.grpc.v1.cri"]
 sandbox_image = "{pause}"
 disable_apparmor = true
 restrict_oom_score_adj = true
@@ -32,12 +29,7 @@ bin_dir = "{cni_bin}"
 conf_dir = "{cni_conf}"
 max_conf_num = 1
 """
-)
-_CONFIGURATION_23 = (
-    """version = 3
-"""
-    + _COMMON
-    + """[plugins."io.containerd.cri.v1.images".pinned_images]
+_VERSION_3 = """[plugins."io.containerd.cri.v1.images".pinned_images]
 sandbox = "{pause}"
 [plugins."io.containerd.cri.v1.runtime"]
 disable_apparmor = true
@@ -50,7 +42,6 @@ max_conf_num = 1
 [plugins."io.containerd.nri.v1.nri"]
 disable = true
 """
-)
 
 
 class Containerd(CriRuntime):
@@ -59,9 +50,9 @@ class Containerd(CriRuntime):
     lacks: ClassVar[dict[str, str]] = {
         **CriRuntime.lacks,
         "own host ports": HANDS_PORTS_ON,
-        "verbs": "it calls ADD and DEL alone",
+        "verbs": "it calls neither CHECK nor GC",
     }
-    configuration: ClassVar[str]
+    configuration_version: ClassVar[int]
 
     @classmethod
     @abstractmethod
@@ -73,9 +64,15 @@ class Containerd(CriRuntime):
 
     def configure(self) -> None:
         self._configuration = self.directory / "containerd.toml"
+        template = _COMMON + {2: _VERSION_2, 3: _VERSION_3}[self.configuration_version]
         self._configuration.write_text(
-            self.configuration.format(
-                directory=self.directory, socket=self.socket, pause=PAUSE, cni_bin=self.cni_bin, cni_conf=self.cni_conf
+            template.format(
+                version=self.configuration_version,
+                directory=self.directory,
+                socket=self.socket,
+                pause=PAUSE,
+                cni_bin=self.cni_bin,
+                cni_conf=self.cni_conf,
             )
         )
 
@@ -100,7 +97,8 @@ class Containerd16(Containerd):
     """Debian's package, unpacked rather than installed: it would start a service."""
 
     name = "containerd-1.6"
-    configuration = _CONFIGURATION_16
+    lacks: ClassVar[dict[str, str]] = {**Containerd.lacks, "status": "it does not call STATUS"}
+    configuration_version = 2
 
     @classmethod
     def install(cls) -> None:
@@ -117,12 +115,17 @@ class Containerd23(Containerd):
 
     name = "containerd-2.3"
     cni_version = "1.1.0"
-    configuration = _CONFIGURATION_23
+    configuration_version = 3
 
     @classmethod
     def install(cls) -> None:
         super().install()
         cls.programs()
+
+    def status(self, container: Running) -> None:  # noqa: ARG002 - it is the network that has one, not the container
+        """Ask containerd for its own status: each time it calls STATUS."""
+        if why := self.why_not_ready():
+            raise NotRun(why)
 
     @classmethod
     def programs(cls) -> list[Path]:

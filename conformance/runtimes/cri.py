@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from .daemon import Daemon
 from .images import SERVER, write_images
+from .mounts import unmount_below
 from .runtime import FRONT, SERVED_PORTS, Network, NotRun, Port, Running, Runtime, addresses_in, shell
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.kernel.world import Host
 
 _CRICTL = ("crictl", "sigs.k8s.io/cri-tools/cmd/crictl", "v1.36.0")
 _PROTOCOLS = {"tcp": 0, "udp": 1, "sctp": 2}
-_OWN_PROCESSES = {
-    "namespace_options": {"pid": 1}
-}  # 1: of the container; CRI-O refuses 0, of the pod, without an infra container
-_READY = {"RuntimeReady", "NetworkReady"}
+# Each container sees its own processes alone: CRI-O makes no namespace for all of a pod without an infra container.
+_SECURITY_CONTEXT = {"namespace_options": {"pid": 1}}
+_WANTED = {"RuntimeReady", "NetworkReady"}
 _TIMEOUT = "60s"  # fifty pods that start at once take their time
 
 
@@ -44,7 +46,8 @@ class CriRuntime(Runtime):
         super().__init__(directory, plugin, host)
         self.socket = directory / "cri.sock"
         self.log = directory / "daemon.log"
-        self._crictl = shell("go_program", *_CRICTL)
+        self._client = shell("go_program", *_CRICTL)
+        self._daemon = Daemon(self.log)
         self._attempts: dict[str, int] = {}
 
     @abstractmethod
@@ -61,8 +64,6 @@ class CriRuntime(Runtime):
 
     def start(self) -> None:
         self.configure()
-        line = ["nsenter", f"--net={self.host.path}", "--", *self.command_line()]
-        self._daemon = Daemon(self.cgroup.entering("daemon", *line), self.log, self._is_ready)
         self.start_daemon()
         self._archives = write_images(Path(shell("container_root")), self.directory)
         self.import_images()
@@ -70,7 +71,7 @@ class CriRuntime(Runtime):
     def stop(self) -> None:
         with ExitStack() as undo:
             undo.callback(self.cgroup.remove)
-            undo.callback(_unmount_below, self.directory)
+            undo.callback(unmount_below, self.directory)
             undo.callback(self.cgroup.kill)
             undo.callback(self.end_daemon)
             if self._daemon.runs:
@@ -81,7 +82,12 @@ class CriRuntime(Runtime):
             self.import_image(name, archive)
 
     def start_daemon(self) -> None:
-        self._daemon.start()
+        self.launch(lambda: self.why_not_ready() == "")
+
+    def launch(self, answers: Callable[[], bool]) -> None:
+        """Start the daemon, and wait until it answers so."""
+        line = ["nsenter", f"--net={self.host.path}", "--", *self.command_line()]
+        self._daemon.start(self.cgroup.entering("daemon", *line), answers)
 
     def end_daemon(self, by: signal.Signals = signal.SIGTERM) -> None:
         self._daemon.end(by)
@@ -121,17 +127,17 @@ class CriRuntime(Runtime):
 
     def crictl(self, *arguments: str) -> str:
         endpoints = [f"--{kind}-endpoint=unix://{self.socket}" for kind in ("runtime", "image")]
-        return self.command(self._crictl, *endpoints, f"--timeout={_TIMEOUT}", *arguments)
+        return self.command(self._client, *endpoints, f"--timeout={_TIMEOUT}", *arguments)
 
-    def _is_ready(self) -> bool:
-        """Whether it answers, with the network's configuration read."""
+    def why_not_ready(self) -> str:
+        """Return what is not ready, the daemon or its network, in its own words; "" when both are."""
         if not self.socket.exists():
-            return False
+            return "no socket"
         try:
             conditions = json.loads(self.crictl("info"))["status"]["conditions"]
-        except NotRun:
-            return False
-        return {condition["type"] for condition in conditions if condition["status"]} >= _READY
+        except NotRun as error:
+            return str(error)
+        return " ".join(c["message"] for c in conditions if c["type"] in _WANTED and not c["status"])
 
     def _remove_listed(self, name: str) -> None:
         """Do what a kubelet does about pods that are not to be, whether they died or never ran: remove those that are listed."""
@@ -156,7 +162,7 @@ class CriRuntime(Runtime):
             "port_mappings": [_mapping(port) for port in ports],
             "linux": {
                 "cgroup_parent": f"/{self.cgroup.name}/{self.group(name)}",
-                "security_context": _OWN_PROCESSES,
+                "security_context": _SECURITY_CONTEXT,
             },
         }
 
@@ -166,7 +172,7 @@ class CriRuntime(Runtime):
             "image": {"image": SERVER},
             "args": [name, *map(str, SERVED_PORTS)],
             "log_path": f"{name}.log",
-            "linux": {"security_context": _OWN_PROCESSES},
+            "linux": {"security_context": _SECURITY_CONTEXT},
         }
 
     def _write(self, name: str, content: dict[str, Any]) -> str:
@@ -182,15 +188,3 @@ def _mapping(port: Port) -> dict[str, str | int]:
         "host_port": port.host_port,
         "host_ip": port.host_ip,
     }
-
-
-def _unmount_below(directory: Path) -> None:
-    """Unmount what is mounted below a directory, the newest first."""
-    for target in reversed(mounts_below(directory)):
-        subprocess.run(["umount", target], check=True)
-
-
-def mounts_below(directory: Path) -> list[str]:
-    """Return where something is mounted below a directory, in the order in which it was."""
-    targets = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
-    return [target for target in targets if target.startswith(f"{directory}/")]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _CACHE = Path("/var/lib/cni/results")
 _PINNS = Path(__file__).with_name("pinns")
 _TAGS = "containers_image_openpgp containers_image_ostree_stub exclude_graphdriver_btrfs libsqlite3 seccomp"
+_REFUSED, _NOT_CALLED = "Network plugin returns error", "plugin status uninitialized"
 _CONFIGURATION = """[crio]
 root = "{directory}/root"
 runroot = "{directory}/runroot"
@@ -44,6 +45,8 @@ monitor_cgroup = "pod"
 [crio.image]
 pause_image = "{pause}"
 signature_policy = "{policy}"
+signature_policy_dir = "{directory}/policies"
+namespaced_auth_dir = "{directory}/auth"
 [crio.network]
 network_dir = "{cni_conf}"
 plugin_dirs = ["{cni_bin}"]
@@ -92,7 +95,7 @@ class Crio(CriRuntime):
         )
 
     def command_line(self) -> list[str]:
-        return self._crio()
+        return self._crio
 
     def import_image(self, name: str, archive: Path) -> None:
         storage = f"containers-storage:[vfs@{self.directory}/root+{self.directory}/runroot]{name}"
@@ -107,10 +110,15 @@ class Crio(CriRuntime):
             raise NotRun("\n".join(failures))
 
     def status(self, container: Running) -> None:  # noqa: ARG002 - it is the network that has one, not the container
-        """Restart CRI-O, which is not ready before STATUS passes."""
-        said = self._said_while_restarting()
-        if "CNI plugin is now healthy" not in said:
-            raise NotRun(said)
+        """Restart CRI-O, which calls STATUS until it passes, and is not ready before that."""
+        self.end_daemon()
+        self.launch(self._has_called_status)
+        if why := self.why_not_ready():
+            raise NotRun(why)
+
+    def _has_called_status(self) -> bool:
+        why = self.why_not_ready()
+        return not why or (_REFUSED in why and _NOT_CALLED not in why)
 
     def collect_garbage(self, container: Running) -> None:
         """Have CRI-O forget all that it has: at its next start it calls GC, with the pods that it knows then, which are none.
@@ -118,7 +126,7 @@ class Crio(CriRuntime):
         What libcni remembers of the container is removed too: of that it would make a DEL before GC.
         """
         self.end_daemon()
-        self.command(*self._crio(), "wipe", "--force")
+        self.command(*self._crio, "wipe", "--force")
         for cached in _CACHE.glob(f"*-{container.id}-*"):
             cached.unlink()
         self.start_daemon()
@@ -130,6 +138,7 @@ class Crio(CriRuntime):
         self.restart_daemon()
         return self.log.read_bytes()[before:].decode()
 
+    @property
     def _crio(self) -> list[str]:
         return [self._program, f"--config={self._configuration}", "--config-dir="]
 

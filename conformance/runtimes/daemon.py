@@ -19,18 +19,16 @@ _LAST_LINES = 20
 class Daemon:
     """A process that can be ended and started again."""
 
-    def __init__(self, command: list[str], log: Path, answers: Callable[[], bool]) -> None:
-        self._command = command
+    def __init__(self, log: Path) -> None:
         self._log = log
-        self._answers = answers
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
+    def start(self, command: list[str], answers: Callable[[], bool]) -> None:
         """Start it, and wait until it answers."""
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
-            wait_until(self._is_ready, "the daemon is ready", _PATIENCE_S)
+            wait_until(lambda: self._has_not_ended() and answers(), "the daemon answers", _PATIENCE_S)
         except AssertionError as error:
             error.add_note("\n".join(self._log.read_text().splitlines()[-_LAST_LINES:]))
             raise
@@ -46,6 +44,6 @@ class Daemon:
     def runs(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    def _is_ready(self) -> bool:
+    def _has_not_ended(self) -> bool:
         assert self.runs, "the daemon has ended"
-        return self._answers()
+        return True

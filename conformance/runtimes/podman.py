@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from tests.kernel.world import wait_until
 
+from .mounts import unmount_below
 from .runtime import FRONT, HANDS_PORTS_ON, SERVED_PORTS, Network, NotRun, Port, Running, Runtime, addresses_in, shell
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class Podman(Runtime):
     lacks: ClassVar[dict[str, str]] = {
         "daemon": "it has no daemon",
         "verbs": "it calls ADD and DEL alone",
+        "status": "it does not call STATUS",
         "own host ports": HANDS_PORTS_ON,
     }
 
@@ -60,8 +61,7 @@ class Podman(Runtime):
 
     def stop(self) -> None:
         self._podman("rm", "--all", "--force", "--time", "0")
-        for mounted in sorted(_mounts_below(self.directory), reverse=True):
-            subprocess.run(["umount", mounted], check=True)
+        unmount_below(self.directory)
         self.cgroup.remove()
 
     def run(self, name: str, *ports: Port, networks: tuple[Network, ...] = (FRONT,)) -> Running:
@@ -134,11 +134,6 @@ def _published(port: Port) -> str:
     host_ip = f"[{port.host_ip}]" if ":" in port.host_ip else port.host_ip
     host = f"{host_ip}:{port.host_port}" if host_ip else str(port.host_port)
     return f"{host}:{port.container_port}/{port.protocol}"
-
-
-def _mounts_below(directory: Path) -> list[str]:
-    targets = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
-    return [target for target in targets if target.startswith(f"{directory}/")]
 
 
 def _runs(process: int) -> bool:

@@ -78,7 +78,7 @@ class Runtime(ABC):
     cni_version: ClassVar[str] = "1.0.0"
     lacks: ClassVar[dict[str, str]] = {}
     """What it has not, with the reason for the table: `ports`, `own host ports`, `several networks`, `daemon`,
-    `reload`, `verbs`."""
+    `reload`, `verbs`, `status`."""
 
     def __init__(self, directory: Path, plugin: Path, host: Host) -> None:
         self.directory = directory

@@ -119,6 +119,22 @@ def test_verbs(cluster: Cluster) -> None:
     assert cluster.left_over() == []
 
 
+@pytest.mark.needs("status")
+def test_status(cluster: Cluster) -> None:
+    """While the plugin cannot work, STATUS tells why to who asks the runtime for its own."""
+    container = cluster.run()
+    directory = cluster.runtime.state_directory
+    kept = directory.rename(directory.with_name("kept"))
+    directory.touch()
+    try:
+        with pytest.raises(NotRun, match=f"cannot use the state directory {directory}"):
+            cluster.runtime.status(container)
+    finally:
+        directory.unlink()
+        kept.rename(directory)
+    cluster.runtime.status(container)
+
+
 @pytest.mark.needs("daemon")
 def test_daemon_restart(cluster: Cluster) -> None:
     """Containers keep their ports and their way out while the runtime is restarted, and can be removed then."""
