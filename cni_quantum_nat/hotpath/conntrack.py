@@ -159,7 +159,7 @@ class ConnectionTracker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._netlink.close()
+        self._netlink.close_without_waiting()
 
     def forget_container(self, addresses: list[Address]) -> None:
         """Delete the flows from and to these addresses: translated to the container's ports, or masqueraded from it."""

@@ -64,7 +64,7 @@ class NatManager:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # The lock first: after a deletion, closing the socket waits for an RCU grace period, and nobody else need.
+        # The lock first: closing the sockets may take its time, and nobody else need wait for it.
         self.state.unlock()
         for backend in self._backends.values():
             backend.close()

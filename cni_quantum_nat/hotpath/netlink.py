@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from _socket import AF_NETLINK, SOCK_CLOEXEC, SOCK_RAW, SOL_SOCKET, socket
+from _socket import (
+    AF_NETLINK,
+    AF_UNIX,
+    SCM_RIGHTS,
+    SOCK_CLOEXEC,
+    SOCK_DGRAM,
+    SOCK_RAW,
+    SOL_SOCKET,
+    socket,
+    socketpair,
+)
 from _struct import Struct
 
 TYPE_CHECKING = False
@@ -29,6 +39,7 @@ _MSG_DONTWAIT = 0x40
 _HEADER = Struct("=LHHLL")  # length, type, flags, sequence, port
 _ATTRIBUTE = Struct("=HH")  # length, type
 _ERROR_NUMBER = Struct("=l")
+_TWO_DESCRIPTORS = Struct("=ii")
 
 _DEFAULT_BUFFER_BYTES = 100_000  # safely below the kernel's default of 212,992
 _RECEIVE_BYTES = 1 << 17
@@ -126,3 +137,21 @@ class NetlinkSocket:
 
     def close(self) -> None:
         self._socket.close()
+
+    def close_without_waiting(self) -> None:
+        """Let the kernel close it in its own time, where it can.
+
+        Whoever closes a netfilter socket waits until what nf_tables has deleted, for anybody, is freed: an RCU grace period,
+        10 to 20 ms. So the last to hold this one is the queue of a Unix socket that only that queue holds too. The kernel's
+        collector of such cycles frees both: in a worker since Linux 6.9, before that within close(), which waits as ever.
+        """
+        pair: tuple[socket, ...] = ()
+        try:
+            pair = trigger, queue = socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC)
+            descriptors = _TWO_DESCRIPTORS.pack(self._socket.fileno(), queue.fileno())
+            trigger.sendmsg([b"\0"], [(SOL_SOCKET, SCM_RIGHTS, descriptors)])
+        except OSError:
+            pass  # too many are open or in flight, or a policy forbids it: then closing takes its time
+        self._socket.close()
+        for end in reversed(pair):  # the collector looks when a Unix socket goes: the trigger last
+            end.close()

@@ -162,9 +162,9 @@ class NftablesTable:
         return any(reply.is_answer and reply.sequence == 2 for reply in replies)
 
     def close(self) -> None:
-        """Close the socket. After a deletion the kernel makes this wait for an RCU grace period, 10 to 20 ms."""
+        """Close the socket."""
         if self._socket is not None:
-            self._socket.close()
+            self._socket.close_without_waiting()
             self._socket = None
 
     def _open(self) -> NetlinkSocket:

@@ -121,7 +121,7 @@ class NftablesBackend(Backend):
             add_gone(self._state, NFTABLES, change.delete)
 
     def close(self) -> None:
-        """Close the socket, which takes as long as an RCU grace period after a deletion."""
+        """Close the socket."""
         self._table.close()
 
     def _install(self, attachment: Attachment, replaced: Attachment | None) -> Change:

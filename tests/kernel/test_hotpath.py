@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from .plugin import publish
+from .world import wait_until
 
 if TYPE_CHECKING:
     from .plugin import Attachment, Plugin
     from .world import Container, Host
 
 ROOT = Path(__file__).parents[2]
+NETLINK_NETFILTER = "12"
 ALLOWED = ROOT / "cni_quantum_nat" / "hotpath" / "allowed-modules.txt"
 
 # Runs one call and writes what happened to the file that is its first argument; the others are where packages are.
@@ -95,3 +97,17 @@ def test_the_watch_sees_what_it_looks_for(attachment: Attachment, host: Host, tm
     seen = watch(attachment, "ADD", tmp_path / "report")
     assert "cni_quantum_nat.slowpath.libnftables" in seen["modules"]
     assert any(path.endswith("/attachments") for path in seen["opened"])
+
+
+def test_the_kernel_closes_the_sockets_that_a_call_leaves_to_it(
+    plugin: Plugin, container: Container, host: Host
+) -> None:
+    def netfilter_sockets() -> int:
+        lines = host.run("cat", "/proc/thread-self/net/netlink").splitlines()[1:]
+        return sum(line.split()[1] == NETLINK_NETFILTER for line in lines)
+
+    before = netfilter_sockets()
+    for _ in range(3):
+        attachment = plugin.add(container, publish(8080, protocol="udp"))
+        attachment.delete()
+    wait_until(lambda: netfilter_sockets() == before, "the sockets are closed")
