@@ -24,37 +24,6 @@ go_program() {
     printf '%s\n' "$directory/$program"
 }
 
-# crio_programs: CRI-O v1.36.3 and its pinns, a C program of the same module that makes a pod's namespaces; print where they are.
-crio_programs() {
-    local tags="containers_image_openpgp containers_image_ostree_stub exclude_graphdriver_btrfs libsqlite3 seccomp"
-    local module=github.com/cri-o/cri-o program directory
-    apt_install gcc libc6-dev libseccomp-dev libsqlite3-dev pkg-config >&2
-    program=$(go_program crio "$module/cmd/crio" v1.36.3 -tags "$tags")
-    directory=${program%/*}
-    if [ ! -x "$directory/pinns" ]; then
-        module=$(cd "$directory/module" && go list -m -f '{{.Dir}}' "$module")
-        gcc -O2 -o "$directory/pinns" "$module"/pinns/src/*.c || die "cannot build pinns"
-    fi
-    printf '%s\n' "$directory"
-}
-
-# unpacked PACKAGE: unpack Debian's package, which would start a service if it were installed; print where it is.
-unpacked() {
-    local package=$1 directory=$CACHE/debian/$1
-    if [ ! -d "$directory" ]; then
-        say "Unpacking $package ..." >&2
-        rm -rf "$directory.new"
-        mkdir -p "$directory.new"
-        (
-            cd "$CACHE/debian"
-            apt-get download -qq "$package" || { apt-get update -qq && apt-get download -qq "$package"; }
-        ) >/dev/null 2>&1 || die "cannot download Debian's package $package"
-        dpkg-deb -x "$CACHE/debian/$package"_*.deb "$directory.new"
-        mv "$directory.new" "$directory"
-    fi
-    printf '%s\n' "$directory"
-}
-
 # cni_plugins DIRECTORY NAME...: put these of containernetworking/plugins v1.9.1 into a directory, by their own names.
 cni_plugins() {
     local directory=$1 name folder program

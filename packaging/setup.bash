@@ -25,6 +25,23 @@ apt_install() {
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 }
 
+# unpacked PACKAGE: unpack Debian's package, which would start a service if it were installed; print where it is.
+unpacked() {
+    local package=$1 directory=$CACHE/debian/$1
+    if [ ! -d "$directory" ]; then
+        say "Unpacking $package ..." >&2
+        rm -rf "$directory.new"
+        mkdir -p "$directory.new"
+        (
+            cd "$CACHE/debian"
+            apt-get download -qq "$package" || { apt-get update -qq && apt-get download -qq "$package"; }
+        ) >/dev/null 2>&1 || die "cannot download Debian's package $package"
+        dpkg-deb -x "$CACHE/debian/$package"_*.deb "$directory.new"
+        mv "$directory.new" "$directory"
+    fi
+    printf '%s\n' "$directory"
+}
+
 # make_venv EXTRA...: a virtual environment in .venv with the project and these extras, made again when
 # pyproject.toml changes.
 make_venv() {

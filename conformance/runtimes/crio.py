@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 _CACHE = Path("/var/lib/cni/results")
 _REFUSED, _NOT_CALLED = "Network plugin returns error", "plugin status uninitialized"
+_PINNS = Path(__file__).with_name("pinns")
+_TAGS = "containers_image_openpgp containers_image_ostree_stub exclude_graphdriver_btrfs libsqlite3 seccomp"
 _CONFIGURATION = """[crio]
 root = "{directory}/root"
 runroot = "{directory}/runroot"
@@ -30,7 +32,7 @@ cgroup_manager = "cgroupfs"
 container_exits_dir = "{directory}/exits"
 container_attach_socket_dir = "{directory}/attach"
 namespaces_dir = "{directory}/namespaces"
-pinns_path = "{programs}/pinns"
+pinns_path = "{pinns}"
 hooks_dir = []
 cdi_spec_dirs = []
 enable_criu_support = false
@@ -65,14 +67,15 @@ class Crio(CriRuntime):
     def install(cls) -> None:
         super().install()
         shell("apt_install", "conmon", "skopeo")
-        shell("crio_programs")
+        shell("apt_install", "gcc", "libc6-dev", "libseccomp-dev", "libsqlite3-dev", "pkg-config")
+        _program()
 
     def __init__(self, directory: Path, plugin: Path, host: Host) -> None:
         super().__init__(directory, plugin, host)
-        self._programs = Path(shell("crio_programs"))
+        self._program = _program()
 
     def version(self) -> str:
-        return self.command(f"{self._programs}/crio", "--version").split()[2]
+        return self.command(self._program, "--version").split()[2]
 
     def configure(self) -> None:
         policy = self.directory / "policy.json"
@@ -82,7 +85,7 @@ class Crio(CriRuntime):
             _CONFIGURATION.format(
                 directory=self.directory,
                 socket=self.socket,
-                programs=self._programs,
+                pinns=_PINNS,
                 pause=PAUSE,
                 policy=policy,
                 cni_bin=self.cni_bin,
@@ -137,4 +140,8 @@ class Crio(CriRuntime):
 
     @property
     def _crio(self) -> list[str]:
-        return [f"{self._programs}/crio", f"--config={self._configuration}", "--config-dir="]
+        return [self._program, f"--config={self._configuration}", "--config-dir="]
+
+
+def _program() -> str:
+    return shell("go_program", "crio", "github.com/cri-o/cri-o/cmd/crio", "v1.36.3", "-tags", _TAGS)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PROMETHEUS = ROOT / ".cache" / "prometheus" / "usr" / "bin"  # tests/run puts it there
+PROMETHEUS = ROOT / ".cache" / "debian" / "prometheus" / "usr" / "bin"  # tests/run puts it there
 SCRAPE_TIMEOUT_S = 30
 
 

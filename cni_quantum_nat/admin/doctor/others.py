@@ -18,8 +18,12 @@ if TYPE_CHECKING:
 
 _OUR_PRIORITY = -110
 _DNATTED = frozenset({"dnat"})
+_OUTSIDE = {
+    4: "9.9.9.9",
+    6: "2620:fe::fe",
+}  # somebody on the internet: filters know many addresses that nobody there has
 _FILTERS = (  # what a chain's or table's name says of its maker, and how that one lets traffic through
-    ("firewalld", "firewall-cmd --zone=trusted --add-interface={interface}"),
+    ("firewalld", "firewall-cmd --permanent --zone=trusted --add-interface={interface}; firewall-cmd --reload"),
     ("ufw", "ufw route allow in on {external} out on {interface}; ufw route allow in on {interface}"),
     ("FORWARD", "iptables -I {user} -i {interface} -j ACCEPT; iptables -I {user} -o {interface} -j ACCEPT"),
 )
@@ -68,9 +72,10 @@ def _forwarded(host: Snapshot) -> Iterator[tuple[str, Packet]]:
             family = endpoint.address.family
             if family in attachment.outbound.masquerade and not attachment.is_network:
                 inside = host.interface_towards(endpoint.address) or endpoint.host_interface
+                goal = _OUTSIDE[family]
                 yield (
-                    f"connections that {endpoint.address} begins",
-                    Packet(family, inside, external[family], str(endpoint.address), "", "tcp", None),
+                    f"connections that {endpoint.address} begins, to {goal} for one",
+                    Packet(family, inside, external[family], str(endpoint.address), goal, "tcp", None),
                 )
 
 

@@ -1,0 +1,120 @@
+"""Other programs that filter and translate on the same host: their traffic and ours both work, or the doctor says what blocks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from .firewalld import Firewalld
+from .peer import TimedOut
+from .plugin import Plugin, publish
+from .test_doctor import findings, only_finding
+from .test_watch import Conversation
+from .world import CLIENT, HOST, Container, Host, Namespace
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+    from pathlib import Path
+
+
+@pytest.fixture
+def firewalld(host: Host, tmp_path: Path, stack: ExitStack) -> Firewalld:
+    return Firewalld(host, tmp_path / "firewalld", stack)
+
+
+def test_under_firewalld_the_doctor_says_what_blocks_and_its_advice_survives_a_reload(
+    host: Host, client: Namespace, container: Container, plugin: Plugin, firewalld: Firewalld
+) -> None:
+    client.serve("outside", 80)
+    plugin.add(container, publish(8080))
+    with pytest.raises((TimedOut, OSError)):
+        container.ask(CLIENT[4], 80, timeout=0.3)
+    advice = only_finding(plugin, "forward filters")["remedy"]
+    for command in advice.split("; "):
+        program, *arguments = command.split()
+        assert program == "firewall-cmd"
+        firewalld.call(*arguments)
+    for family in (4, 6):
+        assert container.ask(CLIENT[family], 80).source == HOST[family]
+        for asking in (client, host, container):
+            assert asking.ask(HOST[family], 8080).server == "web"
+    assert findings(plugin) == []
+
+
+def test_a_reload_of_firewalld_loses_nothing_of_ours(
+    host: Host, client: Namespace, container: Container, plugin: Plugin, firewalld: Firewalld, stack: ExitStack
+) -> None:
+    plugin.add(container, publish(8081, 81), publish(8080, 9000))
+    conversation = Conversation(stack, client, container, HOST[4], 9000)
+    container.serve("other", 81)
+    before = host.holdings()
+    for reload in ("--reload", "--complete-reload"):
+        firewalld.call(reload)
+        assert host.holdings() == before
+        assert client.ask(HOST[4], 8081).server == "other"
+    conversation.end()
+    assert conversation.failure == ""
+
+
+@pytest.mark.parametrize("backend", ["iptables-nft"], indirect=True)
+def test_it_flushes_the_rules_of_iptables_and_reconcile_puts_them_back(
+    client: Namespace, container: Container, plugin: Plugin, firewalld: Firewalld
+) -> None:
+    plugin.add(container, publish(8080))
+    firewalld.call("--reload")
+    with pytest.raises(OSError, match="No route"):  # what firewalld says to what is for the host itself
+        client.ask(HOST[4], 8080)
+    assert "quantum-nat reconcile" in {finding["remedy"].rstrip(".") for finding in findings(plugin)}
+    assert plugin.operate("reconcile").returncode == 0
+    assert client.ask(HOST[4], 8080).server == "web"
+
+
+DOCKER = """
+*nat
+:DOCKER - [0:0]
+-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
+-A OUTPUT ! -d 127.0.0.0/8 -m addrtype --dst-type LOCAL -j DOCKER
+-A POSTROUTING -s 10.99.0.0/24 ! -o cni1 -j MASQUERADE
+-A DOCKER -i cni1 -j RETURN
+-A DOCKER ! -i cni1 -p tcp -m tcp --dport 9090 -j DNAT --to-destination {container}:80
+COMMIT
+*filter
+:FORWARD DROP [0:0]
+:DOCKER - [0:0]
+:DOCKER-USER - [0:0]
+-A FORWARD -j DOCKER-USER
+-A FORWARD -o cni1 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A FORWARD -o cni1 -j DOCKER
+-A FORWARD -i cni1 ! -o cni1 -j ACCEPT
+-A DOCKER -d {container}/32 ! -i cni1 -o cni1 -p tcp -m tcp --dport 80 -j ACCEPT
+-A DOCKER-USER -i cni0 -j ACCEPT
+-A DOCKER-USER -o cni0 -j ACCEPT
+-A DOCKER-USER -j RETURN
+COMMIT
+"""
+
+
+@pytest.mark.behaviour
+@pytest.mark.parametrize("docker_first", [True, False], ids=["docker first", "docker later"])
+def test_docker_and_its_containers_work_beside_us(
+    host: Host, client: Namespace, container: Container, plugin: Plugin, docker_first: bool
+) -> None:
+    of_docker = host.container("cni1")
+    of_docker.serve("docker's", 80)
+    client.serve("outside", 80)
+    host.set_sysctl("ipv4/ip_forward", "1")
+    rules = DOCKER.format(container=of_docker.address[4])
+    if docker_first:
+        host.run("iptables-nft-restore", stdin=rules)
+    attachment = plugin.add(container, publish(8080))
+    if not docker_first:
+        host.run("iptables-nft-restore", "--noflush", stdin=rules)
+    for asking in (client, container):
+        assert asking.ask(HOST[4], 9090).server == "docker's"
+    for asking in (client, host, of_docker):
+        assert asking.ask(HOST[4], 8080).server == "web"
+    for leaving in (container, of_docker):
+        assert leaving.ask(CLIENT[4], 80).source == HOST[4]
+    attachment.delete()
+    assert client.ask(HOST[4], 9090).server == "docker's"
