@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from tests.kernel.world import Host
 
 _CACHE = Path("/var/lib/cni/results")
-_REFUSED, _NOT_CALLED = "Network plugin returns error", "plugin status uninitialized"
 _PINNS = Path(__file__).with_name("pinns")
 _TAGS = "containers_image_openpgp containers_image_ostree_stub exclude_graphdriver_btrfs libsqlite3 seccomp"
+_REFUSED, _NOT_CALLED = "Network plugin returns error", "plugin status uninitialized"
 _CONFIGURATION = """[crio]
 root = "{directory}/root"
 runroot = "{directory}/runroot"
