@@ -58,7 +58,8 @@ make_venv() {
 
 # sources_checksum: of all that what is built depends on.
 sources_checksum() {
-    (cd "$PROJECT" && find cni_quantum_nat packaging/*.py packaging/*.spec pyproject.toml -type f ! -name '*.pyc' -print0 |
+    (cd "$PROJECT" && find cni_quantum_nat packaging/*.py packaging/*.spec packaging/launcher packaging/build pyproject.toml \
+        -type f ! -path '*/__pycache__/*' -print0 |
         sort -z | xargs -0 sha256sum | sha256sum)
 }
 

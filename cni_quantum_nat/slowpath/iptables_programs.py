@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
-import sys
 
 from ..hotpath.errors import KERNEL_REFUSED, NOT_AVAILABLE, CniError
 from .iptables_text import Listing, Script
 
 PREFIXES = {4: "iptables", 6: "ip6tables"}
 _DIRECTORIES = "/usr/sbin:/sbin:/usr/bin:/bin:/usr/local/sbin"
-_LIBRARY_PATH = "LD_LIBRARY_PATH"
 _MAX_COMPLAINT = 1000
 
 
@@ -94,21 +91,7 @@ def restore(family: int, script: Script) -> None:
 
 
 def _run(command: list[str], text: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, input=text, env=_environment(), capture_output=True, text=True, check=False)
-
-
-def _environment() -> dict[str, str]:
-    """Return the environment that the plugin was called with.
-
-    PyInstaller puts our own libraries before the host's, libxtables among them, and keeps what was there as ..._ORIG:
-    the host's programs would look for their extensions where those are on the machine that the plugin was built on.
-    """
-    environment = dict(os.environ)
-    if hasattr(sys, "_MEIPASS"):
-        environment.pop(_LIBRARY_PATH, None)
-        if (original := environment.pop(f"{_LIBRARY_PATH}_ORIG", None)) is not None:
-            environment[_LIBRARY_PATH] = original
-    return environment
+    return subprocess.run(command, input=text, capture_output=True, text=True, check=False)
 
 
 def _one_line(complaint: str) -> str:

@@ -1,4 +1,4 @@
-"""The frozen program alone: a root directory with the C library and zlib, which every Debian has, and nothing else."""
+"""The frozen program alone: a root directory with the C library, which every Debian has, and /proc."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ SYSTEM_LIBRARIES = (
     "libpthread.so.0",
     "libutil.so.1",
     "librt.so.1",
-    "libz.so.1",
 )
 CONFIGURATION = {
     "cniVersion": "1.1.0",
@@ -44,12 +43,14 @@ def root(tmp_path: Path) -> Path:
     shutil.copytree(PROGRAM.parent, tmp_path / "opt", symlinks=True)
     # A namespace of its own is asked for only by its path.
     (tmp_path / "run").mkdir()
+    (tmp_path / "proc").mkdir()
     (tmp_path / "run" / "container").touch()
     return tmp_path
 
 
 def run(root: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    line = ["unshare", "--net", "chroot", str(root), "/opt/quantum-nat", *arguments]
+    enter = 'mount --rbind /proc "$0/proc" && exec chroot "$0" "$@"'
+    line = ["unshare", "--net", "--mount", "sh", "-c", enter, str(root), "/opt/quantum-nat", *arguments]
     variables = {"PATH": os.environ["PATH"], **environment}
     request = json.dumps(CONFIGURATION)
     return subprocess.run(line, env=variables, input=request, capture_output=True, text=True, check=False)
