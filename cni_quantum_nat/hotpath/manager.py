@@ -7,7 +7,7 @@ a GC finds what there is to undo. All of it runs under the state directory's loc
 from __future__ import annotations
 
 from .addresses import Address
-from .backend import Holders, is_alive, readable_record, warn
+from .backend import Holders, discard, is_alive, readable_record, warn
 from .claims import PortClaims
 from .conntrack import ConnectionTracker, is_tracking
 from .detour import iptables_backend
@@ -56,7 +56,7 @@ class NatManager:
     def __init__(self, state: State) -> None:
         self.state = state
         self._backends: dict[str, Backend] = {}
-        self._claims = PortClaims(state.directory)
+        self._claims = PortClaims(state)
         self._host = HostSettings()
 
     def __enter__(self) -> Self:
@@ -149,8 +149,9 @@ class NatManager:
         backend_name: what the network's configuration names. Goes on after a failure, and raises CniError(106) with all of them at the end.
         """
         damaged: list[CniError] = []
+        leftovers: list[Attachment] = []
         failures = []
-        for attachment in list(self.state.attachments(damaged)):
+        for attachment in list(self.state.attachments(damaged, leftovers)):
             if attachment.id.network != network or _is_valid(attachment, valid):
                 continue
             try:
@@ -161,6 +162,7 @@ class NatManager:
             known = {AttachmentId(network, container_id, interface).owner for container_id, interface in valid}
             for backend in {NFTABLES, backend_name}:
                 self._backend(backend).remove_orphans(network, known)
+        discard(self.state, [attachment for attachment in leftovers if attachment.id.network == network])
         failures += [error.message for error in damaged]
         if failures:
             raise CniError(CLEAN_UP_INCOMPLETE, f"GC of network {network} failed in part: {'; '.join(failures)}")
@@ -221,7 +223,7 @@ class NatManager:
                 settings,
                 self._claims,
                 is_free=lambda mapping: backend.is_free(mapping, attachment.published_families),
-                count_again=lambda: self._claims.count_again(self.state.attachments([])),
+                count_again=self._claims.count_again,
             )
         if settings.refuse_conflicts:
             refuse_shadowing(attachment, lambda: Holders(self.state).refuse_held(attachment))

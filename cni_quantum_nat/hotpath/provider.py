@@ -5,7 +5,7 @@ The kernel is the arbiter: elements are added at once, and only where one is in 
 
 from __future__ import annotations
 
-from .backend import Backend, Holders, warn
+from .backend import Backend, Holders, discard, warn
 from .detour import add_policies, build_table, rehearse_table
 from .errors import TRY_AGAIN_LATER, AlreadyThere, CniError, HostPortConflict, NotThere
 from .model import IPTABLES, NFTABLES
@@ -193,10 +193,12 @@ class NftablesBackend(Backend):
     def _heal(self, newcomer: AttachmentId) -> None:
         """Build the table with everything that the records of others ask for."""
         damaged: list[CniError] = []
-        others = [a for a in self._state.attachments(damaged) if a.id != newcomer and a.backend == NFTABLES]
+        leftovers: list[Attachment] = []
+        others = [a for a in self._state.attachments(damaged, leftovers) if a.id != newcomer and a.backend == NFTABLES]
         for error in damaged:
             warn(error)
         self.rebuild(plan_together(others))
+        discard(self._state, leftovers)
 
     def _count_flows(self) -> Flows:
         """Count what is there before it is lost; to heal is worth more than to count."""

@@ -113,7 +113,10 @@ def read_settings(
     given = {key: value for key, value in configuration.items() if key not in _VOLATILE}
     kept = state.read_configuration(network)
     if kept is not None and kept.get("program") == __version__ and kept.get("given") == given:
-        return Settings(kept["normalised"])
+        try:
+            return Settings(kept["normalised"])
+        except (KeyError, TypeError, ValueError, AttributeError):
+            pass  # it was damaged: made anew
     normalised = validate_configuration(given)
     settings = Settings(normalised)
     if kept is not None and kept["normalised"].get("backend") != settings.backend:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..hotpath.backend import Backend, Holders, warn
+from ..hotpath.backend import Backend, Holders, discard, warn
 from ..hotpath.errors import NOT_AVAILABLE, CniError
 from ..hotpath.flows import note_lost
 from ..hotpath.model import IPTABLES, NFTABLES
@@ -74,7 +74,8 @@ class IptablesBackend(Backend):
     def rebuild(self, family: int, orphans: set[str], without: Collection[object] = ()) -> None:
         """Make all anew, with the rules of every record but those in `without`, and with none of the orphans."""
         damaged: list[CniError] = []
-        recorded = [record for record in self._state.attachments(damaged) if record.backend == IPTABLES]
+        leftovers: list[Attachment] = []
+        recorded = [record for record in self._state.attachments(damaged, leftovers) if record.backend == IPTABLES]
         for error in damaged:
             warn(error)
         records = [record for record in in_force(recorded) if record.id not in without]
@@ -87,6 +88,7 @@ class IptablesBackend(Backend):
             try_to_restore(family, script)
         except DoesNotFit:
             _heal_one_by_one(begin_anew(Script(), listing, owners, family), records, family)
+        discard(self._state, leftovers)
         self._state.note_rebuild()
         note_lost(self._state, PREFIXES[family], {})  # what is there before is no more than the last scrape saw
 
