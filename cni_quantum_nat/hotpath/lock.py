@@ -9,6 +9,9 @@ from fcntl import LOCK_EX, LOCK_NB, flock
 from .errors import TRY_AGAIN_LATER, CniError
 
 LOCK_TIMEOUT_S = 60
+# Those that this process holds. A program that it starts must hold them too: when we are killed, it goes on, and
+# whoever came next would find its changes among their own.
+held: set[int] = set()
 _POLL_S = 0.01
 
 
@@ -30,10 +33,12 @@ class Lock:
         except BaseException:
             self.release()  # the alarm may come when the lock has just been had
             raise
+        held.add(self._descriptor)
 
     def release(self) -> None:
         """Let the next one in; nothing happens when it was not held."""
         if self._descriptor >= 0:
+            held.discard(self._descriptor)
             posix.close(self._descriptor)
             self._descriptor = -1
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 from ..hotpath.errors import KERNEL_REFUSED, NOT_AVAILABLE, CniError
+from ..hotpath.lock import held
 from .iptables_text import Listing, Script
 
 PREFIXES = {4: "iptables", 6: "ip6tables"}
@@ -94,7 +95,9 @@ def restore(family: int, script: Script) -> None:
 
 
 def _run(command: list[str], text: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, input=text, env=_environment(), capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, input=text, env=_environment(), capture_output=True, text=True, check=False, pass_fds=tuple(held)
+    )
 
 
 def _environment() -> dict[str, str]:
