@@ -77,8 +77,6 @@ class NftablesTable:
         replies = self._exchange(_batch(_BATCH_BEGIN, 0) + b"".join(body) + _batch(_BATCH_END, last + 1))
         errors = [reply.error_number for reply in replies if reply.error_number]
         _raise_first(errors, "change the elements of table inet quantum")
-        if not replies:
-            raise KernelRefused("confirm a change of table inet quantum", 0)
 
     def find(self, elements: list[Element]) -> list[Element | None]:
         """Return what the kernel holds under the key of each element, None where nothing."""
@@ -86,7 +84,7 @@ class NftablesTable:
         for start in range(0, len(elements), _GETS_PER_REQUEST):
             chunk = elements[start : start + _GETS_PER_REQUEST]
             requests = [_request(_GETSETELEM, 0, start + i, look_up(element)) for i, element in enumerate(chunk)]
-            for reply in self._exchange(b"".join(requests)):
+            for reply in self._exchange(b"".join(requests), len(chunk)):
                 if reply.is_answer:
                     held = next(
                         elements_in(reply.payload[_FAMILY_HEADER.size :], elements[reply.sequence].set_name), None
@@ -107,7 +105,7 @@ class NftablesTable:
             for i, (name, _) in enumerate(expected)
         ]
         problems = []
-        for reply in self._exchange(b"".join(requests)):
+        for reply in self._exchange(b"".join(requests), len(expected)):
             name, use = expected[reply.sequence]
             if reply.error_number:
                 problems.append(f"chain {name} is missing")
@@ -143,18 +141,23 @@ class NftablesTable:
 
     def _list(self, set_name: str) -> Iterator[bytes]:
         """Yield the attributes of the messages that list a set; nothing where it is not there."""
-        for reply in self._open().dump(_request(_GETSETELEM, NLM_F_DUMP, 0, in_set(set_name))):
-            if reply.error_number == ENOENT:
-                return
-            if reply.error_number:
-                raise KernelRefused(f"list set {set_name}", reply.error_number)
-            yield reply.payload[_FAMILY_HEADER.size :]
+        try:
+            for reply in self._open().dump(_request(_GETSETELEM, NLM_F_DUMP, 0, in_set(set_name))):
+                if reply.error_number == ENOENT:
+                    return
+                if reply.error_number:
+                    raise KernelRefused(f"list set {set_name}", reply.error_number)
+                yield reply.payload[_FAMILY_HEADER.size :]
+        except OSError as error:
+            self.close()  # with what it has not read yet
+            raise KernelRefused(f"list set {set_name}", error.errno or 0) from error
 
     def exists(self) -> bool:
         """Whether the table exists; CniError(50) where nf_tables cannot be used at all."""
         replies = self._exchange(
             _request(_GETGEN, NLM_F_ACK, 1, b"", family=0)
-            + _request(_GETTABLE, NLM_F_ACK, 2, attribute(_TABLE_NAME, text(TABLE)))
+            + _request(_GETTABLE, NLM_F_ACK, 2, attribute(_TABLE_NAME, text(TABLE))),
+            2,
         )
         for reply in replies:
             if reply.error_number and reply.sequence == 1:
@@ -175,10 +178,11 @@ class NftablesTable:
                 raise _unusable(error) from error
         return self._socket
 
-    def _exchange(self, messages: bytes) -> list[Reply]:
+    def _exchange(self, messages: bytes, at_least: int = 1) -> list[Reply]:
         try:
-            return self._open().exchange(messages)
+            return self._open().exchange(messages, at_least)
         except OSError as error:
+            self.close()
             raise KernelRefused("take an nf_tables request", error.errno or 0) from error
 
 

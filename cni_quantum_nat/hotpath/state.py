@@ -161,9 +161,11 @@ class State:
         return [record for record in records if record.id != attachment_id]
 
     def attachments(self, damaged: list[CniError], leftovers: list[Attachment] | None = None) -> Iterator[Attachment]:
-        """Yield all records; one that cannot be read is told in `damaged`, and keeps nobody from the others.
+        """Yield all records; one that is damaged or newer is told in `damaged`, and keeps nobody from the others.
 
-        Those of earlier boots are not among them, but in `leftovers`.
+        Those of earlier boots are not among them, but in `leftovers`. CniError(5) when the system fails to read one:
+        whoever took that for the whole would take away what is recorded there.
+
 
         Grows with the number of containers: not for ADD, DEL or CHECK, but when they heal.
         """
@@ -198,6 +200,8 @@ class State:
                 if leftovers is not None:
                     leftovers.append(earlier.attachment)
             except CniError as error:
+                if error.code == IO_FAILURE:
+                    raise
                 damaged.append(error)
             else:
                 if record is not None:
