@@ -1,0 +1,61 @@
+"""Calls that are killed, or refused by the system, at a selection of their system calls; `conformance/faults` has all."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from conformance.faults_driver.campaign import run_scene
+from conformance.faults_driver.scenes import SCENES
+
+from .plugin import Plugin, publish
+from .world import HOST, Container, Namespace, wait_until
+
+# A prime, so that kinds of faults take turns: of each kind, some at all stages of the call.
+EVERY = {"nftables": 61, "iptables-nft": 211}
+
+
+@pytest.mark.frozen
+@pytest.mark.parametrize("backend", EVERY)
+@pytest.mark.parametrize("name", SCENES)
+def test_whatever_a_call_is_interrupted_by_the_runtime_can_go_on_and_others_do_not_notice(
+    name: str, backend: str, tmp_path: Path
+) -> None:
+    count = run_scene(name, backend, tmp_path / "scene", every=EVERY[backend])
+    assert count.problems == []
+    assert count.injected > count.not_reached
+
+
+@pytest.mark.parametrize("backend", ["iptables-nft"], indirect=True)
+def test_a_program_that_outlives_a_killed_call_keeps_the_lock_until_it_has_ended(
+    client: Namespace, container: Container, plugin: Plugin
+) -> None:
+    """Else what it does comes after what the retry has done."""
+    assert plugin.programs is not None
+    go, restore = plugin.programs / "go", plugin.programs / "iptables-restore"
+    real = restore.readlink()
+    os.mkfifo(go)
+    restore.unlink()
+    restore.write_text(f'#!/bin/sh\necho $$ >{plugin.programs}/started\nread _ <{go}\nexec {real} "$@"\n')
+    restore.chmod(0o755)
+    web = plugin.attachment(container, publish(8080))
+    killed = plugin.start("ADD", web.configuration, container)
+    wait_until((plugin.programs / "started").exists, "iptables-restore is started")
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    restore.unlink()
+    restore.symlink_to(real)
+    retry = plugin.start("ADD", web.configuration, container)
+    wait_until(lambda: _is_waiting_for_a_lock(retry.pid), "the retry waits for the lock")
+    go.write_text("\n")
+    plugin.finish(retry)
+    web.check()
+    assert client.ask(HOST[4], 8080).server == "web"
+    assert plugin.operate("reconcile", "--dry-run").returncode == 0
+
+
+def _is_waiting_for_a_lock(process: int) -> bool:
+    lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    return any("->" in words and str(process) in words for words in lines)
