@@ -27,8 +27,8 @@ class Backend:
 
     name: str
 
-    def install(self, attachment: Attachment, replaced: Attachment | None) -> Callable[[], None]:
-        """Make the rules of an attachment, in place of those of `replaced`, and return how to undo it.
+    def install(self, attachment: Attachment, replaced: list[Attachment]) -> Callable[[], None]:
+        """Make the rules of an attachment, in place of those that it had as `replaced`, and return how to undo it.
 
         Raises: HostPortConflict, KernelRefused; nothing has changed then.
         """

@@ -85,16 +85,18 @@ class NatManager:
         undo: list[Callable[[], None]] = [lambda: self._claims.remove(attachment.port_mappings)]
         try:
             undo.append(lambda: self._restore_record(attachment.id, before))
+            attachment.replaces = _formers(before, attachment)
             self.state.write(attachment)
             undo.append(self._host.restore)
             if settings.ip_forwarding:
                 self._enable_forwarding(attachment)
-            undo.append(self._install(attachment, before))
+            undo.append(self._install(attachment, before.generations if before else []))
             self._enable_route_localnet(attachment)
             self._enable_ipv6_localhost(attachment)
             udp = [mapping for mapping in attachment.port_mappings if mapping.protocol == "udp"]
             if udp:
                 _forget(lambda tracker: tracker.forget_stale_udp(udp, attachment.published_families))
+            self._forget_formers(attachment)
         except BaseException as error:
             _run_all(undo, error)
             raise
@@ -110,9 +112,11 @@ class NatManager:
         if attachment is None and (attachment := fallback()) is not None:
             self._find_host_interfaces(attachment)
         if attachment is not None:
-            addresses = self._backend(attachment.backend).remove(attachment)
+            addresses: set[Address] = set()
+            for generation in attachment.generations:
+                addresses.update(self._backend(generation.backend).remove(generation))
             if addresses:
-                _forget(lambda tracker: tracker.forget_container(addresses))
+                _forget(lambda tracker: tracker.forget_container(list(addresses)))
         self.state.remove(attachment_id)
         if record is not None:
             self._claims.remove(record.port_mappings)
@@ -140,8 +144,14 @@ class NatManager:
                 continue
             moved = Attachment.from_record(attachment.as_record())
             settings.apply_to(moved)
-            self._install(moved, attachment)
-            self.state.write(moved)
+            moved.replaces = attachment.generations
+            try:
+                self.state.write(moved)
+                self._install(moved, attachment.generations)
+            except BaseException:
+                self.state.write(attachment)
+                raise
+            self._forget_formers(moved)
 
     def collect_garbage(self, network: str, valid: set[tuple[str, str]] | None, backend_name: str) -> None:
         """Remove the attachments of a network that are not in `valid`; without it, those whose namespace is gone.
@@ -172,18 +182,27 @@ class NatManager:
             self._backends[name] = NftablesBackend(self.state) if name == NFTABLES else iptables_backend(self.state)
         return self._backends[name]
 
-    def _install(self, attachment: Attachment, before: Attachment | None) -> Callable[[], None]:
+    def _forget_formers(self, attachment: Attachment) -> None:
+        """Say on record that the kernel has no rules any more of what the attachment was before."""
+        if attachment.replaces:
+            attachment.replaces = []
+            self.state.write(attachment)
+
+    def _install(self, attachment: Attachment, formers: list[Attachment]) -> Callable[[], None]:
         """Install, and only then remove what another backend had made; return how to undo it."""
+        elsewhere = [former for former in formers if former.backend != attachment.backend]
         backend = self._backend(attachment.backend)
-        if before is None or before.backend == attachment.backend:
-            return backend.install(attachment, before)
-        undo = backend.install(attachment, None)
+        undo = backend.install(attachment, [former for former in formers if former not in elsewhere])
+        if not elsewhere:
+            return undo
         try:
-            self._backend(before.backend).remove(before)
+            for former in elsewhere:
+                self._backend(former.backend).remove(former)
         except BaseException:
             undo()
             raise
-        return lambda: _run_both(undo, lambda: self._backend(before.backend).install(before, None))
+        last = elsewhere[0]
+        return lambda: _run_both(undo, lambda: self._backend(last.backend).install(last, []))
 
     def _find_host_interfaces(self, attachment: Attachment) -> None:
         """Find the interfaces to the container's published addresses; nothing else needs them."""
@@ -233,6 +252,13 @@ class NatManager:
             self.state.remove(attachment_id)
         else:
             self.state.write(before)
+
+
+def _formers(before: Attachment | None, attachment: Attachment) -> list[Attachment]:
+    """Return what the record must remember beside the attachment itself: what else it was, until the kernel has none of it."""
+    if before is None:
+        return []
+    return [former for former in before.generations if former.wishes != attachment.wishes]
 
 
 def _differences_in_record(record: Attachment | None, attachment: Attachment) -> list[str]:

@@ -2,6 +2,7 @@
 
     format      the version of the format, an integer; a record without it is of format 1
     bootId      since 2: the boot of the kernel that it was made in, empty where that is not known
+    replaces    since 2: what the attachment was before, while the kernel may have rules of that
     the others  Attachment.as_record()
 
 An older format is upgraded as it is read. A newer one is left alone: who wrote it knows what it means.
@@ -33,7 +34,10 @@ class EarlierBoot(Exception):
 
 def write_record(attachment: Attachment, boot_id: str) -> dict[str, Any]:
     """Return what is written."""
-    return {"format": FORMAT, "bootId": boot_id, **attachment.as_record()}
+    record = {"format": FORMAT, "bootId": boot_id, **attachment.as_record()}
+    if attachment.replaces:
+        record["replaces"] = [former.as_record() for former in attachment.replaces]
+    return record
 
 
 def read_record(content: object, identity: AttachmentId, boot_id: str, path: str) -> Attachment:
@@ -46,9 +50,11 @@ def read_record(content: object, identity: AttachmentId, boot_id: str, path: str
         raise TypeError("not an object")
     record = _upgraded(content, path)
     attachment = Attachment.from_record(record)
-    if attachment.id != identity:
-        raise ValueError(f"it is of {attachment.id}")
-    _check(attachment)
+    attachment.replaces = [Attachment.from_record(former) for former in record.get("replaces", ())]
+    for generation in attachment.generations:
+        if generation.id != identity:
+            raise ValueError(f"it is of {generation.id}")
+        _check(generation)
     if record["bootId"] not in ("", boot_id):
         raise EarlierBoot(attachment)
     return attachment

@@ -35,10 +35,10 @@ class IptablesBackend(Backend):
         self._state = state
         self._holders = Holders(state)
 
-    def install(self, attachment: Attachment, replaced: Attachment | None) -> Callable[[], None]:
+    def install(self, attachment: Attachment, replaced: list[Attachment]) -> Callable[[], None]:
         """Make the attachment's rules; those of a dead container that held its ports go."""
         dead = self._holders.dead_holders(attachment)
-        gone = [*([replaced] if replaced else []), *(holder for holder in dead if holder.backend == IPTABLES)]
+        gone = [*replaced, *(holder for holder in dead if holder.backend == IPTABLES)]
         families = families_of(attachment, *gone)
         for family in families:
             find_program(family, "restore")
@@ -142,15 +142,14 @@ class IptablesBackend(Backend):
         finally:
             nftables.close()
 
-    def _undo(self, attachment: Attachment, replaced: Attachment | None) -> None:
-        before = [replaced] if replaced else []
-        for family in families_of(attachment, *before):
+    def _undo(self, attachment: Attachment, replaced: list[Attachment]) -> None:
+        for family in families_of(attachment, *replaced):
             script = remove_owners(Script(), list_rules(family), {attachment.id.owner})
-            for former in before:
+            for former in replaced[:1]:  # what it was last; the others were given up
                 _put(script, former, family)
             restore(family, script)
 
-    def _undo_after(self, cause: BaseException, attachment: Attachment, replaced: Attachment | None) -> None:
+    def _undo_after(self, cause: BaseException, attachment: Attachment, replaced: list[Attachment]) -> None:
         """Undo what was done by then; the runtime is told of the first failure, and of this one in its details."""
         try:
             self._undo(attachment, replaced)
