@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from .campaign import run_scene
+from .campaign import Selection, run_scene
 from .scenes import SCENES
 
 BACKENDS = ("nftables", "iptables-nft")
@@ -23,15 +23,14 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=1, metavar="N", help="only every Nth fault")
     parser.add_argument("--kills-only", action="store_true", help="kill, but let nothing fail")
     arguments = parser.parse_args()
+    selection = Selection(arguments.every, arguments.kills_only)
     problems = total = 0
     print(f"{'BACKEND':14}{'CALL':16}{'FAULTS':>8}{'SURVIVED':>10}{'NOT REACHED':>13}{'NOT WELL':>10}{'SECONDS':>9}")
     for backend in arguments.backend or BACKENDS:
         for name in arguments.scene or SCENES:
             started = time.monotonic()
             with tempfile.TemporaryDirectory() as directory:
-                count = run_scene(
-                    name, backend, Path(directory, "scene"), every=arguments.every, kills_only=arguments.kills_only
-                )
+                count = run_scene(name, backend, Path(directory, "scene"), selection)
             took_s = time.monotonic() - started
             total += count.injected
             problems += len(count.problems)

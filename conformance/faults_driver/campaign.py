@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .scenes import Scene
 
 _DEFECT = 199
+_SHOWN = 400
 
 
 class Case(NamedTuple):
@@ -44,15 +45,28 @@ class Count(NamedTuple):
     problems: list[str]
 
 
-def run_scene(name: str, backend: str, directory: Path, *, every: int = 1, kills_only: bool = False) -> Count:
-    """Inject every fault, or every `every`th, and look at what is left."""
+class Selection(NamedTuple):
+    """Which faults are injected: every `every`th; only at the system calls of these names, where any are given."""
+
+    every: int = 1
+    kills_only: bool = False
+    calls: frozenset[str] = frozenset()
+
+    def of(self, cases: list[Case]) -> list[Case]:
+        """Return the selected ones."""
+        meant = [case for case in cases if case.fault == KILL or not self.kills_only]
+        return [case for case in meant if not self.calls or case.point.name in self.calls][:: self.every]
+
+
+def run_scene(name: str, backend: str, directory: Path, selection: Selection) -> Count:
+    """Inject the selected faults, and look at what is left after each."""
     with ExitStack() as stack:
         host = Host(stack)
         host.backend = backend
         directory.mkdir(parents=True)
         plugin = Plugin(host, directory / "state", programs_of(backend, directory / "programs"))
         campaign = Campaign(SCENES[name](plugin, stack), directory / "trace")
-        return campaign.run(every, kills_only=kills_only)
+        return campaign.run(selection)
 
 
 class Campaign:
@@ -62,18 +76,16 @@ class Campaign:
         self._scene = scene
         self._trace = trace
 
-    def run(self, every: int, *, kills_only: bool) -> Count:
+    def run(self, selection: Selection) -> Count:
         injected = survived = not_reached = 0
         problems: list[str] = []
-        for case in self._cases()[::every]:
-            if kills_only and case.fault != KILL:
-                continue
+        for case in selection.of(self._cases()):
             was_reached, ended_well, found = self._inject(case)
             injected += was_reached
             not_reached += not was_reached
             survived += was_reached and ended_well
             for problem in found:
-                problems.append(f"{case}: {problem}")
+                problems.append(f"{case}: {problem}"[:_SHOWN])
                 print(f"  {problems[-1]}", file=sys.stderr, flush=True)
         return Count(injected, survived, not_reached, problems)
 

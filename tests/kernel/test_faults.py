@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from conformance.faults_driver.campaign import run_scene
+from conformance.faults_driver.campaign import Selection, run_scene
 from conformance.faults_driver.scenes import SCENES
 
 from .plugin import Plugin, publish
@@ -23,9 +23,21 @@ EVERY = {"nftables": 61, "iptables-nft": 211}
 def test_whatever_a_call_is_interrupted_by_the_runtime_can_go_on_and_others_do_not_notice(
     name: str, backend: str, tmp_path: Path
 ) -> None:
-    count = run_scene(name, backend, tmp_path / "scene", every=EVERY[backend])
+    count = run_scene(name, backend, tmp_path / "scene", Selection(EVERY[backend]))
     assert count.problems == []
     assert count.injected > count.not_reached
+
+
+@pytest.mark.parametrize("backend", EVERY)
+@pytest.mark.parametrize("name", ["ADD", "ADD again", "DEL"])
+def test_a_call_that_is_killed_before_or_after_it_has_told_the_kernel_leaves_nothing_behind(
+    name: str, backend: str, tmp_path: Path
+) -> None:
+    """Of an ADD with other ports than before, the record must remember both until the kernel has one of them."""
+    calls = frozenset({"sendto", "rename"} if backend == "nftables" else {"vfork", "clone", "wait4", "rename"})
+    count = run_scene(name, backend, tmp_path / "scene", Selection(kills_only=True, calls=calls))
+    assert count.problems == []
+    assert count.injected > 1
 
 
 @pytest.mark.parametrize("backend", ["iptables-nft"], indirect=True)
