@@ -11,11 +11,12 @@ from .backend import Holders, discard, is_alive, readable_record, warn
 from .claims import PortClaims
 from .conntrack import ConnectionTracker, is_tracking
 from .detour import iptables_backend
-from .errors import CHECK_FAILED, CLEAN_UP_INCOMPLETE, CniError, KernelRefused
+from .errors import CHECK_FAILED, CLEAN_UP_INCOMPLETE, CniError, InvalidConfiguration, KernelRefused
 from .host import HostSettings, interface_towards
 from .mapper import allocate_ports, recall_ports, refuse_shadowing
 from .model import NFTABLES, Attachment, AttachmentId
 from .provider import NftablesBackend
+from .record import is_plain
 from .table import IPV6_LOCALHOST_ALIAS
 
 TYPE_CHECKING = False
@@ -210,6 +211,10 @@ class NatManager:
             endpoint = attachment.published_endpoint(family)
             if endpoint is not None and any(mapping.serves(family) for mapping in attachment.port_mappings):
                 endpoint.host_interface = interface_towards(endpoint.address)
+                if not is_plain(endpoint.host_interface):
+                    raise InvalidConfiguration(
+                        f"interface {endpoint.host_interface!r}, which leads to {endpoint.address}, has a name that no rule can have"
+                    )
 
     def _enable_forwarding(self, attachment: Attachment) -> None:
         for family in (4, 6):

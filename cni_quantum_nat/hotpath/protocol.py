@@ -37,6 +37,7 @@ _REQUIRED = {
 _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 _NAME_MAX_BYTES = 200  # names become file names, two of them with a suffix
 _INTERFACE_MAX_BYTES = 15
+_MOST_INPUT_BYTES = 1 << 24  # 28,000 port mappings, or as many attachments for GC, take a quarter of it
 _OWN_NAMESPACE = "/proc/self/ns/net"
 
 
@@ -112,9 +113,13 @@ def find_namespace(environment: Environment) -> tuple[int, int]:
 
 
 def read_standard_input() -> bytes:
-    """Read all that the runtime wrote."""
+    """Read all that the runtime wrote; CniError(6) when that is more than any runtime would."""
     chunks = []
+    size = 0
     while chunk := posix.read(0, 1 << 16):
+        size += len(chunk)
+        if size > _MOST_INPUT_BYTES:
+            raise CniError(DECODING_FAILURE, f"standard input has more than {_MOST_INPUT_BYTES} bytes")
         chunks.append(chunk)
     return b"".join(chunks)
 

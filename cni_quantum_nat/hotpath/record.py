@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 FORMAT = 2
 _FAMILIES = (4, 6)
 _INTERFACE_MAX_BYTES = 15
+_SYNTAX = frozenset("\"'\\*")  # to nft, or to iptables-restore
 
 
 class EarlierBoot(Exception):
@@ -121,7 +122,12 @@ def _is_number(value: object) -> bool:
 
 
 def _is_interface(name: object) -> bool:
-    return isinstance(name, str) and len(name.encode()) <= _INTERFACE_MAX_BYTES and not set(name) & set('"\n\\')
+    return isinstance(name, str) and len(name.encode()) <= _INTERFACE_MAX_BYTES and is_plain(name)
+
+
+def is_plain(interface: str) -> bool:
+    """Whether the name of an interface can stand in a rule as it is."""
+    return interface.isprintable() and " " not in interface and _SYNTAX.isdisjoint(interface)
 
 
 def _require(name: str, holds: object) -> None:

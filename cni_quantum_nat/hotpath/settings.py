@@ -96,8 +96,15 @@ def _external_interfaces(configured: tuple[str, ...], family: int) -> tuple[str,
 def state_of(configuration: dict[str, Any]) -> State:
     """Return the state directory that the configuration names; CniError(7) when it names none that can be."""
     directory = configuration.get("stateDir", DEFAULT_DIRECTORY)
-    if not isinstance(directory, str) or not directory.startswith("/") or "\0" in directory or ".." in directory:
-        raise InvalidConfiguration(f"stateDir is {directory!r}, not an absolute path without '..'")
+    if (
+        not isinstance(directory, str)
+        or not directory.startswith("/")
+        or not directory.isprintable()
+        or ".." in directory
+    ):
+        raise InvalidConfiguration(
+            f"stateDir is {directory!r}, not an absolute path of printable characters without '..'"
+        )
     return State(directory.rstrip("/"))
 
 
