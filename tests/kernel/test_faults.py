@@ -10,8 +10,8 @@ import pytest
 from conformance.faults_driver.campaign import Selection, run_scene
 from conformance.faults_driver.scenes import SCENES
 
-from .plugin import Plugin, publish
-from .world import HOST, Container, Namespace, wait_until
+from .plugin import Plugin, PluginError, publish
+from .world import HOST, Container, Host, Namespace, wait_until
 
 # A prime, so that kinds of faults take turns: of each kind, some at all stages of the call.
 EVERY = {"nftables": 61, "iptables-nft": 211}
@@ -66,6 +66,28 @@ def test_a_program_that_outlives_a_killed_call_keeps_the_lock_until_it_has_ended
     web.check()
     assert client.ask(HOST[4], 8080).server == "web"
     assert plugin.operate("reconcile", "--dry-run").returncode == 0
+
+
+@pytest.mark.parametrize("backend", ["iptables-nft"], indirect=True)
+def test_a_program_that_is_killed_while_it_heals_costs_nobody_a_rule(
+    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+) -> None:
+    """It was taken for a refusal of somebody's rules, and they were left out."""
+    neighbour.serve("neighbour", 80)
+    plugin.add(neighbour, publish(8081))
+    assert plugin.programs is not None
+    restore = plugin.programs / "iptables-restore"
+    real = restore.readlink()
+    restore.unlink()
+    restore.write_text(
+        f'#!/bin/sh\nscript=$(cat)\ncase $script in *8081*) kill -9 $$ ;; esac\necho "$script" | {real} "$@"\n'
+    )
+    restore.chmod(0o755)
+    host.run("iptables-nft", "-t", "raw", "-F", "QUANTUM-GUARD")
+    with pytest.raises(PluginError, match="signal 9") as caught:
+        plugin.add(container, publish(8080))
+    assert caught.value.code == 101
+    assert client.ask(HOST[4], 8081).server == "neighbour"
 
 
 def _is_waiting_for_a_lock(process: int) -> bool:
