@@ -240,7 +240,10 @@ def valid_attachments(configuration: dict[str, Any]) -> set[tuple[str, str]] | N
     """Return (container ID, interface) of the attachments that GC must keep, None when the runtime names none."""
     for key in ("cni.dev/valid-attachments", "cni.dev/attachments"):
         if key in configuration:
-            return {_valid_attachment(key, entry) for entry in configuration[key] or ()}
+            entries = configuration[key]
+            if not isinstance(entries, list | None):
+                raise InvalidConfiguration(f"{key} is {_kind(entries)}, not a list")
+            return {_valid_attachment(key, entry) for entry in entries or ()}
     return None
 
 

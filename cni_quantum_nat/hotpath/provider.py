@@ -100,7 +100,9 @@ class NftablesBackend(Backend):
 
     def require(self) -> None:
         """Let the kernel take the table under another name, where it is not there already."""
-        if not self._table.exists():
+        if self._table.exists():
+            self._table.check_layout()
+        else:
             rehearse_table()
 
     def rebuild(self, elements: list[Element]) -> None:

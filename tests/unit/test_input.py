@@ -104,6 +104,7 @@ def test_a_sound_call_is_planned() -> None:
 
 @settings(max_examples=400, deadline=None)
 @given(COMMANDS, st.dictionaries(KEYS, VALUES, max_size=4))
+@example("GC", {"cni.dev/valid-attachments": True})
 @example("ADD", {"externalInterface": "a\0b"})
 @example("ADD", {"stateDir": "/\ud800"})
 @example("ADD", {"externalInterface": ["a'b"], "backend": "iptables"})
