@@ -78,6 +78,9 @@ def run() -> int:
     except BrokenPipeError:  # whoever read it has seen enough, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        print(f"quantum-nat: the system failed: {error}", file=sys.stderr)
+        return 1
     except CniError as error:
         print(f"quantum-nat: {error.message}", file=sys.stderr)
         if error.details:

@@ -30,7 +30,8 @@ def add_to(commands: Commands) -> None:
         "gc",
         run,
         summary="remove attachments whose network namespace is gone",
-        description="Remove what is on record of containers whose network namespace is gone: a runtime that died did not say DEL.",
+        description="Remove what is on record of containers whose network namespace is gone: a runtime that died did not say "
+        "DEL; and what is on record of earlier boots of the host.",
         examples=("gc --dry-run",),
     )
     parser.add_argument("--dry-run", action="store_true", help="only say which they are")
@@ -45,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     with NatManager(state) as manager:
         records = Records(state)
-        gone = [attachment for attachment in records.attachments if not is_alive(attachment)]
+        gone = [attachment for attachment in records.attachments if not is_alive(attachment)] + records.leftovers
         gone.sort(key=lambda attachment: attachment.created_at)
         going = tracked(gone, "Removing", len(gone))
         removed = [(attachment, _remove(manager, attachment, arguments)) for attachment in going]

@@ -120,8 +120,10 @@ def _establish(found: list[Agreement], state: State, records: Records) -> int:
     differing = [agreement for agreement in found if agreement.disagreements]
     for agreement in differing:
         agreement.establish()
+    for attachment in records.leftovers:
+        state.remove(attachment.id)
     if not records.damaged:  # a port that cannot be read of must stay counted
-        PortClaims(state.directory).count_again(records.attachments)
+        PortClaims(state).count_again()
     return forget_flows_of_the_gap(records.attachments) if differing else 0
 
 

@@ -19,16 +19,19 @@ class Records:
     """What is on record.
 
     attachments: those whose record can be read. damaged: why the others cannot.
-    owners: of all records, also of those that cannot be read: what the kernel has in their name has a reason.
+    leftovers: those of earlier boots, which count for nothing.
+    owners: of all other records, also of those that cannot be read: what the kernel has in their name has a reason.
     unreadable: the owners of those others.
     """
 
     def __init__(self, state: State) -> None:
         self.damaged: list[CniError] = []
+        self.leftovers: list[Attachment] = []
         identities = list(state.identities())
-        found = tracked(state.attachments(self.damaged), "Reading the records", len(identities))
+        found = tracked(state.attachments(self.damaged, self.leftovers), "Reading the records", len(identities))
         self.attachments: list[Attachment] = list(found)
-        self.owners = {identity.owner for identity in identities}
+        leftovers = {attachment.id for attachment in self.leftovers}
+        self.owners = {identity.owner for identity in identities if identity not in leftovers}
         self.unreadable = self.owners - {attachment.id.owner for attachment in self.attachments}
 
     def of_backend(self, name: str) -> list[Attachment]:

@@ -27,8 +27,8 @@ class Backend:
 
     name: str
 
-    def install(self, attachment: Attachment, replaced: Attachment | None) -> Callable[[], None]:
-        """Make the rules of an attachment, in place of those of `replaced`, and return how to undo it.
+    def install(self, attachment: Attachment, replaced: list[Attachment]) -> Callable[[], None]:
+        """Make the rules of an attachment, in place of those that it had as `replaced`, and return how to undo it.
 
         Raises: HostPortConflict, KernelRefused; nothing has changed then.
         """
@@ -113,7 +113,7 @@ class Holders:
         return any(endpoint.address == address for other in others for endpoint in other.endpoints)
 
     def _colliding(self, attachment: Attachment) -> list[Attachment]:
-        claims = PortClaims(self._state.directory)
+        claims = PortClaims(self._state)
         if all(claims.count(mapping) <= 1 for mapping in attachment.port_mappings):
             return []  # that one is the attachment itself
         return self._search_colliding(attachment)
@@ -166,6 +166,14 @@ def readable_record(state: State, attachment_id: AttachmentId) -> Attachment | N
             raise
         warn(error)
         return None
+
+
+def discard(state: State, leftovers: list[Attachment]) -> None:
+    """Remove the records of earlier boots, and what they count."""
+    for attachment in leftovers:
+        state.remove(attachment.id)
+    if leftovers:
+        PortClaims(state).count_again()
 
 
 def warn(error: CniError) -> None:

@@ -4,7 +4,7 @@
 
 It is a hint that may only be too high: ports are counted before the record is written, and taken off after it is removed. A
 zero means that no record has the port. Whatever was cut off leaves a port counted too high, and when the range
-seems to be full, all of it is counted again.
+seems to be full, all of it is counted again: as also where a file is not there, or is not what we made.
 """
 
 from __future__ import annotations
@@ -12,32 +12,38 @@ from __future__ import annotations
 import posix
 
 from .errors import IO_FAILURE, CniError
+from .files import Foreign, list_directory, make_directory, open_own, write_whole
+from .model import PROTOCOLS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from .model import Attachment, PortMapping
+    from .model import PortMapping
+    from .state import State
 
 _PORTS = 65536
 _MOST = 255
 _CURSOR_BYTES = 2
+_FILE_BYTES = _PORTS + _CURSOR_BYTES
 
 
 class PortClaims:
-    """The counts in one directory, used under its lock."""
+    """The counts of one state directory, used under its lock."""
 
-    __slots__ = ("_directory",)
+    __slots__ = ("_directory", "_made", "_state")
 
-    def __init__(self, state_directory: str) -> None:
-        self._directory = f"{state_directory}/claims"
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._made: set[str] = set()  # protocols that were counted from the records, because there was nothing to read
+        self._directory = f"{state.directory}/claims"
 
     def add(self, mappings: Iterable[PortMapping]) -> None:
         """Count the host ports of a record that is about to be written."""
         self._change(mappings, 1)
 
     def remove(self, mappings: Iterable[PortMapping]) -> None:
-        """Take the host ports of a record that is gone off the count."""
+        """Take the host ports of a record that is gone off the count, unless that was taken when it was gone already."""
         self._change(mappings, -1)
 
     def count(self, mapping: PortMapping) -> int:
@@ -56,37 +62,40 @@ class PortClaims:
         """Remember that this port was allocated last."""
         self._write([(protocol, _PORTS, port.to_bytes(_CURSOR_BYTES, "big"))])
 
-    def count_again(self, attachments: Iterable[Attachment]) -> None:
-        """Count all records anew."""
+    def count_again(self) -> None:
+        """Count all records anew, for every protocol."""
+        protocols = {*list_directory(self._directory), *PROTOCOLS}
+        for protocol, counts in self._counted().items():
+            protocols.discard(protocol)
+            self._write([(protocol, 0, bytes(counts))])
+        for protocol in protocols.intersection(list_directory(self._directory)):
+            self._write([(protocol, 0, bytes(_PORTS))])
+
+    def _counted(self) -> dict[str, bytearray]:
         counts: dict[str, bytearray] = {}
-        for attachment in attachments:
+        for attachment in self._state.attachments([]):
             for mapping in attachment.port_mappings:
                 of_protocol = counts.setdefault(mapping.protocol, bytearray(_PORTS))
                 of_protocol[mapping.host_port] = min(_MOST, of_protocol[mapping.host_port] + 1)
-        try:
-            found = posix.listdir(self._directory)
-        except FileNotFoundError:
-            found = []
-        for protocol in {*found, *counts}:
-            self._write([(protocol, 0, bytes(counts.get(protocol, bytes(_PORTS))))])
+        return counts
 
     def _change(self, mappings: Iterable[PortMapping], change: int) -> None:
         changed = []
         for mapping in mappings:
             count = self.count(mapping)
-            if count != _MOST:
+            if count != _MOST and (change > 0 or mapping.protocol not in self._made):
                 changed.append((mapping.protocol, mapping.host_port, bytes((max(0, min(_MOST, count + change)),))))
         self._write(changed)
 
     def _read(self, protocol: str, offset: int, length: int) -> bytes:
         try:
-            descriptor = posix.open(f"{self._directory}/{protocol}", posix.O_RDONLY | posix.O_CLOEXEC)
-        except FileNotFoundError:
-            return bytes(length)
-        try:
-            return posix.pread(descriptor, length, offset).ljust(length, b"\0")
-        finally:
-            posix.close(descriptor)
+            descriptor = self._open(protocol)
+            try:
+                return posix.pread(descriptor, length, offset)
+            finally:
+                posix.close(descriptor)
+        except OSError as error:
+            raise self._failure(error) from error
 
     def _write(self, changes: Iterable[tuple[str, int, bytes]]) -> None:
         try:
@@ -97,17 +106,32 @@ class PortClaims:
                 finally:
                     posix.close(descriptor)
         except OSError as error:
-            raise CniError(
-                IO_FAILURE, f"cannot count host ports in {self._directory}: {posix.strerror(error.errno or 0)}"
-            ) from error
+            raise self._failure(error) from error
 
     def _open(self, protocol: str) -> int:
-        flags = posix.O_CREAT | posix.O_WRONLY | posix.O_CLOEXEC | posix.O_NOFOLLOW
+        """Open a file of the right size; one that is not there, or is another, is made from the records."""
+        path = f"{self._directory}/{protocol}"
         try:
-            return posix.open(f"{self._directory}/{protocol}", flags, 0o600)
-        except FileNotFoundError:
-            posix.mkdir(self._directory, 0o700)
-            return posix.open(f"{self._directory}/{protocol}", flags, 0o600)
+            return open_own(path, posix.O_RDWR, _FILE_BYTES)
+        except (FileNotFoundError, Foreign):
+            self._make_files()
+        return open_own(path, posix.O_RDWR, _FILE_BYTES)
+
+    def _make_files(self) -> None:
+        """Count all records; for all protocols at once, so that it is done when there are few of them."""
+        counted = self._counted()
+        make_directory(self._directory)
+        for protocol in PROTOCOLS:
+            path = f"{self._directory}/{protocol}"
+            try:
+                posix.close(open_own(path, posix.O_RDWR, _FILE_BYTES))
+            except (FileNotFoundError, Foreign):
+                self._made.add(protocol)
+                counts = bytes(counted.get(protocol, bytes(_PORTS)))
+                write_whole(f"{self._state.directory}/pending", path, counts + bytes(_CURSOR_BYTES))
+
+    def _failure(self, error: OSError) -> CniError:
+        return CniError(IO_FAILURE, f"cannot count host ports in {self._directory}: {posix.strerror(error.errno or 0)}")
 
 
 def free_ports(counts: bytes, first: int, last: int, after: int, excluded: set[int]) -> Iterator[int]:

@@ -47,12 +47,13 @@ CODES = (
     errors.NO_ROUTE,
     errors.CLEAN_UP_INCOMPLETE,
     errors.PORT_RANGE_FULL,
+    errors.NEWER_VERSION,
     errors.INTERNAL,
 )
 FLOW_SOURCES = ("nftables", "iptables", "ip6tables")
 FLOW_TYPES = ("dnat", "masquerade", "snat")
 
-_LAYOUT = b"QNATCTR1"  # to be changed with the meaning of any cell
+_LAYOUT = b"QNATCTR2"  # to be changed with the meaning of any cell
 _CALL_CELLS = 2 + len(BUCKETS_MS) + len(CODES) + 1
 _FIRST_FLOW_CELL = len(BACKENDS) * len(VERBS) * _CALL_CELLS
 _CELLS = _FIRST_FLOW_CELL + 2 * len(FLOW_SOURCES) * len(FLOW_TYPES)

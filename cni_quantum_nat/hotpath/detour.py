@@ -20,6 +20,13 @@ def validate_configuration(configuration: dict[str, Any]) -> dict[str, Any]:
     return normalise(configuration)
 
 
+def find_json_error(text: str) -> ValueError:
+    """Return what is wrong with a text that is not JSON."""
+    from ..slowpath.jsonerrors import find_error
+
+    return find_error(text)
+
+
 def build_table(elements: list[Element]) -> None:
     """Build the table, with these elements in it, in one transaction; replaces one that is damaged."""
     from ..slowpath.libnftables import build
@@ -46,6 +53,13 @@ def iptables_backend(state: State) -> Backend:
     from ..slowpath.iptables import IptablesBackend
 
     return IptablesBackend(state)
+
+
+def holders_of_lock(descriptor: int) -> list[Process]:
+    """Return the processes that have an open file locked."""
+    from ..slowpath.processes import holders_of_lock as look_up
+
+    return look_up(descriptor)
 
 
 def holders_of(inode: int) -> list[Process]:

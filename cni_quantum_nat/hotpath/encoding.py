@@ -8,7 +8,7 @@ from .addresses import Address, Subnet
 from .model import PROTOCOL_NAMES, PROTOCOLS
 from .netlink import attribute, attributes, nested
 from .rules import Element
-from .table import ADDRESS4, ADDRESS6, GOTO, INTERFACE, JUMP, PORT, PROTOCOL, SETS, SLOT, TABLE
+from .table import ADDRESS4, ADDRESS6, GOTO, INTERFACE, JUMP, LAYOUT_SET, PORT, PROTOCOL, SETS, SLOT, TABLE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,6 +45,18 @@ def in_set(name: str) -> bytes:
 def look_up(element: Element) -> bytes:
     """Say what a request for an element looks for: its key."""
     return in_set(element.set_name) + nested(_LIST_ELEMENTS, nested(_LIST_ELEMENT, _key_of(element)))
+
+
+def look_up_layout(version: int) -> bytes:
+    """Say what a request looks for that asks whether the table is of this version."""
+    key = nested(_ELEMENT_KEY, attribute(_DATA_VALUE, version.to_bytes(2, "big")))
+    return in_set(LAYOUT_SET) + nested(_LIST_ELEMENTS, nested(_LIST_ELEMENT, key))
+
+
+def layouts_in(payload: bytes) -> Iterator[int]:
+    """Yield the versions in a message that lists them."""
+    for parts in _listed_in(payload):
+        yield int.from_bytes(dict(attributes(parts[_ELEMENT_KEY]))[_DATA_VALUE][:2], "big")
 
 
 def take_out(element: Element) -> bytes:

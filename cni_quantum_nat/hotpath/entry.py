@@ -7,7 +7,7 @@ import time
 from . import protocol
 from .backend import warn
 from .counters import counter_of
-from .errors import INTERNAL, CniError
+from .errors import INTERNAL, IO_FAILURE, CniError
 from .manager import NatManager
 from .model import Attachment
 from .ports import parse_port_mappings
@@ -41,6 +41,9 @@ def run() -> int:
     except CniError as error:
         code = error.code
         protocol.print_result(error.as_result(version))
+    except OSError as error:
+        code = IO_FAILURE
+        protocol.print_result(_system_failure(error).as_result(version))
     except Exception as error:  # noqa: BLE001 - a runtime reads an error object, never a traceback
         code = INTERNAL
         protocol.print_result(_internal(error).as_result(version))
@@ -154,14 +157,22 @@ def _attachment_without_record(
         return None  # such a call could not have been added either
 
 
+def _system_failure(error: OSError) -> CniError:
+    """Describe what the system refused, where nobody knew more of it."""
+    return CniError(IO_FAILURE, f"the system failed: {error}", f"In {_place_of(error)}. Try again.")
+
+
 def _internal(error: Exception) -> CniError:
     """Describe what should not have happened, with the place, for a report."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    place = f"{trace.tb_frame.f_code.co_name}, line {trace.tb_lineno}" if trace is not None else "unknown place"
     return CniError(
         INTERNAL,
         f"unexpected {type(error).__name__}: {error}",
-        f"In {place}. This is a defect of quantum-nat: please report it.",
+        f"In {_place_of(error)}. This is a defect of quantum-nat: please report it.",
     )
+
+
+def _place_of(error: Exception) -> str:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{trace.tb_frame.f_code.co_name}, line {trace.tb_lineno}" if trace is not None else "unknown place"

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import _json
 
+from .detour import find_json_error
+
 
 def _refuse_constant(name: str) -> object:
     raise ValueError(f"{name} is not JSON")
@@ -43,6 +45,10 @@ def loads(text: str) -> object:
         raise ValueError(f"expected a value at character {stop.value}") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    except (
+        SystemError
+    ):  # the C scanner takes its exception from json.decoder, and where nobody has loaded that, raises none
+        raise find_json_error(text) from None
     if end != len(text):
         raise ValueError(f"unexpected text after the value, at character {end}")
     return value

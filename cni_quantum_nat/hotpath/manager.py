@@ -7,15 +7,16 @@ a GC finds what there is to undo. All of it runs under the state directory's loc
 from __future__ import annotations
 
 from .addresses import Address
-from .backend import Holders, is_alive, readable_record, warn
+from .backend import Holders, discard, is_alive, readable_record, warn
 from .claims import PortClaims
 from .conntrack import ConnectionTracker, is_tracking
 from .detour import iptables_backend
-from .errors import CHECK_FAILED, CLEAN_UP_INCOMPLETE, CniError, KernelRefused
+from .errors import CHECK_FAILED, CLEAN_UP_INCOMPLETE, CniError, InvalidConfiguration, KernelRefused
 from .host import HostSettings, interface_towards
 from .mapper import allocate_ports, recall_ports, refuse_shadowing
 from .model import NFTABLES, Attachment, AttachmentId
 from .provider import NftablesBackend
+from .record import is_plain
 from .table import IPV6_LOCALHOST_ALIAS
 
 TYPE_CHECKING = False
@@ -56,7 +57,7 @@ class NatManager:
     def __init__(self, state: State) -> None:
         self.state = state
         self._backends: dict[str, Backend] = {}
-        self._claims = PortClaims(state.directory)
+        self._claims = PortClaims(state)
         self._host = HostSettings()
 
     def __enter__(self) -> Self:
@@ -85,16 +86,18 @@ class NatManager:
         undo: list[Callable[[], None]] = [lambda: self._claims.remove(attachment.port_mappings)]
         try:
             undo.append(lambda: self._restore_record(attachment.id, before))
+            attachment.replaces = _formers(before, attachment)
             self.state.write(attachment)
             undo.append(self._host.restore)
             if settings.ip_forwarding:
                 self._enable_forwarding(attachment)
-            undo.append(self._install(attachment, before))
+            undo.append(self._install(attachment, before.generations if before else []))
             self._enable_route_localnet(attachment)
             self._enable_ipv6_localhost(attachment)
             udp = [mapping for mapping in attachment.port_mappings if mapping.protocol == "udp"]
             if udp:
                 _forget(lambda tracker: tracker.forget_stale_udp(udp, attachment.published_families))
+            self._forget_formers(attachment)
         except BaseException as error:
             _run_all(undo, error)
             raise
@@ -110,9 +113,11 @@ class NatManager:
         if attachment is None and (attachment := fallback()) is not None:
             self._find_host_interfaces(attachment)
         if attachment is not None:
-            addresses = self._backend(attachment.backend).remove(attachment)
+            addresses: set[Address] = set()
+            for generation in attachment.generations:
+                addresses.update(self._backend(generation.backend).remove(generation))
             if addresses:
-                _forget(lambda tracker: tracker.forget_container(addresses))
+                _forget(lambda tracker: tracker.forget_container(list(addresses)))
         self.state.remove(attachment_id)
         if record is not None:
             self._claims.remove(record.port_mappings)
@@ -140,8 +145,14 @@ class NatManager:
                 continue
             moved = Attachment.from_record(attachment.as_record())
             settings.apply_to(moved)
-            self._install(moved, attachment)
-            self.state.write(moved)
+            moved.replaces = attachment.generations
+            try:
+                self.state.write(moved)
+                self._install(moved, attachment.generations)
+            except BaseException:
+                self.state.write(attachment)
+                raise
+            self._forget_formers(moved)
 
     def collect_garbage(self, network: str, valid: set[tuple[str, str]] | None, backend_name: str) -> None:
         """Remove the attachments of a network that are not in `valid`; without it, those whose namespace is gone.
@@ -149,8 +160,9 @@ class NatManager:
         backend_name: what the network's configuration names. Goes on after a failure, and raises CniError(106) with all of them at the end.
         """
         damaged: list[CniError] = []
+        leftovers: list[Attachment] = []
         failures = []
-        for attachment in list(self.state.attachments(damaged)):
+        for attachment in list(self.state.attachments(damaged, leftovers)):
             if attachment.id.network != network or _is_valid(attachment, valid):
                 continue
             try:
@@ -161,6 +173,7 @@ class NatManager:
             known = {AttachmentId(network, container_id, interface).owner for container_id, interface in valid}
             for backend in {NFTABLES, backend_name}:
                 self._backend(backend).remove_orphans(network, known)
+        discard(self.state, [attachment for attachment in leftovers if attachment.id.network == network])
         failures += [error.message for error in damaged]
         if failures:
             raise CniError(CLEAN_UP_INCOMPLETE, f"GC of network {network} failed in part: {'; '.join(failures)}")
@@ -170,18 +183,27 @@ class NatManager:
             self._backends[name] = NftablesBackend(self.state) if name == NFTABLES else iptables_backend(self.state)
         return self._backends[name]
 
-    def _install(self, attachment: Attachment, before: Attachment | None) -> Callable[[], None]:
+    def _forget_formers(self, attachment: Attachment) -> None:
+        """Say on record that the kernel has no rules any more of what the attachment was before."""
+        if attachment.replaces:
+            attachment.replaces = []
+            self.state.write(attachment)
+
+    def _install(self, attachment: Attachment, formers: list[Attachment]) -> Callable[[], None]:
         """Install, and only then remove what another backend had made; return how to undo it."""
+        elsewhere = [former for former in formers if former.backend != attachment.backend]
         backend = self._backend(attachment.backend)
-        if before is None or before.backend == attachment.backend:
-            return backend.install(attachment, before)
-        undo = backend.install(attachment, None)
+        undo = backend.install(attachment, [former for former in formers if former not in elsewhere])
+        if not elsewhere:
+            return undo
         try:
-            self._backend(before.backend).remove(before)
+            for former in elsewhere:
+                self._backend(former.backend).remove(former)
         except BaseException:
             undo()
             raise
-        return lambda: _run_both(undo, lambda: self._backend(before.backend).install(before, None))
+        last = elsewhere[0]
+        return lambda: _run_both(undo, lambda: self._backend(last.backend).install(last, []))
 
     def _find_host_interfaces(self, attachment: Attachment) -> None:
         """Find the interfaces to the container's published addresses, and to all when it is isolated; nothing else needs them."""
@@ -190,6 +212,10 @@ class NatManager:
             is_published = endpoint is attachment.published_endpoint(family) and family in attachment.published_families
             if is_published or attachment.inbound.isolate:
                 endpoint.host_interface = interface_towards(endpoint.address)
+                if not is_plain(endpoint.host_interface):
+                    raise InvalidConfiguration(
+                        f"interface {endpoint.host_interface!r}, which leads to {endpoint.address}, has a name that no rule can have"
+                    )
 
     def _enable_forwarding(self, attachment: Attachment) -> None:
         for family in (4, 6):
@@ -222,7 +248,7 @@ class NatManager:
                 settings,
                 self._claims,
                 is_free=lambda mapping: backend.is_free(mapping, attachment.published_families),
-                count_again=lambda: self._claims.count_again(self.state.attachments([])),
+                count_again=self._claims.count_again,
             )
         if settings.refuse_conflicts:
             refuse_shadowing(attachment, lambda: Holders(self.state).refuse_held(attachment))
@@ -232,6 +258,13 @@ class NatManager:
             self.state.remove(attachment_id)
         else:
             self.state.write(before)
+
+
+def _formers(before: Attachment | None, attachment: Attachment) -> list[Attachment]:
+    """Return what the record must remember beside the attachment itself: what else it was, until the kernel has none of it."""
+    if before is None:
+        return []
+    return [former for former in before.generations if former.wishes != attachment.wishes]
 
 
 def _differences_in_record(record: Attachment | None, attachment: Attachment) -> list[str]:

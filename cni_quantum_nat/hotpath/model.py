@@ -205,6 +205,7 @@ class Attachment:
     established_timeout_s: how long an established TCP flow that the rules translate may be idle.
     created_at: seconds since the epoch.
     is_network: whether it stands for all addresses of its endpoints' networks; CNI knows no such thing.
+    replaces: what it was before, for as long as the kernel may have rules of that; the latest first.
     """
 
     __slots__ = (
@@ -219,6 +220,7 @@ class Attachment:
         "netns_identity",
         "outbound",
         "port_mappings",
+        "replaces",
     )
 
     def __init__(  # noqa: PLR0913 - a record has as many fields
@@ -247,6 +249,12 @@ class Attachment:
         self.inbound = inbound
         self.established_timeout_s = established_timeout_s
         self.created_at = created_at
+        self.replaces: list[Attachment] = []
+
+    @property
+    def generations(self) -> list[Attachment]:
+        """Itself, and what it was before."""
+        return [self, *self.replaces]
 
     def published_endpoint(self, family: int) -> Endpoint | None:
         """Return the container's address that host ports of this family lead to: its first one."""

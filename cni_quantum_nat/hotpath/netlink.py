@@ -108,10 +108,12 @@ class NetlinkSocket:
         self._socket = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol)
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)  # errors without an echo of the request
 
-    def exchange(self, messages: bytes) -> list[Reply]:
+    def exchange(self, messages: bytes, at_least: int = 1) -> list[Reply]:
         """Send messages in one datagram and return all that the kernel says to them; OSError when it takes none.
 
-        nf_tables and the routing code answer before send() returns, so an empty queue is the end of the answer.
+        nf_tables and the routing code answer before send() returns, so an empty queue is the end of the answer. When there
+        is less than was asked for, what is missing may still come, and be taken for the answer to something else: close
+        the socket after an OSError.
         """
         if len(messages) > _DEFAULT_BUFFER_BYTES:
             self._socket.setsockopt(SOL_SOCKET, _SO_SNDBUFFORCE, 2 * len(messages))
@@ -122,6 +124,8 @@ class NetlinkSocket:
             try:
                 received.extend(replies(self._socket.recv(_RECEIVE_BYTES, _MSG_DONTWAIT)))
             except BlockingIOError:
+                if len(received) < at_least:
+                    raise
                 return received
 
     def dump(self, request: bytes) -> Iterator[Reply]:

@@ -9,8 +9,19 @@ from __future__ import annotations
 from _struct import Struct
 from errno import EEXIST, ENOENT
 
-from .encoding import counts_in, elements_in, in_set, join_intervals, look_up, put_in, take_out, text
-from .errors import NOT_AVAILABLE, AlreadyThere, CniError, KernelRefused, NotThere
+from .encoding import (
+    counts_in,
+    elements_in,
+    in_set,
+    join_intervals,
+    layouts_in,
+    look_up,
+    look_up_layout,
+    put_in,
+    take_out,
+    text,
+)
+from .errors import NEWER_VERSION, NOT_AVAILABLE, AlreadyThere, CniError, KernelRefused, NotThere
 from .netlink import (
     NLM_F_ACK,
     NLM_F_CREATE,
@@ -22,7 +33,7 @@ from .netlink import (
     attributes,
     message,
 )
-from .table import CHAIN_USE, SETS, TABLE
+from .table import CHAIN_USE, LAYOUT, LAYOUT_SET, SETS, TABLE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,6 +53,7 @@ _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_USERS = 1, 3, 6
 
 _FAMILY_HEADER = Struct(">BBH")  # family, version, resource
 _UINT = Struct(">L")
+_LAYOUT_SEQUENCE = 1 << 30  # of the request for the version, beside those for elements or chains
 _GETS_PER_REQUEST = 64  # so that the answers fit into a socket's default buffer
 
 
@@ -52,10 +64,11 @@ def _request(operation: int, flags: int, sequence: int, payload: bytes, family: 
 class NftablesTable:
     """The table in the kernel, through one socket that is opened when it is first needed."""
 
-    __slots__ = ("_socket",)
+    __slots__ = ("_is_known", "_socket")
 
     def __init__(self) -> None:
         self._socket: NetlinkSocket | None = None
+        self._is_known = False  # that it is not of a newer program
 
     def commit(self, *, delete: Iterable[Element] = (), add: Iterable[Element] = (), exclusive: bool = False) -> None:
         """Delete, then add, in one transaction.
@@ -77,17 +90,21 @@ class NftablesTable:
         replies = self._exchange(_batch(_BATCH_BEGIN, 0) + b"".join(body) + _batch(_BATCH_END, last + 1))
         errors = [reply.error_number for reply in replies if reply.error_number]
         _raise_first(errors, "change the elements of table inet quantum")
-        if not replies:
-            raise KernelRefused("confirm a change of table inet quantum", 0)
 
     def find(self, elements: list[Element]) -> list[Element | None]:
-        """Return what the kernel holds under the key of each element, None where nothing."""
+        """Return what the kernel holds under the key of each element, None where nothing; CniError(108) when it is newer."""
         found: list[Element | None] = [None] * len(elements)
-        for start in range(0, len(elements), _GETS_PER_REQUEST):
+        for start in range(0, max(1, len(elements)), _GETS_PER_REQUEST):
             chunk = elements[start : start + _GETS_PER_REQUEST]
             requests = [_request(_GETSETELEM, 0, start + i, look_up(element)) for i, element in enumerate(chunk)]
-            for reply in self._exchange(b"".join(requests)):
-                if reply.is_answer:
+            if not self._is_known:
+                requests.append(_LAYOUT_REQUEST)
+            if not requests:
+                break
+            for reply in self._exchange(b"".join(requests), len(requests)):
+                if reply.sequence == _LAYOUT_SEQUENCE:
+                    self._note_layout(reply)
+                elif reply.is_answer:
                     held = next(
                         elements_in(reply.payload[_FAMILY_HEADER.size :], elements[reply.sequence].set_name), None
                     )
@@ -99,15 +116,22 @@ class NftablesTable:
         return found
 
     def damaged_chains(self) -> list[str]:
-        """Say which chains of the table are missing, or do not have all their rules."""
+        """Say which chains of the table are missing, or do not have all their rules, or that it is of an older program.
+
+        CniError(108) when it is of a newer one.
+        """
         expected = list(CHAIN_USE.items())
         where = attribute(_CHAIN_TABLE, text(TABLE))
         requests = [
             _request(_GETCHAIN, 0, i, where + attribute(_CHAIN_NAME, text(name)))
             for i, (name, _) in enumerate(expected)
         ]
+        requests.append(_LAYOUT_REQUEST)
         problems = []
-        for reply in self._exchange(b"".join(requests)):
+        for reply in self._exchange(b"".join(requests), len(requests)):
+            if reply.sequence == _LAYOUT_SEQUENCE:
+                problems += self._note_layout(reply)
+                continue
             name, use = expected[reply.sequence]
             if reply.error_number:
                 problems.append(f"chain {name} is missing")
@@ -117,8 +141,32 @@ class NftablesTable:
                     problems.append(f"chain {name} was altered: {_UINT.unpack(users)[0]} rules and jumps, not {use}")
         return problems
 
+    def _note_layout(self, reply: Reply) -> list[str]:
+        """Say whether the version is another one; CniError(108) when it is newer."""
+        if reply.is_answer:
+            self._is_known = True
+            return []
+        layout = self._read_layout()
+        if layout > LAYOUT:
+            raise CniError(
+                NEWER_VERSION,
+                f"table inet {TABLE} has version {layout}, and this quantum-nat knows no newer one than {LAYOUT}",
+                "Use the newer quantum-nat that made it. To go back to this one: nft delete table inet quantum, and then "
+                "quantum-nat reconcile; connections that are established may break.",
+            )
+        return [f"the table has version {layout}, not {LAYOUT}"]
+
+    def _read_layout(self) -> int:
+        """Return the version of the table, 0 where it says none."""
+        return max((version for content in self._list(LAYOUT_SET) for version in layouts_in(content)), default=0)
+
+    def check_layout(self) -> None:
+        """See that the table is not of a newer program; CniError(108)."""
+        self.find([])
+
     def owned_elements(self, owner_prefix: str = "") -> list[Element]:
         """List every set, and return the elements whose owner begins with the prefix: nothing for ADD, DEL or CHECK."""
+        self.check_layout()
         listed: list[Element] = []
         for name, layout in SETS.items():
             elements: list[Element] = []
@@ -143,18 +191,23 @@ class NftablesTable:
 
     def _list(self, set_name: str) -> Iterator[bytes]:
         """Yield the attributes of the messages that list a set; nothing where it is not there."""
-        for reply in self._open().dump(_request(_GETSETELEM, NLM_F_DUMP, 0, in_set(set_name))):
-            if reply.error_number == ENOENT:
-                return
-            if reply.error_number:
-                raise KernelRefused(f"list set {set_name}", reply.error_number)
-            yield reply.payload[_FAMILY_HEADER.size :]
+        try:
+            for reply in self._open().dump(_request(_GETSETELEM, NLM_F_DUMP, 0, in_set(set_name))):
+                if reply.error_number == ENOENT:
+                    return
+                if reply.error_number:
+                    raise KernelRefused(f"list set {set_name}", reply.error_number)
+                yield reply.payload[_FAMILY_HEADER.size :]
+        except OSError as error:
+            self.close()  # with what it has not read yet
+            raise KernelRefused(f"list set {set_name}", error.errno or 0) from error
 
     def exists(self) -> bool:
         """Whether the table exists; CniError(50) where nf_tables cannot be used at all."""
         replies = self._exchange(
             _request(_GETGEN, NLM_F_ACK, 1, b"", family=0)
-            + _request(_GETTABLE, NLM_F_ACK, 2, attribute(_TABLE_NAME, text(TABLE)))
+            + _request(_GETTABLE, NLM_F_ACK, 2, attribute(_TABLE_NAME, text(TABLE))),
+            2,
         )
         for reply in replies:
             if reply.error_number and reply.sequence == 1:
@@ -175,11 +228,15 @@ class NftablesTable:
                 raise _unusable(error) from error
         return self._socket
 
-    def _exchange(self, messages: bytes) -> list[Reply]:
+    def _exchange(self, messages: bytes, at_least: int = 1) -> list[Reply]:
         try:
-            return self._open().exchange(messages)
+            return self._open().exchange(messages, at_least)
         except OSError as error:
+            self.close()
             raise KernelRefused("take an nf_tables request", error.errno or 0) from error
+
+
+_LAYOUT_REQUEST = _request(_GETSETELEM, 0, _LAYOUT_SEQUENCE, look_up_layout(LAYOUT))
 
 
 def _batch(kind: int, sequence: int) -> bytes:

@@ -37,6 +37,7 @@ _REQUIRED = {
 _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 _NAME_MAX_BYTES = 200  # names become file names, two of them with a suffix
 _INTERFACE_MAX_BYTES = 15
+_MOST_INPUT_BYTES = 1 << 24  # 28,000 port mappings, or as many attachments for GC, take a quarter of it
 _OWN_NAMESPACE = "/proc/self/ns/net"
 
 
@@ -112,9 +113,13 @@ def find_namespace(environment: Environment) -> tuple[int, int]:
 
 
 def read_standard_input() -> bytes:
-    """Read all that the runtime wrote."""
+    """Read all that the runtime wrote; CniError(6) when that is more than any runtime would."""
     chunks = []
+    size = 0
     while chunk := posix.read(0, 1 << 16):
+        size += len(chunk)
+        if size > _MOST_INPUT_BYTES:
+            raise CniError(DECODING_FAILURE, f"standard input has more than {_MOST_INPUT_BYTES} bytes")
         chunks.append(chunk)
     return b"".join(chunks)
 
@@ -235,7 +240,10 @@ def valid_attachments(configuration: dict[str, Any]) -> set[tuple[str, str]] | N
     """Return (container ID, interface) of the attachments that GC must keep, None when the runtime names none."""
     for key in ("cni.dev/valid-attachments", "cni.dev/attachments"):
         if key in configuration:
-            return {_valid_attachment(key, entry) for entry in configuration[key] or ()}
+            entries = configuration[key]
+            if not isinstance(entries, list | None):
+                raise InvalidConfiguration(f"{key} is {_kind(entries)}, not a list")
+            return {_valid_attachment(key, entry) for entry in entries or ()}
     return None
 
 

@@ -5,7 +5,7 @@ The kernel is the arbiter: elements are added at once, and only where one is in 
 
 from __future__ import annotations
 
-from .backend import Backend, Holders, warn
+from .backend import Backend, Holders, discard, warn
 from .detour import add_policies, build_table, rehearse_table
 from .errors import TRY_AGAIN_LATER, AlreadyThere, CniError, HostPortConflict, NotThere
 from .model import IPTABLES, NFTABLES
@@ -41,7 +41,7 @@ class NftablesBackend(Backend):
         self._table = NftablesTable()
         self._shared = SharedPorts(self._table, self._holders)
 
-    def install(self, attachment: Attachment, replaced: Attachment | None) -> Callable[[], None]:
+    def install(self, attachment: Attachment, replaced: list[Attachment]) -> Callable[[], None]:
         """Put the elements into the kernel, at once where nothing is in the way."""
         if self._state.has_iptables():
             self._holders.refuse_held_by(IPTABLES, attachment)
@@ -100,7 +100,9 @@ class NftablesBackend(Backend):
 
     def require(self) -> None:
         """Let the kernel take the table under another name, where it is not there already."""
-        if not self._table.exists():
+        if self._table.exists():
+            self._table.check_layout()
+        else:
             rehearse_table()
 
     def rebuild(self, elements: list[Element]) -> None:
@@ -124,12 +126,12 @@ class NftablesBackend(Backend):
         """Close the socket."""
         self._table.close()
 
-    def _install(self, attachment: Attachment, replaced: Attachment | None) -> Change:
+    def _install(self, attachment: Attachment, replaced: list[Attachment]) -> Change:
         """Return what was added and removed."""
         if self._table.damaged_chains():
             self._heal(attachment.id)
         elements = plan_rules(attachment)
-        careful = replaced is not None or bool(plan_shares(attachment))
+        careful = bool(replaced or plan_shares(attachment))
         for _ in range(_ATTEMPTS):
             try:
                 if careful:
@@ -142,9 +144,7 @@ class NftablesBackend(Backend):
                 self._make_what_is_missing(attachment.id, elements)
         raise _too_restless(str(attachment.id))
 
-    def _install_carefully(
-        self, attachment: Attachment, elements: list[Element], replaced: Attachment | None
-    ) -> Change:
+    def _install_carefully(self, attachment: Attachment, elements: list[Element], replaced: list[Attachment]) -> Change:
         """Look at what holds our keys, decide, and swap in one transaction."""
         found = self._table.find(elements)
         wanted = [e for e, held in zip(elements, found) if held is None or self._may_take(attachment.id, e, held)]
@@ -154,8 +154,12 @@ class NftablesBackend(Backend):
         shares = [share for share in plan_shares(attachment) if share.claim not in waiting]
         for share in shares:
             change.include(self._shared.join(share, attachment.id))
-        if replaced is not None:
-            change.include(self._give_up(replaced, keys, {share.identity for share in shares}))
+        shared = {share.identity for share in shares}
+        for former in replaced:
+            given_up = self._give_up(former, keys, shared)
+            change.include(given_up)
+            keys.update(element.identity for element in given_up.delete)
+            shared.update(share.identity for share in plan_shares(former))
         self.make(change)
         return change
 
@@ -193,10 +197,12 @@ class NftablesBackend(Backend):
     def _heal(self, newcomer: AttachmentId) -> None:
         """Build the table with everything that the records of others ask for."""
         damaged: list[CniError] = []
-        others = [a for a in self._state.attachments(damaged) if a.id != newcomer and a.backend == NFTABLES]
+        leftovers: list[Attachment] = []
+        others = [a for a in self._state.attachments(damaged, leftovers) if a.id != newcomer and a.backend == NFTABLES]
         for error in damaged:
             warn(error)
         self.rebuild(plan_together(others))
+        discard(self._state, leftovers)
 
     def _count_flows(self) -> Flows:
         """Count what is there before it is lost; to heal is worth more than to count."""

@@ -97,8 +97,15 @@ def _external_interfaces(configured: tuple[str, ...], family: int) -> tuple[str,
 def state_of(configuration: dict[str, Any]) -> State:
     """Return the state directory that the configuration names; CniError(7) when it names none that can be."""
     directory = configuration.get("stateDir", DEFAULT_DIRECTORY)
-    if not isinstance(directory, str) or not directory.startswith("/") or "\0" in directory or ".." in directory:
-        raise InvalidConfiguration(f"stateDir is {directory!r}, not an absolute path without '..'")
+    if (
+        not isinstance(directory, str)
+        or not directory.startswith("/")
+        or not directory.isprintable()
+        or ".." in directory
+    ):
+        raise InvalidConfiguration(
+            f"stateDir is {directory!r}, not an absolute path of printable characters without '..'"
+        )
     return State(directory.rstrip("/"))
 
 
@@ -114,7 +121,10 @@ def read_settings(
     given = {key: value for key, value in configuration.items() if key not in _VOLATILE}
     kept = state.read_configuration(network)
     if kept is not None and kept.get("program") == __version__ and kept.get("given") == given:
-        return Settings(kept["normalised"])
+        try:
+            return Settings(kept["normalised"])
+        except (KeyError, TypeError, ValueError, AttributeError):
+            pass  # it was damaged: made anew
     normalised = validate_configuration(given)
     settings = Settings(normalised)
     if kept is not None and kept["normalised"].get("backend") != settings.backend:

@@ -7,6 +7,11 @@ from __future__ import annotations
 
 TABLE = "quantum"
 
+# The version of all that this module and slowpath/ruleset.py say. To be raised with any change of them: a program
+# replaces a table of a lower one, with all its elements in one transaction, and leaves a table of a higher one alone.
+LAYOUT = 1
+LAYOUT_SET = "layout"  # has it as its one element, since a table itself cannot say anything before Linux 5.10
+
 # Who owns what several containers use: a host port that is shared.
 SHARED = "shared"
 SLOTS = 64  # that new connections to a shared port are dealt to

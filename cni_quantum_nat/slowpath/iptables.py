@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..hotpath.backend import Backend, Holders, warn
+from ..hotpath.backend import Backend, Holders, discard, warn
 from ..hotpath.errors import NOT_AVAILABLE, CniError
 from ..hotpath.flows import note_lost
 from ..hotpath.model import IPTABLES, NFTABLES
@@ -35,10 +35,10 @@ class IptablesBackend(Backend):
         self._state = state
         self._holders = Holders(state)
 
-    def install(self, attachment: Attachment, replaced: Attachment | None) -> Callable[[], None]:
+    def install(self, attachment: Attachment, replaced: list[Attachment]) -> Callable[[], None]:
         """Make the attachment's rules; those of a dead container that held its ports go."""
         dead = self._holders.dead_holders(attachment)
-        gone = [*([replaced] if replaced else []), *(holder for holder in dead if holder.backend == IPTABLES)]
+        gone = [*replaced, *(holder for holder in dead if holder.backend == IPTABLES)]
         families = families_of(attachment, *gone)
         for family in families:
             find_program(family, "restore")
@@ -74,7 +74,8 @@ class IptablesBackend(Backend):
     def rebuild(self, family: int, orphans: set[str], without: Collection[object] = ()) -> None:
         """Make all anew, with the rules of every record but those in `without`, and with none of the orphans."""
         damaged: list[CniError] = []
-        recorded = [record for record in self._state.attachments(damaged) if record.backend == IPTABLES]
+        leftovers: list[Attachment] = []
+        recorded = [record for record in self._state.attachments(damaged, leftovers) if record.backend == IPTABLES]
         for error in damaged:
             warn(error)
         records = [record for record in in_force(recorded) if record.id not in without]
@@ -87,6 +88,7 @@ class IptablesBackend(Backend):
             try_to_restore(family, script)
         except DoesNotFit:
             _heal_one_by_one(begin_anew(Script(), listing, owners, family), records, family)
+        discard(self._state, leftovers)
         self._state.note_rebuild()
         note_lost(self._state, PREFIXES[family], {})  # what is there before is no more than the last scrape saw
 
@@ -140,15 +142,14 @@ class IptablesBackend(Backend):
         finally:
             nftables.close()
 
-    def _undo(self, attachment: Attachment, replaced: Attachment | None) -> None:
-        before = [replaced] if replaced else []
-        for family in families_of(attachment, *before):
+    def _undo(self, attachment: Attachment, replaced: list[Attachment]) -> None:
+        for family in families_of(attachment, *replaced):
             script = remove_owners(Script(), list_rules(family), {attachment.id.owner})
-            for former in before:
+            for former in replaced[:1]:  # what it was last; the others were given up
                 _put(script, former, family)
             restore(family, script)
 
-    def _undo_after(self, cause: BaseException, attachment: Attachment, replaced: Attachment | None) -> None:
+    def _undo_after(self, cause: BaseException, attachment: Attachment, replaced: list[Attachment]) -> None:
         """Undo what was done by then; the runtime is told of the first failure, and of this one in its details."""
         try:
             self._undo(attachment, replaced)

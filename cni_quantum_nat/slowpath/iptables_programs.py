@@ -7,11 +7,13 @@ import shutil
 import subprocess
 
 from ..hotpath.errors import KERNEL_REFUSED, NOT_AVAILABLE, CniError
+from ..hotpath.lock import held
 from .iptables_text import Listing, Script
 
 PREFIXES = {4: "iptables", 6: "ip6tables"}
 _DIRECTORIES = "/usr/sbin:/sbin:/usr/bin:/bin:/usr/local/sbin"
 _MAX_COMPLAINT = 1000
+_RESOURCE_PROBLEM = 4  # xtables.h: memory, or the lock of another program
 
 
 class DoesNotFit(Exception):
@@ -71,15 +73,23 @@ def _save(family: int, *options: str, program: str = "save") -> str:
 
 
 def try_to_restore(family: int, script: Script, *options: str) -> None:
-    """Let iptables-restore do it; DoesNotFit when it does not want to."""
+    """Let iptables-restore do it; DoesNotFit when it does not want to, CniError(101) when it was kept from it."""
     text = script.text
     if not text:
         return
     done = _run([find_program(family, "restore"), "--noflush", "--wait", *options], text)
+    if done.returncode < 0 or done.returncode == _RESOURCE_PROBLEM:
+        raise _kept_from_it(family, done)
     if done.returncode:
         number = re.search(r"line:? (\d+)", done.stderr)
         line = text.split("\n")[int(number[1]) - 1] if number else ""
         raise DoesNotFit(family, _one_line(done.stderr), line)
+
+
+def _kept_from_it(family: int, done: subprocess.CompletedProcess[str]) -> CniError:
+    """Say what happened; that says nothing about the rules, so nobody should go and leave some of them out."""
+    how = f"was ended by signal {-done.returncode}" if done.returncode < 0 else "lacks something"
+    return CniError(KERNEL_REFUSED, f"{PREFIXES[family]}-restore {how}", _one_line(done.stderr) or "Try again.")
 
 
 def restore(family: int, script: Script) -> None:
@@ -91,7 +101,7 @@ def restore(family: int, script: Script) -> None:
 
 
 def _run(command: list[str], text: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    return subprocess.run(command, input=text, capture_output=True, text=True, check=False, pass_fds=tuple(held))
 
 
 def _one_line(complaint: str) -> str:

@@ -1,7 +1,8 @@
-"""Which processes hold a socket: looked up in /proc, where a host port is in somebody's way."""
+"""Which processes hold a socket or a lock: looked up in /proc, where one is in somebody's way."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +35,20 @@ def holders_of(inode: int) -> list[Process]:
     target = f"socket:[{inode}]"
     numbered = [directory for directory in Path("/proc").iterdir() if directory.name.isdecimal()]
     return [_describe(directory) for directory in numbered if _holds(directory, target)]
+
+
+def holders_of_lock(descriptor: int) -> list[Process]:
+    """Return the processes that have an open file locked by flock(2); none where they cannot be seen."""
+    status = os.fstat(descriptor)
+    file = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    try:
+        lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    except OSError:
+        return []
+    # NUMBER: FLOCK ADVISORY WRITE PROCESS DEVICE:INODE START END; who waits has an arrow before FLOCK, who is not
+    # in this PID namespace the number 0.
+    numbers = {words[4] for words in lines if words[1] == "FLOCK" and words[5] == file and words[4] != "0"}
+    return [_describe(Path("/proc", number)) for number in sorted(numbers)]
 
 
 def _holds(directory: Path, target: str) -> bool:

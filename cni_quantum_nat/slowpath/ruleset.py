@@ -19,6 +19,8 @@ from ..hotpath.table import (
     INTERFACE,
     IPV6_LOCALHOST_ALIAS,
     JUMP,
+    LAYOUT,
+    LAYOUT_SET,
     MASQUERADED,
     ON_ONE_ADDRESS,
     ORDINARY,
@@ -270,6 +272,10 @@ def table_text(name: str) -> str:
     """Return the table without elements, as nft reads it."""
     declared = "".join(_declare(layout) for layout in SETS.values())
     # Prefix chains jump to `own`, and are jumped to from maps only, so they come last.
+    declared += (
+        f"\tset {LAYOUT_SET} {{ type inet_service; flags constant; elements = {{ {LAYOUT} }}; "
+        'comment "the version of this table, for programs that are older or newer"; }\n'
+    )
     return f"table inet {name} {{\n{_timeout(ORDINARY[0])}{declared}{_chains()}{_prefix_chains()}}}\n"
 
 

@@ -124,15 +124,21 @@ class Plugin:
             variables["CNI_CONTAINERID"] = container.id
             variables["CNI_NETNS"] = str(container.path)
             variables["CNI_IFNAME"] = container.interface
-        line = ["nsenter", f"--net={self.host.path}", "--", *before, *self.command]
-        pipe = subprocess.PIPE
-        variables |= environment
-        process = subprocess.Popen(line, env=variables, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        process = self._start([*before, *self.command], variables | environment)
         assert process.stdin is not None
         process.stdin.write(json.dumps(configuration))
         process.stdin.close()
         process.stdin = None
         return process
+
+    def _start(self, command: list[str], variables: dict[str, str]) -> subprocess.Popen[str]:
+        line = ["nsenter", f"--net={self.host.path}", "--", *command]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(line, env=variables, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+    def start_operation(self, *arguments: str, before: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+        """Start a command of the operator, to be finished later; `before` is a command that starts it."""
+        return self._start([*before, *self.command, *self._where, *arguments], self.environ)
 
     def operate(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a command of the operator on the host, and return how it ended."""

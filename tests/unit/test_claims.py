@@ -6,12 +6,15 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from cni_quantum_nat.hotpath.claims import PortClaims, free_ports
 from cni_quantum_nat.hotpath.model import PortMapping
+from cni_quantum_nat.hotpath.state import State
+from tests.unit.attachments import attachment
 
 PORTS = st.sampled_from([1, 2, 8080, 65534, 65535])
 PROTOCOLS = st.sampled_from(["tcp", "udp"])
@@ -23,7 +26,9 @@ class Claims(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.directory = tempfile.mkdtemp()
-        self.claims = PortClaims(self.directory)
+        self.claims = PortClaims(State(self.directory))
+        for protocol in ("tcp", "udp"):
+            PortClaims(State(self.directory)).counts(protocol)  # makes the files: a removal finds them
         self.exact: dict[tuple[str, int], int] = {}
 
     @rule(protocol=PROTOCOLS, port=PORTS, times=st.sampled_from([1, 2, 100]))
@@ -75,10 +80,35 @@ def test_free_ports_are_those_of_the_range_that_nobody_has_each_once_after_the_l
     assert not first <= after < last or found == beyond + [port for port in found if port <= after]
 
 
-def test_a_file_that_is_cut_short_counts_as_zero_where_it_ends(tmp_path: Path) -> None:
-    claims = PortClaims(str(tmp_path))
-    assert claims.counts("tcp") == bytes(65536)
-    claims.add([PortMapping(None, 80, "tcp", 80)])
-    assert (tmp_path / "claims" / "tcp").stat().st_size == 81
-    assert claims.counts("tcp") == bytes(80) + b"\1" + bytes(65455)
-    assert claims.last_allocated("tcp") == 0
+@pytest.mark.parametrize("damage", ["gone", "short", "link", "writable"])
+def test_counts_that_are_not_what_we_made_are_taken_anew_from_the_records(tmp_path: Path, damage: str) -> None:
+    state = State(str(tmp_path / "state"))
+    state.lock()
+    for container in ("c", "d"):
+        state.write(attachment("n", container, "eth0", 80))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_bytes(bytes(65538))
+    file = tmp_path / "state" / "claims" / "tcp"
+    _damage(file, damage, elsewhere)
+    PortClaims(state).add([PortMapping(None, 80, "tcp", 80), PortMapping(None, 81, "tcp", 80)])
+    assert PortClaims(state).counts("tcp") == bytes(80) + b"\3\1" + bytes(65454)
+    assert elsewhere.read_bytes() == bytes(65538), "a link is not followed"
+
+
+def test_a_removal_after_the_counts_were_lost_takes_nothing_from_others(tmp_path: Path) -> None:
+    state = State(str(tmp_path / "state"))
+    state.lock()
+    state.write(attachment("n", "c", "eth0", 80))
+    PortClaims(state).remove([PortMapping(None, 80, "tcp", 80)])  # of a record that shared the port
+    assert PortClaims(state).count(PortMapping(None, 80, "tcp", 80)) == 1
+
+
+def _damage(file: Path, damage: str, elsewhere: Path) -> None:
+    file.parent.mkdir()
+    if damage == "short":
+        file.write_bytes(bytes(80))
+    elif damage == "link":
+        file.symlink_to(elsewhere)
+    elif damage == "writable":
+        file.write_bytes(bytes(65538))
+        file.chmod(0o666)

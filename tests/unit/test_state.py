@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import shutil
 import subprocess
@@ -15,26 +16,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from cni_quantum_nat.hotpath import state as state_module
-from cni_quantum_nat.hotpath.addresses import Endpoint
+from cni_quantum_nat.hotpath import lock as lock_module
 from cni_quantum_nat.hotpath.errors import CniError
-from cni_quantum_nat.hotpath.model import Attachment, AttachmentId, Inbound, Outbound, PortMapping
+from cni_quantum_nat.hotpath.model import AttachmentId
 from cni_quantum_nat.hotpath.state import State
-
-
-def attachment(network: str, container: str, interface: str, port: int = 80) -> Attachment:
-    return Attachment(
-        AttachmentId(network, container, interface),
-        backend="nftables",
-        netns="/run/netns/c",
-        netns_identity=(4, 5),
-        endpoints=[Endpoint.parse("10.0.0.2/24")],
-        port_mappings=[PortMapping(None, port, "tcp", 80)],
-        outbound=Outbound(),
-        inbound=Inbound(),
-        established_timeout_s=3600,
-        created_at=1.0,
-    )
+from tests.unit.attachments import attachment
 
 
 @pytest.fixture
@@ -143,8 +129,8 @@ def test_a_thread_waits_for_the_lock_too(state: State) -> None:
 def test_a_lock_that_is_never_released_is_waited_for_only_so_long(
     state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(state_module, "LOCK_TIMEOUT_S", 0.05)
-    with pytest.raises(CniError, match="another process has held") as caught:
+    monkeypatch.setattr(lock_module, "LOCK_TIMEOUT_S", 0.05)
+    with pytest.raises(CniError, match=rf"process {os.getpid()}\) has held") as caught:
         State(state.directory).lock()
     assert caught.value.code == 11
 
@@ -157,7 +143,7 @@ def test_a_directory_of_somebody_elses_making_is_refused(tmp_path: Path) -> None
 
 
 def test_a_cached_configuration_that_cannot_be_read_counts_as_none(state: State) -> None:
-    state.write_configuration("n", {"given": {"a": 1}})
-    assert state.read_configuration("n") == {"given": {"a": 1}}
+    state.write_configuration("n", {"given": {"a": 1}, "normalised": {}})
+    assert state.read_configuration("n") == {"given": {"a": 1}, "normalised": {}}
     (Path(state.directory) / "networks" / "n.json").write_text("{")
     assert state.read_configuration("n") is None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import stat
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...hotpath.backend import is_alive
@@ -61,9 +64,36 @@ def check_elements(host: Snapshot) -> Iterator[Finding]:
 
 
 def check_records(host: Snapshot) -> Iterator[Finding]:
-    """Whether all records can be read."""
-    for error in host.records.damaged:
+    """Whether the state directory is ours alone, and all records in it can be read and are of this boot."""
+    try:
+        host.state.check()
+    except CniError as error:
         yield Finding("state directory", error.message, error.details)
+    for damage in host.records.damaged:
+        yield Finding("state directory", damage.message, damage.details)
+    if host.records.leftovers:
+        count = len(host.records.leftovers)
+        yield Finding(
+            "state directory",
+            f"{count} record{'' if count == 1 else 's'} of an earlier boot, which count for nothing",
+            "quantum-nat gc; a stateDir on tmpfs has none.",
+        )
+    yield from _find_strangers(host.state.directory)
+
+
+def _find_strangers(directory: str) -> Iterator[Finding]:
+    """Find what makes others able to lead us elsewhere: only root should be able to change what is above the directory."""
+    for parent in Path(directory).parents:
+        try:
+            status = parent.stat()
+        except OSError:
+            continue
+        if status.st_uid not in (0, os.geteuid()) or (status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX):
+            yield Finding(
+                str(parent),
+                f"user {status.st_uid} and mode {stat.S_IMODE(status.st_mode):04o} let others replace the state directory",
+                "Give stateDir a path that only root can change.",
+            )
 
 
 def check_namespaces(host: Snapshot) -> Iterator[Finding]:

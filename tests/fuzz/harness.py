@@ -1,0 +1,100 @@
+"""A call in this process, up to where the kernel would be told: what it answers, and what the kernel would be told."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Self
+from unittest.mock import patch
+
+from cni_quantum_nat.hotpath import counters, entry, protocol
+from cni_quantum_nat.hotpath.jsontext import dumps
+from cni_quantum_nat.hotpath.manager import NatManager
+from cni_quantum_nat.hotpath.rules import plan_rules
+from cni_quantum_nat.slowpath.iptables_rules import plan_rules as plan_iptables
+from cni_quantum_nat.slowpath.ruleset import elements_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cni_quantum_nat.hotpath.model import Attachment
+    from cni_quantum_nat.hotpath.settings import Settings
+
+DEFECT = 199
+_FIELD = r'(?:[0-9a-f.:]+|tcp|udp|sctp|\d+(?:/\d+)?|"[^"\n]*")'
+_KEY = rf"{_FIELD}(?: \. {_FIELD}|/\d+)*"
+_ELEMENT = rf'{_KEY} comment "[^"\n]*"(?: : (?:(?:jump|goto) [a-z0-9_]+|{_KEY}))?'
+_COMMAND = re.compile(rf"add element inet quantum [a-z0-9_]+ \{{ {_ELEMENT}(?:, {_ELEMENT})* \}}")
+
+
+class _Planner(NatManager):
+    """Writes down what the kernel would be told, as the text that is made of it when a table is healed."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def add(self, attachment: Attachment, settings: Settings) -> None:  # noqa: ARG002
+        for number, mapping in enumerate(attachment.port_mappings):
+            mapping.host_port = mapping.host_port or 32768 + number
+        for command in elements_text(plan_rules(attachment)):
+            if not _COMMAND.fullmatch(command):
+                raise AssertionError(f"syntax for nft: {command!r}")
+        for rule in (rule for family in (4, 6) for rule in plan_iptables(attachment, family)):
+            _check_line(rule.line(), attachment.inbound.conditions)
+
+    def check(self, attachment: Attachment) -> None:
+        self.add(attachment, None)  # type: ignore[arg-type]
+
+    def remove(self, _id: object, fallback: Any = None) -> None:
+        if fallback is not None:
+            fallback()
+
+    def collect_garbage(self, *_: object) -> None:
+        return None
+
+    def require_backend(self, _name: str) -> None:
+        return None
+
+
+def _check_line(line: str, conditions: object) -> None:
+    """See that it is one line of words, whose comment is one word, and that it has one target."""
+    words = shlex.split(line, comments=False)
+    targets = sum(word in ("-j", "--jump", "-g", "--goto") for word in words)
+    if "\n" in line or "\0" in line or (targets != 1 and not conditions):
+        raise AssertionError(f"syntax for iptables: {line!r}")
+
+
+def call(environment: dict[bytes, bytes], raw: bytes) -> tuple[int, list[dict[str, Any]]]:
+    """Return the exit status, and what was printed."""
+    printed: list[dict[str, Any]] = []
+    with _instead(environment, raw, printed):
+        return entry.run(), printed
+
+
+@contextmanager
+def _instead(environment: dict[bytes, bytes], raw: bytes, printed: list[dict[str, Any]]) -> Iterator[None]:
+    with (
+        patch("posix.environ", environment),
+        patch.object(protocol, "read_standard_input", lambda: raw),
+        patch.object(protocol, "print_result", lambda result: printed.append(json.loads(dumps(result)))),
+        patch.object(entry, "NatManager", _Planner),
+        patch.object(entry, "counter_of", lambda *_: None),
+        patch.object(counters, "warn", lambda _: None),
+        patch("cni_quantum_nat.hotpath.state.State.write_configuration", lambda *_: None),
+    ):
+        yield
+
+
+def assert_is_an_answer(status: int, printed: list[dict[str, Any]]) -> None:
+    """See that it is what a runtime can read: one object, an error where the status says so, and no defect."""
+    if len(printed) > 1 or (status and not printed):
+        raise AssertionError(f"{len(printed)} answers: {printed}")
+    if status and not (isinstance(printed[0].get("code"), int) and printed[0].get("msg")):
+        raise AssertionError(f"no error object: {printed}")
+    if status not in (0, 1) or (status and printed[0]["code"] == DEFECT):
+        raise AssertionError(f"a defect: {printed}")

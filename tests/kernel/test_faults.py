@@ -1,0 +1,95 @@
+"""Calls that are killed, or refused by the system, at a selection of their system calls; `conformance/faults` has all."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from conformance.faults_driver.campaign import Selection, run_scene
+from conformance.faults_driver.scenes import SCENES
+
+from .plugin import Plugin, PluginError, publish
+from .world import HOST, Container, Host, Namespace, wait_until
+
+# A prime, so that kinds of faults take turns: of each kind, some at all stages of the call.
+EVERY = {"nftables": 61, "iptables-nft": 211}
+
+
+@pytest.mark.frozen
+@pytest.mark.parametrize("backend", EVERY)
+@pytest.mark.parametrize("name", SCENES)
+def test_whatever_a_call_is_interrupted_by_the_runtime_can_go_on_and_others_do_not_notice(
+    name: str, backend: str, tmp_path: Path
+) -> None:
+    count = run_scene(name, backend, tmp_path / "scene", Selection(EVERY[backend]))
+    assert count.problems == []
+    assert count.injected > count.not_reached
+
+
+@pytest.mark.parametrize("backend", EVERY)
+@pytest.mark.parametrize("name", ["ADD", "ADD again", "DEL"])
+def test_a_call_that_is_killed_before_or_after_it_has_told_the_kernel_leaves_nothing_behind(
+    name: str, backend: str, tmp_path: Path
+) -> None:
+    """Of an ADD with other ports than before, the record must remember both until the kernel has one of them."""
+    calls = frozenset({"sendto", "rename"} if backend == "nftables" else {"vfork", "clone", "wait4", "rename"})
+    count = run_scene(name, backend, tmp_path / "scene", Selection(kills_only=True, calls=calls))
+    assert count.problems == []
+    assert count.injected > 1
+
+
+@pytest.mark.parametrize("backend", ["iptables-nft"], indirect=True)
+def test_a_program_that_outlives_a_killed_call_keeps_the_lock_until_it_has_ended(
+    client: Namespace, container: Container, plugin: Plugin
+) -> None:
+    """Else what it does comes after what the retry has done."""
+    assert plugin.programs is not None
+    go, restore = plugin.programs / "go", plugin.programs / "iptables-restore"
+    real = restore.readlink()
+    os.mkfifo(go)
+    restore.unlink()
+    restore.write_text(f'#!/bin/sh\necho $$ >{plugin.programs}/started\nread _ <{go}\nexec {real} "$@"\n')
+    restore.chmod(0o755)
+    web = plugin.attachment(container, publish(8080))
+    killed = plugin.start("ADD", web.configuration, container)
+    wait_until((plugin.programs / "started").exists, "iptables-restore is started")
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    restore.unlink()
+    restore.symlink_to(real)
+    retry = plugin.start("ADD", web.configuration, container)
+    wait_until(lambda: _is_waiting_for_a_lock(retry.pid), "the retry waits for the lock")
+    go.write_text("\n")
+    plugin.finish(retry)
+    web.check()
+    assert client.ask(HOST[4], 8080).server == "web"
+    assert plugin.operate("reconcile", "--dry-run").returncode == 0
+
+
+@pytest.mark.parametrize("backend", ["iptables-nft"], indirect=True)
+def test_a_program_that_is_killed_while_it_heals_costs_nobody_a_rule(
+    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+) -> None:
+    """It was taken for a refusal of somebody's rules, and they were left out."""
+    neighbour.serve("neighbour", 80)
+    plugin.add(neighbour, publish(8081))
+    assert plugin.programs is not None
+    restore = plugin.programs / "iptables-restore"
+    real = restore.readlink()
+    restore.unlink()
+    restore.write_text(
+        f'#!/bin/sh\nscript=$(cat)\ncase $script in *8081*) kill -9 $$ ;; esac\necho "$script" | {real} "$@"\n'
+    )
+    restore.chmod(0o755)
+    host.run("iptables-nft", "-t", "raw", "-F", "QUANTUM-GUARD")
+    with pytest.raises(PluginError, match="signal 9") as caught:
+        plugin.add(container, publish(8080))
+    assert caught.value.code == 101
+    assert client.ask(HOST[4], 8081).server == "neighbour"
+
+
+def _is_waiting_for_a_lock(process: int) -> bool:
+    lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    return any("->" in words and str(process) in words for words in lines)

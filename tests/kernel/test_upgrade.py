@@ -1,0 +1,157 @@
+"""Two programs of different versions on one host: the newer one changes the table under traffic, the older one leaves it alone."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import cni_quantum_nat
+import pytest
+from cni_quantum_nat.hotpath.table import LAYOUT
+from conformance.faults_driver.flow import ECHO_PORT, Echo, Flow
+
+from .plugin import Plugin, PluginError, publish
+from .world import HOST, Container, Host, Namespace, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NEWER_VERSION = 108
+PACKAGE = Path(cni_quantum_nat.__file__).parent
+ADDED_CHAIN = '\tchain added_by_the_newer {{\n\t\tcomment "nothing yet"\n\t}}\n\tchain own {{'
+
+
+@pytest.fixture
+def newer(plugin: Plugin, tmp_path: Path) -> Plugin:
+    """The same plugin as its next version would be: another layout, and a chain more."""
+    copy = tmp_path / "newer" / "cni_quantum_nat"
+    shutil.copytree(PACKAGE, copy)
+    _change(copy / "hotpath" / "table.py", f"\nLAYOUT = {LAYOUT}\n", f"\nLAYOUT = {LAYOUT + 1}\n")
+    _change(copy / "slowpath" / "ruleset.py", "\tchain own {{", ADDED_CHAIN)
+    start = f"import sys; sys.path.insert(0, {str(copy.parent)!r}); from cni_quantum_nat.__main__ import main; sys.exit(main())"
+    made = Plugin(plugin.host, plugin.state_directory)
+    made.command = [sys.executable, "-I", "-c", start]
+    return made
+
+
+def _change(file: Path, before: str, after: str) -> None:
+    text = file.read_text()
+    assert text.count(before) == 1
+    file.write_text(text.replace(before, after))
+
+
+class Clients:
+    """A client that connects anew again and again, until it is told to stop; `refused` is how often in vain."""
+
+    def __init__(self, client: Namespace, port: int) -> None:
+        self.answered = 0
+        self.refused: list[str] = []
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._work, args=(client, port))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        wait_until(lambda: self.answered > 0, "the client is answered")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _work(self, client: Namespace, port: int) -> None:
+        while not self._done.is_set():
+            try:
+                client.ask(HOST[4], port)
+            except Exception as error:  # noqa: BLE001 - each is a connection that was lost
+                self.refused.append(repr(error))
+            else:
+                self.answered += 1
+
+
+@pytest.fixture
+def flow(host: Host, client: Namespace, plugin: Plugin) -> Iterator[Flow]:
+    """A connection that is open all the time."""
+    container = host.container()
+    echo = Echo(container)
+    plugin.add(container, publish(8007, ECHO_PORT))
+    with Flow(client, HOST[4], 8007) as opened:
+        yield opened
+    echo.close()
+
+
+@pytest.mark.parametrize("by", ["ADD", "reconcile"])
+def test_a_newer_program_replaces_the_table_in_one_transaction_and_no_connection_is_lost(
+    host: Host, client: Namespace, container: Container, plugin: Plugin, newer: Plugin, flow: Flow, by: str
+) -> None:
+    attachments = [plugin.add(container, publish(8080)), plugin.add(host.container(), publish(8085))]
+    flow.say()
+    with Clients(client, 8080) as clients:
+        before = clients.answered
+        if by == "ADD":
+            newer.add(host.container(), publish(8081))
+        else:
+            assert newer.operate("reconcile").returncode == 0
+        flow.say()
+        wait_until(lambda: clients.answered > before + 20, "clients go on")
+    assert clients.refused == []
+    assert "chain added_by_the_newer" in host.ruleset()
+    for attachment in attachments:
+        attachment.plugin = newer
+        attachment.check()
+    assert newer.operate("reconcile", "--dry-run").returncode == 0
+
+
+def test_an_older_program_touches_nothing_that_a_newer_one_made(
+    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin, newer: Plugin
+) -> None:
+    web = newer.add(container, publish(8080))
+    web.plugin = plugin
+    before = host.ruleset()
+    calls = (
+        lambda: plugin.add(neighbour, publish(8081)),
+        web.add,
+        web.delete,
+        web.check,
+        lambda: plugin.gc({"cni.dev/valid-attachments": []}),
+        plugin.status,
+    )
+    for call in calls:
+        with pytest.raises(PluginError, match=f"version {LAYOUT + 1}") as caught:
+            call()
+        assert caught.value.code in (NEWER_VERSION, 106)  # GC lists what kept it
+    reconciled = plugin.operate("reconcile")
+    assert reconciled.returncode == 1
+    assert f"version {LAYOUT + 1}" in reconciled.stderr
+    assert host.ruleset() == before
+    assert client.ask(HOST[4], 8080).server == "web"
+    assert f"version {LAYOUT + 1}" in plugin.operate("doctor").stdout
+    web.plugin = newer
+    web.check()
+    web.delete()
+    assert client.is_refused(HOST[4], 8080)
+
+
+def test_a_table_from_before_it_said_its_version_is_replaced(
+    host: Host, client: Namespace, container: Container, plugin: Plugin, flow: Flow
+) -> None:
+    web = plugin.add(container, publish(8080))
+    host.run("nft", "delete set inet quantum layout")
+    flow.say()
+    plugin.add(host.container(), publish(8081))
+    flow.say()
+    assert "set layout" in host.ruleset()
+    assert client.ask(HOST[4], 8080).server == "web"
+    web.check()
+
+
+def test_after_a_downgrade_that_was_meant_the_older_program_goes_on(
+    host: Host, client: Namespace, container: Container, plugin: Plugin, newer: Plugin
+) -> None:
+    """As the message says: delete the table, then reconcile."""
+    newer.add(container, publish(8080))
+    host.run("nft", "delete table inet quantum")
+    assert plugin.operate("reconcile").returncode == 0
+    assert client.ask(HOST[4], 8080).server == "web"
