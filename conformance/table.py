@@ -1,7 +1,8 @@
-"""A pytest plugin: one table of the run, a row for each behaviour, a column for each subject that it was tried on.
+"""A pytest plugin: tables of the run, a row for each behaviour, a column for each subject that it was tried on.
 
 A test that is parametrized over `subject` fills one row: its docstring's first line, or else its name as a sentence. A cell
 is `pass`, `FAIL`, `differs` (marked so, and seen to be so), or `-` (skipped). Both of the last two say why below the table.
+Modules that have the same TABLE, a heading, share a table; those that have none share one too.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 PASSED, FAILED, DIFFERS, NOT_TRIED = "pass", "FAIL", "differs", "-"
+_WORST_FIRST = (FAILED, DIFFERS, NOT_TRIED, PASSED)
+PREFACE = pytest.StashKey[list[str]]()  # lines that go before the tables, set by a conftest
 
 
 @dataclass
@@ -27,11 +29,12 @@ class Table:
     reasons: list[str] = field(default_factory=list)
 
     def enter(self, row: str, column: str, outcome: str, reason: str = "") -> None:
-        """Fill a cell; a row that several tests share has failed when one of them has."""
+        """Fill a cell; where several tests share it, it shows the worst of them."""
         if column not in self.columns:
             self.columns.append(column)
         cells = self.rows.setdefault(row, {})
-        if FAILED in cells.get(column, ""):
+        before = cells.get(column, PASSED).partition(" ")[0]
+        if _WORST_FIRST.index(before) < _WORST_FIRST.index(outcome):
             return
         cells[column] = f"{outcome} {self._footnote(reason)}" if reason else outcome
 
@@ -54,7 +57,7 @@ class Table:
             yield f"[{number}] {reason}"
 
 
-_TABLE = pytest.StashKey[Table]()
+_TABLES = pytest.StashKey[dict[str, Table]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -62,9 +65,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_TABLE] = Table()
+    config.stash[_TABLES] = {}
     config.addinivalue_line(
-        "markers", "differs(subject, why): what is asserted does not hold for this subject, by design or by its fault"
+        "markers",
+        "differs(subject, why, **as of xfail): what is asserted does not hold for this subject, by design or by its fault",
     )
 
 
@@ -74,7 +78,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for mark in item.iter_markers("differs"):
             subject, why = mark.args
             if subject == _column(item):
-                item.add_marker(pytest.mark.xfail(reason=why, strict=True))
+                item.add_marker(pytest.mark.xfail(reason=why, **{"strict": True, **mark.kwargs}))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -82,8 +86,13 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     report: pytest.TestReport = yield  # type: ignore[assignment]
     column = _column(item)
     if column and (report.when == "call" or not report.passed):
-        item.config.stash[_TABLE].enter(_row(item), column, *_cell(report))
+        _table_of(item).enter(_row(item), column, *_cell(report))
     return report  # type: ignore[return-value]
+
+
+def _table_of(item: pytest.Item) -> Table:
+    heading = getattr(item.module, "TABLE", "") if isinstance(item, pytest.Function) else ""
+    return item.config.stash[_TABLES].setdefault(heading, Table())
 
 
 def _cell(report: pytest.TestReport) -> tuple[str, str]:
@@ -109,15 +118,20 @@ def _row(item: pytest.Item) -> str:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    table = config.stash[_TABLE]
-    if not table.rows:
+    tables = config.stash[_TABLES]
+    if not tables:
         return
-    terminalreporter.write_line("")
-    for line in table.lines():
-        terminalreporter.write_line(line)
+    for heading, table in tables.items():
+        terminalreporter.write_line(f"\n{heading}" if heading else "")
+        for line in table.lines():
+            terminalreporter.write_line(line)
     if path := config.getoption("--table"):
-        _write(config.rootpath / path, table)
+        (config.rootpath / path).write_text("\n".join(_document(config)) + "\n")
 
 
-def _write(path: Path, table: Table) -> None:
-    path.write_text("\n".join(table.lines()) + "\n")
+def _document(config: pytest.Config) -> Iterator[str]:
+    yield from config.stash.get(PREFACE, [])
+    for heading, table in config.stash[_TABLES].items():
+        if heading:
+            yield from ("", f"## {heading}", "")
+        yield from table.lines()
