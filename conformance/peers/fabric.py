@@ -91,7 +91,7 @@ class Netavark(Fabric):
     ) -> Namespace:
         container = Namespace("container", self.stack)
         number = 11 + len(self._wishes)
-        options = {"outbound_addr4": source} if source else {}
+        options = {f"outbound_addr{6 if ':' in source else 4}": source} if source else {}
         self._wishes[container.name] = {
             "container_id": container.name,
             "container_name": container.name,

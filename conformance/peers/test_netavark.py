@@ -156,10 +156,11 @@ def test_stopped_without_namespace(client: Namespace, fabric: Fabric) -> None:
     assert client.is_refused(HOST[4], 8080)
 
 
-def test_outbound_address(client: Namespace, fabric: Fabric) -> None:
-    """A container has a fixed address outside: `outbound_addr4`, `snatAddress`."""
+@pytest.mark.parametrize("family", [4, 6])
+def test_outbound_address(client: Namespace, fabric: Fabric, family: int) -> None:
+    """A container has a fixed address outside: `outbound_addr4` and `outbound_addr6`, `snatAddress`."""
     client.serve("outside", 80)
-    assert fabric.run(source=OTHER_HOST[4]).ask(CLIENT[4], 80).source == OTHER_HOST[4]
+    assert fabric.run(source=OTHER_HOST[family]).ask(CLIENT[family], 80).source == OTHER_HOST[family]
 
 
 def test_isolation(client: Namespace, fabric: Fabric) -> None:
@@ -180,7 +181,7 @@ def test_other_network(fabric: Fabric) -> None:
     assert fabric.run(networks=("cni1",)).ask(HOST[4], 8080).server == "web"
 
 
-@differs(NETAVARK, "Both are set up; the first has the port. (podman itself reserves it.)")
+@differs(NETAVARK, "Both are set up. It leaves it to podman to reserve the port.")
 def test_conflict(fabric: Fabric) -> None:
     """A host port that another container has is refused."""
     fabric.run(Port(8080))
