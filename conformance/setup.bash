@@ -69,3 +69,21 @@ container_root() {
     fi
     printf '%s\n' "$archive"
 }
+
+# netavark_program VERSION: build it from crates.io; print where it is. Nothing where there is no cargo that could.
+netavark_program() {
+    local directory=$CACHE/rust/netavark-$1 program=$CACHE/rust/netavark-$1/bin/netavark
+    if [ ! -x "$program" ]; then
+        if ! command -v cargo >/dev/null; then
+            say "netavark is left out: it takes cargo 1.88 or newer to build it" >&2
+            return 0
+        fi
+        apt_install protobuf-compiler >&2
+        say "Building netavark $1 (some minutes) ..." >&2
+        nice cargo install --quiet --locked --root "$directory" --version "$1" netavark >&2 || {
+            say "netavark is left out: it cannot be built here" >&2
+            return 0
+        }
+    fi
+    printf '%s\n' "$program"
+}

@@ -1,8 +1,9 @@
-"""A pytest plugin: one table of the run, a row for each behaviour, a column for each subject that it was tried on.
+"""A pytest plugin: tables of the run, a row for each behaviour, a column for each subject that it was tried on.
 
 A test that is parametrized over `subject` fills one row: its docstring's first line, or else its name as a sentence. A cell
 is `pass`, `FAIL`, `differs` (marked so, and seen to be so), or `-` (the subject has no such thing: it is left out, or
 skipped). Both of the last two say why below the table.
+Modules that have the same TABLE, a heading, share a table; those that have none share one too.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 PASSED, FAILED, DIFFERS, NOT_TRIED = "pass", "FAIL", "differs", "-"
+_WORST_FIRST = (FAILED, DIFFERS, NOT_TRIED, PASSED)
+PREFACE = pytest.StashKey[list[str]]()  # lines that go before the tables, set by a conftest
 
 
 @dataclass
@@ -26,14 +28,14 @@ class Table:
     columns: list[str] = field(default_factory=list)
     rows: dict[str, dict[str, str]] = field(default_factory=dict)
     reasons: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
     def enter(self, row: str, column: str, outcome: str, reason: str = "") -> None:
-        """Fill a cell; a row that several tests share has failed when one of them has."""
+        """Fill a cell; where several tests share it, it shows the worst of them."""
         if column not in self.columns:
             self.columns.append(column)
         cells = self.rows.setdefault(row, {})
-        if FAILED in cells.get(column, ""):
+        before = cells.get(column, PASSED).partition(" ")[0]
+        if _WORST_FIRST.index(before) < _WORST_FIRST.index(outcome):
             return
         cells[column] = f"{outcome} {self._footnote(reason)}" if reason else outcome
 
@@ -44,7 +46,9 @@ class Table:
 
     def lines(self) -> Iterator[str]:
         """Write it in Markdown, in columns of equal width."""
-        rows = [[name, *(cells.get(column, "") for column in self.columns)] for name, cells in self.rows.items()]
+        rows = [
+            [name, *(cells.get(column, "") for column in self.columns)] for name, cells in self.rows.items() if cells
+        ]
         grid = [["behaviour", *self.columns], *rows]
         widths = [max(len(row[at]) for row in grid) for at in range(len(grid[0]))]
         for number, row in enumerate(grid):
@@ -54,18 +58,24 @@ class Table:
         for number, reason in enumerate(self.reasons, 1):
             yield ""
             yield f"[{number}] {reason}"
-        if self.notes:
-            yield ""
-            yield "; ".join(self.notes)
 
 
-TABLE = pytest.StashKey[Table]()
+_TABLES = pytest.StashKey[dict[str, Table]]()
+_NOTES = pytest.StashKey[list[str]]()
+
+
+def note(config: pytest.Config, text: str) -> None:
+    """Add something that is said once, below all tables."""
+    config.stash[_NOTES].append(text)
 
 
 def leave_out(config: pytest.Config, items: list[pytest.Item], reasons: dict[pytest.Item, str]) -> None:
     """Deselect tests of things that their subjects have not; the reasons go into the table."""
-    for item, reason in reasons.items():
-        config.stash[TABLE].enter(_row(item), _column(item), NOT_TRIED, reason)
+    for item in items:
+        table = _table_of(item)
+        table.rows.setdefault(_row(item), {})  # in the order of the tests, whichever of them is left out
+        if item in reasons:
+            table.enter(_row(item), _column(item), NOT_TRIED, reasons[item])
     items[:] = [item for item in items if item not in reasons]
     config.hook.pytest_deselected(items=list(reasons))
 
@@ -75,23 +85,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[TABLE] = Table()
+    config.stash[_TABLES] = {}
+    config.stash[_NOTES] = []
     config.addinivalue_line(
-        "markers", "differs(subject, why): what is asserted does not hold for this subject, by design or by its fault"
+        "markers",
+        "differs(subject, why, **as of xfail): what is asserted does not hold for this subject, by design or by its fault",
     )
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Expect a difference to be there: when it has gone, the test says so by failing."""
-    rows = config.stash[TABLE].rows
     for item in items:
-        if _column(item):
-            rows.setdefault(_row(item), {})  # in the order of the tests, whichever of them is left out
         for mark in item.iter_markers("differs"):
             subject, why = mark.args
             if subject == _column(item):
-                item.add_marker(pytest.mark.xfail(reason=why, strict=True))
+                item.add_marker(pytest.mark.xfail(reason=why, **{"strict": True, **mark.kwargs}))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -99,8 +107,13 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     report: pytest.TestReport = yield  # type: ignore[assignment]
     column = _column(item)
     if column and (report.when == "call" or not report.passed):
-        item.config.stash[TABLE].enter(_row(item), column, *_cell(report))
+        _table_of(item).enter(_row(item), column, *_cell(report))
     return report  # type: ignore[return-value]
+
+
+def _table_of(item: pytest.Item) -> Table:
+    heading = getattr(item.module, "TABLE", "") if isinstance(item, pytest.Function) else ""
+    return item.config.stash[_TABLES].setdefault(heading, Table())
 
 
 def _cell(report: pytest.TestReport) -> tuple[str, str]:
@@ -126,15 +139,27 @@ def _row(item: pytest.Item) -> str:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    table = config.stash[TABLE]
-    if not table.rows:
+    tables = config.stash[_TABLES]
+    if not tables:
         return
-    terminalreporter.write_line("")
-    for line in table.lines():
-        terminalreporter.write_line(line)
+    for heading, table in tables.items():
+        terminalreporter.write_line(f"\n{heading}" if heading else "")
+        for line in table.lines():
+            terminalreporter.write_line(line)
+    terminalreporter.write_line("\n".join(_notes(config)))
     if path := config.getoption("--table"):
-        _write(config.rootpath / path, table)
+        (config.rootpath / path).write_text("\n".join(_document(config)) + "\n")
 
 
-def _write(path: Path, table: Table) -> None:
-    path.write_text("\n".join(table.lines()) + "\n")
+def _document(config: pytest.Config) -> Iterator[str]:
+    yield from config.stash.get(PREFACE, [])
+    for heading, table in config.stash[_TABLES].items():
+        if heading:
+            yield from ("", f"## {heading}", "")
+        yield from table.lines()
+    yield from _notes(config)
+
+
+def _notes(config: pytest.Config) -> list[str]:
+    notes = config.stash[_NOTES]
+    return ["", "; ".join(notes)] if notes else []

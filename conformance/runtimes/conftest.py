@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from conformance.table import TABLE, leave_out
+from conformance.table import PREFACE, leave_out, note
 from tests.kernel.world import Host
 
 from . import RUNTIMES
@@ -18,6 +18,13 @@ from .runtime import shell
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+_PREFACE = """# With real runtimes
+
+Each behaviour was tried on each runtime, with real containers and real packets, as a person or a kubelet would. `-`: the runtime
+has no such thing; the note says why. `conformance/run --table docs/conformance-runtimes.md` makes this page.
+"""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -32,6 +39,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.stash[PREFACE] = _PREFACE.splitlines()
     config.addinivalue_line("markers", "needs(what): only for runtimes that have it, see Runtime.lacks")
 
 
@@ -52,7 +60,7 @@ def cluster(
 ) -> Iterator[Cluster]:
     """A cluster with the frozen plugin."""
     with started(subject, Path(os.environ["QUANTUM_NAT_PLUGIN"]), tmp_path_factory) as made:
-        request.config.stash[TABLE].notes.append(f"{subject}: {made.runtime.version()}")
+        note(request.config, f"{subject} is {made.runtime.version()}")
         yield made
 
 

@@ -13,6 +13,7 @@ from cni_quantum_nat.hotpath.model import PortMapping
 
 from .peer import inside, open_socket
 from .plugin import Plugin, publish
+from .talk import Talk
 from .world import CLIENT, HOST, SHORT, Container, Host, Namespace
 
 if TYPE_CHECKING:
@@ -28,28 +29,6 @@ FIREWALL = """table inet firewall {
 		iifname uplink udp sport 53 ct state new drop
 	}
 }"""
-
-
-class Talk:
-    """A UDP socket that goes on sending from one port, as a DNS resolver or a phone does."""
-
-    def __init__(self, stack: ExitStack, place: Namespace, address: str, port: int) -> None:
-        self._to = (address, port)
-        self._socket = stack.enter_context(open_socket(place.path, "udp", 6 if ":" in address else 4))
-        self._socket.settimeout(SHORT)
-        self._socket.bind(("::" if ":" in address else "0.0.0.0", 0))
-        self.port: int = self._socket.getsockname()[1]
-
-    def ask(self) -> str | None:
-        """Send, and return who answered; None when nobody did."""
-        self._socket.sendto(b"?", self._to)
-        return self.hear()
-
-    def hear(self) -> str | None:
-        try:
-            return self._socket.recv(256).decode().split(" ")[0]
-        except (TimeoutError, ConnectionRefusedError):
-            return None
 
 
 def send(place: Namespace, source_port: int, address: str, port: int) -> None:

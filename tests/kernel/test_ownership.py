@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from .plugin import Plugin, PluginError, publish
-from .world import CLIENT, HOST, Container, Host, Namespace
+from .world import CLIENT, HOST, Container, Host, Namespace, on_second_network
 
 pytestmark = pytest.mark.behaviour
 both_families = pytest.mark.parametrize("family", [4, 6])
@@ -127,18 +127,6 @@ def test_a_containers_first_network_keeps_the_ports_when_the_second_goes(
     plugin.add(on_second_network(container), publish(8080), network="second").delete()
     assert client.ask(HOST[4], 8080).server == "web"
     first.check()
-
-
-def on_second_network(container: Container) -> Container:
-    """Connect eth1 to cni1, and return the container as that attachment sees it."""
-    networks = {4: "10.99.0.7/24", 6: "fd99::7/64"}
-    container.connect("eth1", "cni1", networks)
-    container.ip("route replace default via 10.88.0.1", "route replace default via fd88::1")
-    second = object.__new__(Container)
-    second.__dict__.update(container.__dict__)
-    second.interface, second.bridge, second.networks = "eth1", "cni1", networks
-    second.address = {family: network.partition("/")[0] for family, network in networks.items()}
-    return second
 
 
 def test_del_without_a_record_removes_what_the_call_names_and_nothing_else(

@@ -13,8 +13,7 @@ import pytest
 
 from .peer import inside
 from .plugin import Plugin, PluginError, publish
-from .test_ownership import on_second_network
-from .world import HOST, OTHER_HOST, Container, Host, Namespace
+from .world import HOST, OTHER_HOST, Container, Host, Namespace, on_second_network
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,10 +12,9 @@ from cni_quantum_nat import NatConfig, NatManager, Network
 
 from .peer import Refused, inside
 from .plugin import Plugin, publish
-from .test_conntrack import Talk
-from .test_ownership import on_second_network
+from .talk import Talk
 from .test_shared import backends, served
-from .world import CLIENT, HOST, SUBNETS, Container, Host, Namespace
+from .world import CLIENT, HOST, SUBNETS, Container, Host, Namespace, keep_tracking, on_second_network
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -35,11 +34,6 @@ def flush(host: Host) -> None:
 
 def nft(host: Host, command: str) -> None:
     host.run("nft", command)
-
-
-def keep_tracking(host: Host) -> None:
-    """Let another table use connection tracking and NAT, so that the kernel goes on with both when ours is gone."""
-    nft(host, "add table inet firewall { chain c { type nat hook prerouting priority 0; ct state new accept; }; }")
 
 
 def rehearse(plugin: Plugin) -> list[dict[str, Any]]:

@@ -9,9 +9,8 @@ import pytest
 
 from .peer import Refused
 from .plugin import Attachment, Plugin, PluginError, publish
-from .test_conntrack import Talk
-from .test_ownership import on_second_network
-from .world import CLIENT, HOST, Container, Host, Namespace
+from .talk import Talk
+from .world import CLIENT, HOST, Container, Host, Namespace, on_second_network
 
 if TYPE_CHECKING:
     from contextlib import ExitStack

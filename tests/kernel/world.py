@@ -296,6 +296,25 @@ class Host(Namespace):
         return found
 
 
+def keep_tracking(host: Host) -> None:
+    """Let another table use connection tracking and NAT, so that the kernel goes on with both when ours is gone."""
+    host.run(
+        "nft", "add table inet firewall { chain c { type nat hook prerouting priority 0; ct state new accept; }; }"
+    )
+
+
+def on_second_network(container: Container) -> Container:
+    """Connect eth1 to cni1, and return the container as that attachment sees it."""
+    networks = {4: "10.99.0.7/24", 6: "fd99::7/64"}
+    container.connect("eth1", "cni1", networks)
+    container.ip("route replace default via 10.88.0.1", "route replace default via fd88::1")
+    second = object.__new__(Container)
+    second.__dict__.update(container.__dict__)
+    second.interface, second.bridge, second.networks = "eth1", "cni1", networks
+    second.address = {family: network.partition("/")[0] for family, network in networks.items()}
+    return second
+
+
 def _collect_comments(item: Any, found: set[str]) -> None:
     if isinstance(item, dict):
         if isinstance(item.get("comment"), str):

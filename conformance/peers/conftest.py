@@ -1,0 +1,62 @@
+"""The world is the kernel tests'; the subject is what the table has columns for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from conformance.table import PREFACE
+from tests.kernel.conftest import client, container, host, neighbour, stack
+
+from .port_mapper import PORT_MAPPERS, PortMapper
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.kernel.world import Host
+
+__all__ = ["client", "container", "host", "neighbour", "stack"]
+
+
+_ORDER = (  # of the tables
+    "test_portmap_traffic",
+    "test_portmap_configuration",
+    "test_portmap_lifecycle",
+    "test_portmap_check",
+    "test_masquerade",
+    "test_netavark",
+    "test_migration",
+)
+_PREFACE = """# Beside portmap, ipMasq and netavark
+
+What others promise and check in their own tests, restated as cases of what a client sees, with real packets between network
+namespaces. Each row was tried on each subject with the same configuration; only `type` changes, and where our records are.
+portmap and bridge are v1.9.1, netavark is 2.1.0. `differs`: what the row says does not hold there, and that was seen; the
+note says why. An empty cell: the row is not about this subject.
+
+`conformance/portmap --table docs/conformance-portmap.md` makes this page. What it means for you: [migrating-from-portmap.md](migrating-from-portmap.md).
+"""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[PREFACE] = _PREFACE.splitlines()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: _ORDER.index(item.path.stem))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Try a case on every port mapper, unless it says on which."""
+    marked = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    if "mapper" in metafunc.fixturenames and "subject" not in marked:
+        metafunc.parametrize("subject", PORT_MAPPERS)
+
+
+@pytest.fixture
+def mapper(subject: str, host: Host, tmp_path: Path) -> PortMapper:
+    """The subject, called in the host's namespace."""
+    for setting in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
+        host.set_sysctl(setting, "1")  # what the bridge plugin does for a gateway
+    return PortMapper(subject, host, tmp_path / "state")

@@ -1,0 +1,159 @@
+"""ADD and DEL, repeated, in parallel and half done: what is left, and whose."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.kernel.plugin import PluginError
+from tests.kernel.talk import Talk
+from tests.kernel.world import HOST, OTHER_HOST, Container, Host, Namespace, keep_tracking, on_second_network
+
+from .port_mapper import PORTMAP, PORTMAP_NFTABLES, PortMapper, differs, publish
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+
+    from tests.kernel.plugin import Attachment
+
+TABLE = "ADD and DEL, repeated and in parallel"
+AT_ONCE = 10
+
+
+def in_parallel(mapper: PortMapper, verb: str, attachments: list[Attachment]) -> None:
+    """Call the plugin for all at once; each call must succeed."""
+    started = [mapper.start(verb, attachment.configuration, attachment.container) for attachment in attachments]
+    for process in started:
+        mapper.finish(process)
+
+
+def test_repeated_add(host: Host, client: Namespace, container: Container, mapper: PortMapper) -> None:
+    """ADD may be called again, and one DEL removes it all."""
+    web = mapper.add(container, publish(8080)).add()
+    assert client.ask(HOST[4], 8080).server == "web"
+    web.delete()
+    assert client.is_refused(HOST[4], 8080)
+    assert container.address[4] not in host.run("nft", "list", "ruleset")
+
+
+def test_repeated_del(client: Namespace, container: Container, mapper: PortMapper) -> None:
+    """DEL may be called before any ADD, and again after the first DEL."""
+    web = mapper.attachment(container, publish(8080))
+    web.delete()
+    web.add()
+    web.delete()
+    web.delete()
+    assert client.is_refused(HOST[4], 8080)
+
+
+@differs(PORTMAP, "They get in each other's way, and now and then some fail.", raises=PluginError, always=False)
+def test_parallel_del(host: Host, client: Namespace, container: Container, mapper: PortMapper) -> None:
+    """Ten DELs of one container at once all succeed."""
+    web = mapper.add(container, publish(8080))
+    in_parallel(mapper, "DEL", [web] * AT_ONCE)
+    assert client.is_refused(HOST[4], 8080)
+    assert container.address[4] not in host.run("nft", "list", "ruleset")
+
+
+def test_parallel_containers(client: Namespace, host: Host, container: Container, mapper: PortMapper) -> None:
+    """Five containers are added at once and removed at once; a sixth keeps its port throughout."""
+    mapper.add(container, publish(8080))
+    crowd = [host.container() for _ in range(5)]
+    for number, member in enumerate(crowd):
+        member.serve(f"member{number}", 80)
+    attachments = [mapper.attachment(member, publish(9000 + n)) for n, member in enumerate(crowd)]
+    in_parallel(mapper, "ADD", attachments)
+    assert [client.ask(HOST[4], 9000 + n).server for n in range(5)] == [f"member{n}" for n in range(5)]
+    in_parallel(mapper, "DEL", attachments)
+    assert all(client.is_refused(HOST[4], 9000 + n) for n in range(5))
+    assert client.ask(HOST[4], 8080).server == "web"
+
+
+def test_rules_of_others(host: Host, client: Namespace, container: Container, mapper: PortMapper) -> None:
+    """What another program translates goes on being translated, during and after."""
+    host.serve("other", 7000)
+    for program in ("iptables", "ip6tables"):
+        redirect = "-p tcp --dport 7777 -j REDIRECT --to-ports 7000"
+        host.run(program, "-t", "nat", "-A", "PREROUTING", *redirect.split())
+    web = mapper.add(container, publish(8080))
+    assert client.ask(HOST[4], 7777).server == "other"
+    web.delete()
+    assert client.ask(HOST[4], 7777).server == "other"
+    assert client.ask(HOST[6], 7777).server == "other"
+
+
+def test_del_without_namespace(client: Namespace, container: Container, mapper: PortMapper) -> None:
+    """DEL without a network namespace and without prevResult removes the mapping."""
+    mapper.add(container, publish(8080)).delete_again_like_containerd()
+    assert client.is_refused(HOST[4], 8080)
+
+
+@differs(PORTMAP, "Without port mappings in the call it does nothing, and the rules stay.")
+def test_del_without_mappings(client: Namespace, container: Container, mapper: PortMapper) -> None:
+    """DEL without port mappings in the call, as when the runtime's cache is lost, removes the mapping."""
+    mapper.add(container, publish(8080))
+    mapper.attachment(container, prevResult=None).delete()
+    assert client.is_refused(HOST[4], 8080)
+
+
+@differs(PORTMAP_NFTABLES, "Rules are known by the container's ID alone.")
+def test_two_networks(client: Namespace, container: Container, mapper: PortMapper) -> None:
+    """Of a container on two networks with the same ports, DEL on one leaves the other's."""
+    second = on_second_network(container)
+    first_network = mapper.add(container, publish(8080))
+    mapper.add(second, publish(8080), network="other")
+    first_network.delete()
+    assert client.ask(HOST[4], 8080).server == "web"
+
+
+@differs(PORTMAP, "Both ADDs succeed; one container shadows the other, and nobody is told.")
+def test_conflict(client: Namespace, container: Container, neighbour: Container, mapper: PortMapper) -> None:
+    """A host port that another container has is refused, and the holder is named."""
+    mapper.add(container, publish(8080))
+    with pytest.raises(PluginError, match=container.id):
+        mapper.add(neighbour, publish(8080))
+    assert client.ask(HOST[4], 8080).server == "web"
+
+
+@differs(PORTMAP, "The container takes over what was the process's.")
+def test_conflict_with_a_process(host: Host, client: Namespace, container: Container, mapper: PortMapper) -> None:
+    """A host port that a process of the host listens on is refused, and the process keeps it."""
+    host.serve("process", 8080)
+    with pytest.raises(PluginError, match="8080"):
+        mapper.add(container, publish(8080))
+    assert client.ask(HOST[4], 8080).server == "process"
+
+
+def test_one_port_on_two_addresses(
+    client: Namespace, container: Container, neighbour: Container, mapper: PortMapper
+) -> None:
+    """One host port on two addresses of the host, and for two protocols, goes to different containers."""
+    neighbour.serve("neighbour", 80)
+    mapper.add(container, publish(8080, hostIP=HOST[4]))
+    mapper.add(neighbour, publish(8080, hostIP=OTHER_HOST[4]), publish(8080, hostIP=HOST[4], protocol="udp"))
+    assert client.ask(HOST[4], 8080).server == "web"
+    assert client.ask(OTHER_HOST[4], 8080).server == "neighbour"
+    assert client.ask(HOST[4], 8080, "udp").server == "neighbour"
+
+
+@differs(PORTMAP, "Only ADD forgets flows; those of a container that is gone go on (plugins#1190).")
+def test_udp_after_del(
+    stack: ExitStack, host: Host, client: Namespace, container: Container, mapper: PortMapper
+) -> None:
+    """After DEL, a UDP client that keeps sending does not reach the container any more."""
+    keep_tracking(host)
+    web = mapper.add(container, publish(5353, protocol="udp"))
+    talk = Talk(stack, client, HOST[4], 5353)
+    assert talk.ask() == "web"
+    web.delete()
+    assert talk.ask() is None
+
+
+@differs(PORTMAP, "Its containers have to be started again, or their network reloaded by the runtime.")
+def test_flush(host: Host, client: Namespace, container: Container, neighbour: Container, mapper: PortMapper) -> None:
+    """After `nft flush ruleset`, the next ADD of any container restores everybody's ports."""
+    mapper.add(container, publish(8080))
+    host.run("nft", "flush", "ruleset")
+    mapper.add(neighbour, publish(8081))
+    assert client.ask(HOST[4], 8080).server == "web"
