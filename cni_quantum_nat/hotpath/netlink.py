@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from _socket import AF_NETLINK, SOCK_CLOEXEC, SOCK_RAW, SOL_SOCKET, socket
 from _struct import Struct
+from errno import EPERM
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -113,7 +114,8 @@ class NetlinkSocket:
             try:
                 received.extend(replies(self._socket.recv(_RECEIVE_BYTES, _MSG_DONTWAIT)))
             except BlockingIOError:
-                if len(received) < at_least:
+                refused_all = received and received[0].error_number == EPERM  # said once, whatever was sent
+                if len(received) < at_least and not refused_all:
                     raise
                 return received
 
