@@ -117,11 +117,13 @@ def make_directory(path: str, mode: int = _PRIVATE) -> None:
 
 
 def check_directory(path: str) -> int | None:
-    """Return the mode of a directory of ours, None where there is nothing; Foreign when it is something else."""
+    """Return the mode of a directory of ours, None where there is nothing; Foreign when it is something else, or CniError(5)."""
     try:
         status = posix.lstat(path)
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise io_failure("look at", path, error) from error
     if status.st_mode & _KIND != _DIRECTORY:
         raise Foreign(f"it is {'a symbolic link' if status.st_mode & _KIND == _LINK else 'a file'}, not a directory")
     if status.st_uid != posix.geteuid():

@@ -26,15 +26,39 @@ def recall_ports(attachment: Attachment, earlier: list[Attachment]) -> None:
     taken = {protocol: set[int]() for protocol in PROTOCOLS}
     for mapping in attachment.port_mappings:
         taken[mapping.protocol].add(mapping.host_port)
-    known = [mapping for record in earlier for mapping in record.port_mappings if mapping.allocated]
+    known: dict[object, list[PortMapping]] = {}
+    for former in (mapping for record in earlier for mapping in record.port_mappings if mapping.allocated):
+        known.setdefault(former.asked_for, []).append(former)
     for mapping in attachment.port_mappings:
         if mapping.host_port:
             continue
-        for former in known:
-            if former.asks_for_the_same(mapping) and former.host_port not in taken[mapping.protocol]:
+        for former in known.get(mapping.asked_for, ()):
+            if former.host_port not in taken[mapping.protocol]:
                 mapping.host_port = former.host_port
                 taken[mapping.protocol].add(mapping.host_port)
                 break
+
+
+class _Search:
+    """Finds one free port after the other for the mappings of a protocol; what it looks at is read once."""
+
+    def __init__(self, protocol: str, attachment: Attachment, settings: Settings, claims: PortClaims) -> None:
+        first, last = settings.port_range
+        excluded = read_port_list(_RESERVED).union(settings.shared_ports)
+        excluded.update(m.host_port for m in attachment.port_mappings if m.protocol == protocol)
+        self._listeners = list(find_listeners(protocol, first, last))
+        self._families = attachment.published_families
+        self._ports = free_ports(claims.counts(protocol), first, last, claims.last_allocated(protocol), excluded)
+
+    def give(self, mapping: PortMapping, is_free: Callable[[PortMapping], bool]) -> bool:
+        """Give the next free port to the mapping; False when there is none."""
+        for port in self._ports:
+            mapping.host_port = port
+            shadowed = any(listener.is_shadowed_by(mapping, self._families) for listener in self._listeners)
+            if not shadowed and is_free(mapping):
+                return True
+        mapping.host_port = 0
+        return False
 
 
 def allocate_ports(
@@ -52,35 +76,19 @@ def allocate_ports(
 
     Raises: CniError(107) when the range is full.
     """
+    searches: dict[str, _Search] = {}
     for mapping in attachment.port_mappings:
         if mapping.host_port:
             continue
-        if not _allocate(mapping, attachment, settings, claims, is_free):
+        protocol = mapping.protocol
+        if protocol not in searches:
+            searches[protocol] = _Search(protocol, attachment, settings, claims)
+        if not searches[protocol].give(mapping, is_free):
             count_again()
-            if not _allocate(mapping, attachment, settings, claims, is_free):
+            searches[protocol] = _Search(protocol, attachment, settings, claims)
+            if not searches[protocol].give(mapping, is_free):
                 raise _full(mapping, settings)
-
-
-def _allocate(
-    mapping: PortMapping,
-    attachment: Attachment,
-    settings: Settings,
-    claims: PortClaims,
-    is_free: Callable[[PortMapping], bool],
-) -> bool:
-    first, last = settings.port_range
-    excluded = read_port_list(_RESERVED).union(settings.shared_ports)
-    excluded.update(m.host_port for m in attachment.port_mappings if m.protocol == mapping.protocol)
-    listeners = list(find_listeners(mapping.protocol, first, last))
-    counts = claims.counts(mapping.protocol)
-    for port in free_ports(counts, first, last, claims.last_allocated(mapping.protocol), excluded):
-        mapping.host_port = port
-        shadowed = any(listener.is_shadowed_by(mapping, attachment.published_families) for listener in listeners)
-        if not shadowed and is_free(mapping):
-            claims.note_allocated(mapping.protocol, port)
-            return True
-    mapping.host_port = 0
-    return False
+        claims.note_allocated(protocol, mapping.host_port)
 
 
 def _full(mapping: PortMapping, settings: Settings) -> CniError:

@@ -59,13 +59,10 @@ class PortMapping:
         """Whether the mapping is for traffic of this family."""
         return self.host_ip is None or self.host_ip.family == family
 
-    def asks_for_the_same(self, other: PortMapping) -> bool:
-        """Whether both publish the same container port in the same place, whatever the host port is."""
-        return (self.protocol, self.container_port, self.host_ip) == (
-            other.protocol,
-            other.container_port,
-            other.host_ip,
-        )
+    @property
+    def asked_for(self) -> tuple[str, int, Address | None]:
+        """What is published, and where, whatever the host port is."""
+        return self.protocol, self.container_port, self.host_ip
 
     def is_same_port(self, other: PortMapping, families: set[int]) -> bool:
         """Whether both are the same port of the host, in one of these families."""

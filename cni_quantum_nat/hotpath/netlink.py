@@ -14,6 +14,7 @@ from _socket import (
     socketpair,
 )
 from _struct import Struct
+from errno import EPERM
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -124,7 +125,8 @@ class NetlinkSocket:
             try:
                 received.extend(replies(self._socket.recv(_RECEIVE_BYTES, _MSG_DONTWAIT)))
             except BlockingIOError:
-                if len(received) < at_least:
+                refused_all = received and received[0].error_number == EPERM  # said once, whatever was sent
+                if len(received) < at_least and not refused_all:
                     raise
                 return received
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 FORMAT = 2
 _FAMILIES = (4, 6)
 _INTERFACE_MAX_BYTES = 15
-_SYNTAX = frozenset("\"'\\*")  # to nft, or to iptables-restore
+_SYNTAX = frozenset('"\\*')  # to nft, or to iptables-restore
 
 
 class EarlierBoot(Exception):

@@ -27,6 +27,7 @@ from .files import (
     make_directory,
     make_parents,
     read_own,
+    remove_file,
     write_whole,
 )
 from .jsontext import dumps, loads
@@ -139,7 +140,8 @@ class State:
             raise _damaged(container, why) from error
 
     def remove(self, attachment_id: AttachmentId) -> None:
-        """Remove the record; nothing happens when there is none."""
+        """Remove the record, and what a call that was killed had begun to write; nothing happens when there is none."""
+        remove_file(f"{self.directory}/pending")
         container, path = self._container(attachment_id.container_id), self.path(attachment_id)
         try:
             check_directory(container)

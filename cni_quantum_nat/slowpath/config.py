@@ -47,11 +47,11 @@ _ONLY_IPTABLES = {"external_set_mark_chain"}
 
 
 def _check_interface(name: str) -> str:
-    # Quotes, backslash and asterisk are possible, and syntax to nft or iptables-restore.
-    strange = not name.isprintable() or any(c in "/:\"'\\*" or c.isspace() for c in name)
+    # Double quotes, backslash and asterisk are possible, and syntax to nft or iptables-restore.
+    strange = not name.isprintable() or any(c in '/:"\\*' or c.isspace() for c in name)
     if strange or not 1 <= len(name.encode()) <= 15 or name in (".", ".."):
         raise ValueError(
-            f"{name!r} is not the name of an interface (1 to 15 bytes, without '/', ':', quotes, backslash, '*' and white space)"
+            f"{name!r} is not the name of an interface (1 to 15 bytes, without '/', ':', '\"', backslash, '*' and white space)"
         )
     return name
 

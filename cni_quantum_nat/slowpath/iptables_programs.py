@@ -13,7 +13,6 @@ from .iptables_text import Listing, Script
 PREFIXES = {4: "iptables", 6: "ip6tables"}
 _DIRECTORIES = "/usr/sbin:/sbin:/usr/bin:/bin:/usr/local/sbin"
 _MAX_COMPLAINT = 1000
-_RESOURCE_PROBLEM = 4  # xtables.h: memory, or the lock of another program
 
 
 class DoesNotFit(Exception):
@@ -73,23 +72,19 @@ def _save(family: int, *options: str, program: str = "save") -> str:
 
 
 def try_to_restore(family: int, script: Script, *options: str) -> None:
-    """Let iptables-restore do it; DoesNotFit when it does not want to, CniError(101) when it was kept from it."""
+    """Let iptables-restore do it; DoesNotFit when it does not want to, CniError(101) when it was killed."""
     text = script.text
     if not text:
         return
     done = _run([find_program(family, "restore"), "--noflush", "--wait", *options], text)
-    if done.returncode < 0 or done.returncode == _RESOURCE_PROBLEM:
-        raise _kept_from_it(family, done)
+    if done.returncode < 0:  # that says nothing about the rules: nobody should go and leave some of them out
+        raise CniError(
+            KERNEL_REFUSED, f"{PREFIXES[family]}-restore was ended by signal {-done.returncode}", _one_line(done.stderr)
+        )
     if done.returncode:
         number = re.search(r"line:? (\d+)", done.stderr)
         line = text.split("\n")[int(number[1]) - 1] if number else ""
         raise DoesNotFit(family, _one_line(done.stderr), line)
-
-
-def _kept_from_it(family: int, done: subprocess.CompletedProcess[str]) -> CniError:
-    """Say what happened; that says nothing about the rules, so nobody should go and leave some of them out."""
-    how = f"was ended by signal {-done.returncode}" if done.returncode < 0 else "lacks something"
-    return CniError(KERNEL_REFUSED, f"{PREFIXES[family]}-restore {how}", _one_line(done.stderr) or "Try again.")
 
 
 def restore(family: int, script: Script) -> None:

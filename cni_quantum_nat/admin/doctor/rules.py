@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...hotpath.backend import is_alive
 from ...hotpath.errors import CniError
+from ...hotpath.files import Foreign
 from ...hotpath.nftables import NftablesTable
 from ...hotpath.table import ORDINARY, TABLE
 from ...slowpath.libnftables import build
@@ -68,6 +69,8 @@ def check_records(host: Snapshot) -> Iterator[Finding]:
     try:
         host.state.check()
     except CniError as error:
+        if not isinstance(error.__cause__, Foreign):
+            raise
         yield Finding("state directory", error.message, error.details)
     for damage in host.records.damaged:
         yield Finding("state directory", damage.message, damage.details)
