@@ -24,6 +24,7 @@ _ORDER = (  # of the tables
     "test_portmap_configuration",
     "test_portmap_lifecycle",
     "test_portmap_check",
+    "test_complaints",
     "test_masquerade",
     "test_netavark",
     "test_migration",

@@ -10,6 +10,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from tests.kernel.world import wait_until
+
 from .daemon import Daemon
 from .images import SERVER, write_images
 from .mounts import unmount_below
@@ -25,6 +27,7 @@ _PROTOCOLS = {"tcp": 0, "udp": 1, "sctp": 2}
 # Each container sees its own processes alone: CRI-O makes no namespace for all of a pod without an infra container.
 _SECURITY_CONTEXT = {"namespace_options": {"pid": 1}}
 _WANTED = {"RuntimeReady", "NetworkReady"}
+_REMOVAL_S = 30
 _TIMEOUT = "60s"  # fifty pods that start at once take their time
 
 
@@ -142,9 +145,26 @@ class CriRuntime(Runtime):
     def _remove_listed(self, name: str) -> None:
         """Do what a kubelet does about pods that are not to be, whether they died or never ran: remove those that are listed."""
         for pod_id in self.crictl("pods", "--quiet", f"--name=^{name}$").split():
-            self.crictl("stopp", pod_id)
-            self.crictl("rmp", pod_id)
+            self._remove_in_the_end(pod_id)
         self.cgroup.remove(self.group(name))
+
+    def _remove_in_the_end(self, pod_id: str) -> None:
+        """Try again as a kubelet does: containerd refuses as long as it has not noticed that the container died."""
+        failures: list[str] = []
+
+        def attempt() -> bool:
+            try:
+                self.crictl("stopp", pod_id)
+                self.crictl("rmp", pod_id)
+            except NotRun as error:
+                failures.append(str(error))
+                return False
+            return True
+
+        try:
+            wait_until(attempt, "the runtime removes the pod", _REMOVAL_S)
+        except AssertionError as error:
+            raise NotRun(failures[-1]) from error
 
     def _netns(self, pod_id: str) -> Path:
         inspected = json.loads(self.crictl("inspectp", pod_id))
