@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import calls, packets, parallel, reconciling, resources
+from . import calls, costs, packets, parallel, reconciling, resources
 from .contenders import Programs
 from .figures import Figure, Figures
 from .plot import draw
@@ -46,7 +46,7 @@ class Extent:
     reconcile_rounds: int
 
 
-_FULL = Extent([0, 100, 1000, 10000], 20, 5, 5, [0, 1000, 10000, 28000], packets.Repeat(5, 1.0), [1000, 10000], 5)
+_FULL = Extent([0, 100, 1000, 10000], 20, 5, 5, [0, 1000, 10000, 28000], packets.Repeat(12, 0.4), [1000, 10000], 5)
 _QUICK = Extent([0, 1000], 4, 1, 2, [0, 1000], packets.Repeat(2, 0.3), [1000], 2)
 
 
@@ -85,6 +85,7 @@ def _sections(programs: Programs, packets_program: str, extent: Extent) -> dict[
         packets.SECTION: partial(
             packets.measure, programs, packets_program, extent.packet_levels, extent.packet_repeat
         ),
+        costs.SECTION: partial(costs.measure, programs, extent.rounds),
         reconciling.SECTION: partial(reconciling.measure, programs, extent.reconcile_levels, extent.reconcile_rounds),
     }
 
@@ -95,7 +96,7 @@ def _arguments() -> argparse.Namespace:
     )
     for name in ("ours", "ours-pip", "plugins", "netavark", "packets"):
         parser.add_argument(f"--{name}", required=True, help=argparse.SUPPRESS)
-    names = (calls.SECTION, parallel.SECTION, resources.SECTION, packets.SECTION, reconciling.SECTION)
+    names = (calls.SECTION, parallel.SECTION, resources.SECTION, packets.SECTION, reconciling.SECTION, costs.SECTION)
     parser.add_argument(
         "--quick", action="store_true", help="few rounds, 0 and 1,000 containers; writes no file by itself"
     )
@@ -116,7 +117,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _lines(figures: Figures) -> list[str]:
-    return [*tables(figures), *verdicts(targets_of(figures)), ""]
+    return [*verdicts(targets_of(figures)), *tables(figures)]
 
 
 def _read(path: Path) -> Figures:

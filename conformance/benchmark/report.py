@@ -54,13 +54,17 @@ def cell(figure: Figure) -> str:
 
 
 def verdicts(targets: Iterable[Target]) -> Iterator[str]:
-    """Yield the lines of the table of targets."""
+    """Yield the lines of the table of targets; none where there are none."""
+    rows = list(targets)
+    if not rows:
+        return
     yield "| target | measured | wanted | |"
     yield "|---|---:|---:|---|"
-    for target in targets:
+    for target in rows:
         verdict = "met" if target.is_met else f"**missed by {abs(target.value - target.limit):.2f}**"
         bound = f"at {'least' if target.at_least else 'most'} {target.limit:g}"
         yield f"| {target.what} | {target.value:.2f} | {bound} | {verdict} |"
+    yield ""
 
 
 def change(before: Figure, now: Figure) -> float:

@@ -33,12 +33,6 @@ class Target(NamedTuple):
     def is_met(self) -> bool:
         return self.value >= self.limit if self.at_least else self.value <= self.limit
 
-    def __str__(self) -> str:
-        verdict = "met" if self.is_met else f"missed by {abs(self.value - self.limit):.2f}"
-        return (
-            f"{self.what}: {self.value:.2f}, wanted at {'least' if self.at_least else 'most'} {self.limit:g}: {verdict}"
-        )
-
 
 def targets_of(figures: Figures) -> list[Target]:
     """Return those targets whose quantities were measured."""
