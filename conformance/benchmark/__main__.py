@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +46,7 @@ class Extent:
     reconcile_rounds: int
 
 
-_FULL = Extent([0, 100, 1000, 10000], 20, 5, 5, [0, 1000, 10000, 28000], packets.Repeat(12, 0.4), [1000, 10000], 5)
+_FULL = Extent([0, 100, 1000, 10000], 20, 3, 5, [0, 1000, 10000, 28000], packets.Repeat(12, 0.4), [1000, 10000], 5)
 _QUICK = Extent([0, 1000], 4, 1, 2, [0, 1000], packets.Repeat(2, 0.3), [1000], 2)
 
 
@@ -67,7 +67,10 @@ def main() -> None:
 def _measure(arguments: argparse.Namespace) -> Figures:
     programs = Programs(arguments.ours, arguments.ours_pip, arguments.plugins, arguments.netavark)
     found: list[Figure] = []
-    for name, measure in _sections(programs, arguments.packets, _QUICK if arguments.quick else _FULL).items():
+    extent = _QUICK if arguments.quick else _FULL
+    if arguments.rounds:
+        extent = replace(extent, rounds=arguments.rounds)
+    for name, measure in _sections(programs, arguments.packets, extent).items():
         if arguments.only and name not in arguments.only:
             continue
         begin = time.monotonic()

@@ -1,7 +1,7 @@
 """Fills a host with containers in the shape that the contender itself makes them.
 
 One container is attached by the contender. What that made is the pattern: as many copies of it as wanted, with other names,
-addresses and ports, are loaded in one go. That they are true to the shape is tried with the contender: it has to
+addresses and ports, are loaded in bulk. That they are true to the shape is tried with the contender: it has to
 remove one of them without a trace.
 """
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _IPTABLES = (portmap_of("iptables"), masquerade_of("iptables"), NETAVARK)
 _NFTABLES = (portmap_of("nftables"), masquerade_of("nftables"))
+_AT_ONCE = 1000  # iptables-restore's time grows with the square of the chains that are in one transaction
 _ATTACHMENTS = "state/attachments"
 _PATH = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 
@@ -90,6 +91,10 @@ class _Iptables:
         return host.namespace.run("iptables-save", "-t", "nat").splitlines()
 
     def load(self, host: Host, pattern: list[str], requests: list[Request]) -> None:
+        for at in range(0, len(requests), _AT_ONCE):
+            self._load_some(host, pattern, requests[at : at + _AT_ONCE])
+
+    def _load_some(self, host: Host, pattern: list[str], requests: list[Request]) -> None:
         lines = "\n".join(copy(pattern, host.sample(), requests)).splitlines()
         chains = [line for line in lines if line.startswith(":")]
         rules = [line for line in lines if line.startswith("-A")]
