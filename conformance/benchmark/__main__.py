@@ -1,0 +1,157 @@
+"""The command: which sections, how often, and what becomes of the figures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import calls, costs, packets, parallel, reconciling, resources
+from .contenders import Programs
+from .figures import Figure, Figures
+from .plot import draw
+from .report import comparison, put_into, tables, verdicts
+from .targets import targets_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .figures import Samples
+
+_ROOT = Path(__file__).parents[2]
+_JSON = _ROOT / "docs/performance.json"
+_PLOT = _ROOT / "docs/performance.svg"
+_DOCUMENT = _ROOT / "docs/performance.md"
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is measured: numbers of containers already there, and rounds."""
+
+    levels: list[int]
+    rounds: int
+    parallel_rounds: int
+    resource_rounds: int
+    packet_levels: list[int]
+    packet_repeat: packets.Repeat
+    reconcile_levels: list[int]
+    reconcile_rounds: int
+
+
+_FULL = Extent([0, 100, 1000, 10000], 20, 3, 5, [0, 1000, 10000, 28000], packets.Repeat(12, 0.4), [1000, 10000], 5)
+_QUICK = Extent([0, 1000], 4, 1, 2, [0, 1000], packets.Repeat(2, 0.3), [1000], 2)
+
+
+def main() -> None:
+    """Measure, print, and write what was asked for."""
+    arguments = _arguments()
+    if arguments.write_tables:
+        _write_tables(arguments.json or _JSON)
+        return
+    before = _read(arguments.against) if arguments.against.exists() else None
+    figures = _measure(arguments)
+    print("\n".join(_lines(figures)))
+    if before is not None:
+        print("\n".join(comparison(before, figures)))
+    _write(arguments, figures)
+
+
+def _measure(arguments: argparse.Namespace) -> Figures:
+    programs = Programs(arguments.ours, arguments.ours_pip, arguments.plugins, arguments.netavark)
+    found: list[Figure] = []
+    extent = _QUICK if arguments.quick else _FULL
+    if arguments.rounds:
+        extent = replace(extent, rounds=arguments.rounds)
+    for name, measure in _sections(programs, arguments.packets, extent).items():
+        if arguments.only and name not in arguments.only:
+            continue
+        begin = time.monotonic()
+        with tempfile.TemporaryDirectory(dir="/run") as directory, ExitStack() as stack:
+            found += measure(stack=stack, directory=Path(directory)).figures()
+        print(f"{name}: measured in {time.monotonic() - begin:.0f} s", file=sys.stderr)
+    return Figures(found)
+
+
+def _sections(programs: Programs, packets_program: str, extent: Extent) -> dict[str, Callable[..., Samples]]:
+    return {
+        calls.SECTION: partial(calls.measure, programs, extent.levels, extent.rounds),
+        parallel.SECTION: partial(parallel.measure, programs, extent.parallel_rounds),
+        resources.SECTION: partial(resources.measure, programs, extent.resource_rounds),
+        packets.SECTION: partial(
+            packets.measure, programs, packets_program, extent.packet_levels, extent.packet_repeat
+        ),
+        costs.SECTION: partial(costs.measure, programs, extent.rounds),
+        reconciling.SECTION: partial(reconciling.measure, programs, extent.reconcile_levels, extent.reconcile_rounds),
+    }
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="conformance/bench", description="Times the plugin beside its peers, in one run."
+    )
+    for name in ("ours", "ours-pip", "plugins", "netavark", "packets"):
+        parser.add_argument(f"--{name}", required=True, help=argparse.SUPPRESS)
+    names = (calls.SECTION, parallel.SECTION, resources.SECTION, packets.SECTION, reconciling.SECTION, costs.SECTION)
+    parser.add_argument(
+        "--quick", action="store_true", help="few rounds, 0 and 1,000 containers; writes no file by itself"
+    )
+    parser.add_argument(
+        "--only", nargs="+", choices=names, metavar="SECTION", help=f"one or more of {', '.join(names)}"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures here (all of them: docs/performance.json)"
+    )
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them here (all of them: docs/performance.svg)")
+    parser.add_argument(
+        "--against", type=Path, default=_JSON, metavar="FILE", help="say what became worse since (%(default)s)"
+    )
+    parser.add_argument(
+        "--write-tables", action="store_true", help="measure nothing: put the tables of --json into docs/performance.md"
+    )
+    return parser.parse_args()
+
+
+def _lines(figures: Figures) -> list[str]:
+    return [*verdicts(targets_of(figures)), *tables(figures)]
+
+
+def _read(path: Path) -> Figures:
+    return Figures(Figure.from_json(content) for content in json.loads(path.read_text())["figures"])
+
+
+def _write(arguments: argparse.Namespace, figures: Figures) -> None:
+    whole = not arguments.quick and not arguments.only
+    json_path, plot_path = arguments.json or (_JSON if whole else None), arguments.plot or (_PLOT if whole else None)
+    if json_path is not None:
+        json_path.write_text(json.dumps(_document(figures), indent=1) + "\n")
+    if plot_path is not None:
+        plot_path.write_text(draw(figures))
+    if whole and json_path == _JSON:
+        _write_tables(_JSON)
+
+
+def _document(figures: Figures) -> dict[str, Any]:
+    return {
+        "measuredAt": time.strftime("%Y-%m-%d", time.gmtime()),
+        "kernel": platform.release(),
+        "targets": [{**target._asdict(), "met": target.is_met} for target in targets_of(figures)],
+        "figures": [figure.as_json() for figure in figures],
+    }
+
+
+def _write_tables(path: Path) -> None:
+    content = json.loads(path.read_text())
+    head = f"Measured on {content['measuredAt']}, Linux {content['kernel']}."
+    _DOCUMENT.write_text(put_into(_DOCUMENT.read_text(), [head, "", *_lines(_read(path))]))
+
+
+if __name__ == "__main__":
+    main()

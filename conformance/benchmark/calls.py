@@ -1,0 +1,114 @@
+"""ADD, CHECK and DEL of one container, with others already there; UDP beside TCP; and how long each takes to start."""
+
+from __future__ import annotations
+
+import sys
+import time
+from itertools import product
+from typing import TYPE_CHECKING
+
+from .contenders import (
+    BACKENDS,
+    BARE_PYTHON,
+    NETAVARK,
+    OURS_PIP,
+    PLAIN_BRIDGE,
+    Invocation,
+    Plugin,
+    both_of,
+    masquerade_of,
+    portmap_of,
+    run_in,
+)
+from .figures import Key, Samples, sum_with_extra
+from .filling import fill
+from .hosts import Host
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+    from pathlib import Path
+
+    from .contenders import Programs
+
+SECTION = "calls"
+PORTS = (1, 10)
+PYTHON = "python3 -I -S"
+_SETTLE_S = 0.03  # the kernel frees what a DEL removed when the caller has gone: nobody else shall pay for that
+_RARELY = 5  # who takes ten times as long takes part in every so many rounds
+_MOST_FOR_MANY_PORTS = (
+    1000  # netavark starts three programs for a port, each of which reads all rules: a minute at 10,000
+)
+_SLOW = (OURS_PIP, NETAVARK)
+
+
+def variant_of(ports: int, protocol: str = "tcp") -> str:
+    """Name what is published."""
+    ending = "" if protocol == "tcp" else f", {protocol}"
+    return f"{ports} port{'s' if ports > 1 else ''}{ending}"
+
+
+def measure(programs: Programs, levels: list[int], rounds: int, stack: ExitStack, directory: Path) -> Samples:
+    """Time all calls of all contenders in turn, on hosts with so many containers."""
+    begin = time.monotonic()
+    samples = Samples()
+    hosts = _hosts(programs, levels, stack, directory)
+    for number in range(-1, rounds):  # the first round warms up
+        kept = samples if number >= 0 else Samples()
+        _time_start(kept, hosts)
+        for host in hosts:
+            if host.contender.name not in _SLOW or number % _RARELY == 0:
+                _time_host(kept, host)
+        print(f"{SECTION}: round {number + 1} of {rounds} after {time.monotonic() - begin:.0f} s", file=sys.stderr)
+    _combine(samples, levels)
+    return samples
+
+
+def _combine(samples: Samples, levels: list[int]) -> None:
+    """Add what portmap and bridge's ipMasq take together: the bridge itself, who makes it, is not counted."""
+    variants = [variant_of(ports) for ports in PORTS]
+    for backend, containers, variant, verb in product(BACKENDS, levels, variants, ("ADD", "DEL")):
+        portmap = Key(SECTION, verb, portmap_of(backend), containers, variant)
+        masquerade = Key(SECTION, verb, masquerade_of(backend), containers, variant_of(1))
+        plain = Key(SECTION, verb, PLAIN_BRIDGE, 0, variant_of(1))
+        both = Key(SECTION, verb, both_of(backend), containers, variant)
+        for value in sum_with_extra(*map(samples.values, (portmap, masquerade, plain))):
+            samples.add(both, value)
+
+
+def _hosts(programs: Programs, levels: list[int], stack: ExitStack, directory: Path) -> list[Host]:
+    hosts = []
+    for contender in programs.contenders().values():
+        for containers in levels if contender.name != PLAIN_BRIDGE else [0]:
+            host = Host(stack, contender, directory, containers)
+            host.track_flows()
+            fill(host)
+            hosts.append(host)
+    return hosts
+
+
+def _variants(host: Host) -> list[tuple[int, str]]:
+    """Return how many ports are asked for, and of which protocol, as far as that is something to the contender."""
+    if host.contender.makes_interface and host.contender.name != NETAVARK:
+        return [(1, "tcp")]
+    if host.contender.name == NETAVARK and host.containers > _MOST_FOR_MANY_PORTS:
+        return [(1, "tcp")]
+    return [*((ports, "tcp") for ports in PORTS), *([(1, "udp")] if host.containers == 0 else [])]
+
+
+def _time_host(samples: Samples, host: Host) -> None:
+    for ports, protocol in _variants(host):
+        request = host.timed(ports, protocol)
+        for verb in host.contender.verbs:
+            key = Key(SECTION, verb, host.contender.name, host.containers, variant_of(ports, protocol))
+            samples.add(key, host.call(verb, request))
+        time.sleep(_SETTLE_S)
+
+
+def _time_start(samples: Samples, hosts: list[Host]) -> None:
+    """Time what does nothing but start: VERSION, and the interpreter without a library."""
+    at = hosts[0].namespace.path
+    samples.add(Key(SECTION, "start", PYTHON), run_in(at, Invocation(BARE_PYTHON, "", {})))
+    for host in hosts:
+        if host.containers == 0 and isinstance(host.contender, Plugin) and not host.contender.makes_interface:
+            key = Key(SECTION, "start", host.contender.name)
+            samples.add(key, host.call("VERSION", host.timed(1)))

@@ -1,0 +1,101 @@
+"""What the time of one of our own ADDs goes to: its phases, as strace(1) sees them, and its modules, as CPython does.
+
+Only the system calls that part the phases are traced, the others run at full speed (`--seccomp-bpf`). The modules are timed as
+pip installs them, from files: the frozen program has them in its data, where each costs less, in about the same proportions.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .contenders import OURS, OURS_PIP, Invocation, run_in
+from .figures import Key, Samples
+from .hosts import Host
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from contextlib import ExitStack
+
+    from .contenders import Programs
+
+SECTION = "costs"
+# What begins each phase: a pattern of strace's line, and what the time from there to the next goes to.
+_LANDMARKS = (
+    ("execve(", "1. kernel and linker load the program"),
+    ('readlink("/proc/self/exe"', "2. the interpreter starts"),
+    ("lib-dynload", "3. modules are loaded"),
+    ("read(0, ", "4. request, records, kernel"),
+    ("write(1, ", "5. counters, after the answer"),
+    ("exit_group(", "6. the kernel takes the process down"),
+    ("+++ exited", ""),
+)
+_TRACED = "execve,readlink,openat,read,write,exit_group"
+_LINE = re.compile(r"^(?:\d+ +)?(\d+\.\d+) (.*)$")
+_IMPORT = re.compile(r"^import time: +(\d+) \| +\d+ \| +(\S+)$")
+_MODULES_SHOWN = 12
+_ALLOWED = Path(__file__).parents[2] / "cni_quantum_nat/hotpath/allowed-modules.txt"  # what else starts pip's script
+
+
+def measure(programs: Programs, rounds: int, stack: ExitStack, directory: Path) -> Samples:
+    """Trace an ADD of the frozen program, and time the imports of one from files, so often."""
+    samples = Samples()
+    frozen, source = (Host(stack, programs.contenders()[name], directory) for name in (OURS, OURS_PIP))
+    for host in (frozen, source):
+        host.call("ADD", host.timed(1))
+        host.call("DEL", host.timed(1))
+    imports: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        for phase, took_ms in _trace(frozen).items():
+            samples.add(Key(SECTION, "phases of ADD", phase), took_ms)
+        for module, took_ms in _imports(source).items():
+            imports.setdefault(module, []).append(took_ms)
+    dearest = sorted(imports, key=lambda module: sorted(imports[module])[len(imports[module]) // 2], reverse=True)
+    for module in dearest[:_MODULES_SHOWN]:
+        for took_ms in imports[module]:
+            samples.add(Key(SECTION, "dearest imports of ADD, from files", module), took_ms)
+    return samples
+
+
+def _run(host: Host, *tool: str) -> None:
+    command, stdin, environment = host.contender.invocation("ADD", host.timed(1), host.private)
+    run_in(host.namespace.path, Invocation((*tool, *command), stdin, environment))
+    host.call("DEL", host.timed(1))
+
+
+def _trace(host: Host) -> dict[str, float]:
+    output = host.private / "strace"
+    _run(host, "strace", "-f", "--seccomp-bpf", "-ttt", "-e", f"trace={_TRACED}", "-o", str(output))
+    return phases(output.read_text().splitlines())
+
+
+def phases(lines: Iterable[str]) -> dict[str, float]:
+    """Return the milliseconds of each phase, from the output of `strace -f -ttt`; ValueError when one is not there."""
+    moments: list[float] = []
+    for line in lines:
+        found = _LINE.match(line)
+        if found and len(moments) < len(_LANDMARKS) and _LANDMARKS[len(moments)][0] in found[2]:
+            moments.append(float(found[1]))
+    if len(moments) < len(_LANDMARKS):
+        raise ValueError(f"strace saw no {_LANDMARKS[len(moments)][0]}")
+    names = [name for _, name in _LANDMARKS[:-1]]
+    return {name: (moments[at + 1] - moments[at]) * 1000 for at, name in enumerate(names)}
+
+
+def _imports(host: Host) -> dict[str, float]:
+    output = host.private / "importtime"
+    python = Path(host.contender.program).parent / "python"
+    script = f"exec {python} -I -X importtime {host.contender.program} 2>{output}"
+    _, stdin, environment = host.contender.invocation("ADD", host.timed(1), host.private)
+    run_in(host.namespace.path, Invocation(("sh", "-c", script), stdin, environment))
+    host.call("DEL", host.timed(1))
+    ours = {*_ALLOWED.read_text().split()}
+    times = import_times(output.read_text().splitlines())
+    return {module: took for module, took in times.items() if module in ours or module.startswith("cni_quantum_nat")}
+
+
+def import_times(lines: Iterable[str]) -> dict[str, float]:
+    """Return the milliseconds that each module took by itself, from the output of `python -X importtime`."""
+    found = (match for match in map(_IMPORT.match, lines) if match)
+    return {match[2]: int(match[1]) / 1000 for match in found}

@@ -1,0 +1,75 @@
+"""Namespaces that stand for hosts, one for each contender and for each number of containers: their tables do not mix."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+from typing import TYPE_CHECKING
+
+from tests.kernel.peer import inside
+from tests.kernel.world import Namespace
+
+from .contenders import GATEWAY, Contender, Mapping, Request, call
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+    from pathlib import Path
+
+FIRST_PORT = 50000  # of the container that is timed; those that are there already have lower ones
+FIRST_FILLED_PORT = 10000
+SAMPLE_PORT = 50999
+FLOWS = 100
+_FLOW_LIFE_S = 86400
+_TRACKING = """table inet bench {
+	chain output {
+		type filter hook output priority 0
+		ct state new accept
+	}
+}
+"""
+
+
+class Host:
+    """A host with one contender on it, and the namespace of the container that is timed."""
+
+    def __init__(self, stack: ExitStack, contender: Contender, directory: Path, containers: int = 0) -> None:
+        self.contender = contender
+        self.containers = containers
+        self.stack = stack
+        self.namespace = Namespace("host", stack)
+        self.container = Namespace("container", stack)
+        self.private = directory / self.namespace.name
+        self.private.mkdir(parents=True)
+        if not contender.makes_interface:
+            self.namespace.ip("link add cni0 type bridge", f"address add {GATEWAY} dev cni0", "link set cni0 up")
+
+    def call(self, verb: str, request: Request) -> float:
+        """Call the contender in it; milliseconds."""
+        return call(self.contender, verb, request, self.namespace.path, self.private)
+
+    def timed(self, ports: int, protocol: str = "tcp") -> Request:
+        """Return the container that is timed."""
+        mappings = tuple(Mapping(FIRST_PORT + number, protocol, 80 + number) for number in range(ports))
+        return Request(name_of("timed"), "10.88.0.2", mappings, self.container.path)
+
+    def sample(self) -> Request:
+        """Return the container whose rules are the pattern of those that are there already."""
+        return Request(name_of("sample"), "10.88.0.9", (Mapping(SAMPLE_PORT),), self.container.path)
+
+    def filled(self, number: int) -> Request:
+        """Return one of those that are there already."""
+        address = f"10.88.{1 + number // 250}.{1 + number % 250}"
+        return Request(name_of(str(number)), address, (Mapping(FIRST_FILLED_PORT + number),), self.container.path)
+
+    def track_flows(self) -> None:
+        """Let conntrack know some UDP flows, as a host in use has: to forget some, the kernel looks at all."""
+        self.namespace.run("nft", "-f", "-", stdin=_TRACKING)
+        self.namespace.set_sysctl("netfilter/nf_conntrack_udp_timeout", str(_FLOW_LIFE_S))
+        with inside(self.namespace.path), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            for number in range(FLOWS):
+                sender.sendto(b"", (f"127.1.1.{1 + number}", 9))
+
+
+def name_of(what: str) -> str:
+    """Return a container's ID, of the length that runtimes use."""
+    return hashlib.sha256(what.encode()).hexdigest()

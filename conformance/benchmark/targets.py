@@ -1,0 +1,102 @@
+"""What the plugin is to reach beside the best of portmap and bridge's ipMasq in the same run, and whether it does. No I/O."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from . import calls, packets, parallel, resources
+from .contenders import BACKENDS, OURS, both_of, portmap_of
+from .figures import PER_SECOND, Figures, Key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+EMPTY, MANY, MOST = 0, 10_000, 28_000
+_ONE_PORT = calls.variant_of(1)
+_BESIDE_BOTH = {(EMPTY, "ADD"): 0.33, (EMPTY, "DEL"): 0.15, (MANY, "ADD"): 0.10, (MANY, "DEL"): 0.06}
+_BESIDE_PORTMAP = {(EMPTY, "CHECK"): 1.0, (MANY, "CHECK"): 0.10}
+_GROWTH = 1.15
+_UDP_EXTRA_MS = 2
+_PARALLEL = 0.35
+_RATE_KEPT = 0.97
+
+
+class Target(NamedTuple):
+    """A quantity, and what it is to be at most, or at least."""
+
+    what: str
+    value: float
+    limit: float
+    at_least: bool = False
+
+    @property
+    def is_met(self) -> bool:
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
+
+
+def targets_of(figures: Figures) -> list[Target]:
+    """Return those targets whose quantities were measured."""
+    return [
+        *_beside_peers(figures),
+        *_growth(figures),
+        *_udp(figures),
+        *_together(figures),
+        *_memory(figures),
+        *_packets(figures),
+    ]
+
+
+def _call(verb: str, contender: str, containers: int = EMPTY, variant: str = _ONE_PORT) -> Key:
+    return Key(calls.SECTION, verb, contender, containers, variant)
+
+
+def _beside_peers(figures: Figures) -> Iterator[Target]:
+    for name_of_peer, limits in ((both_of, _BESIDE_BOTH), (portmap_of, _BESIDE_PORTMAP)):
+        for (containers, verb), limit in limits.items():
+            peers = [_call(verb, name_of_peer(backend), containers) for backend in BACKENDS]
+            ratio = figures.ratio(_call(verb, OURS, containers), peers)
+            best = figures.best(peers)
+            if ratio is not None and best is not None:
+                yield Target(f"{verb} at {containers:,} containers / {best.key.contender}", ratio, limit)
+
+
+def _growth(figures: Figures) -> Iterator[Target]:
+    for verb in ("ADD", "CHECK", "DEL"):
+        ratio = figures.ratio(_call(verb, OURS, MANY), [_call(verb, OURS)])
+        if ratio is not None:
+            yield Target(f"{verb} at {MANY:,} containers / {verb} at none", ratio, _GROWTH)
+
+
+def _udp(figures: Figures) -> Iterator[Target]:
+    for verb in ("ADD", "CHECK", "DEL"):
+        tcp = figures.median(_call(verb, OURS))
+        udp = figures.median(_call(verb, OURS, variant=calls.variant_of(1, "udp")))
+        if tcp is not None and udp is not None:
+            yield Target(f"{verb} of a UDP port - of a TCP port, ms", udp - tcp, _UDP_EXTRA_MS)
+
+
+def _together(figures: Figures) -> Iterator[Target]:
+    peers = [Key(parallel.SECTION, parallel.ALL, both_of(backend)) for backend in BACKENDS]
+    ratio = figures.ratio(Key(parallel.SECTION, parallel.ALL, OURS), peers)
+    best = figures.best(peers)
+    if ratio is not None and best is not None:
+        yield Target(f"{parallel.COUNT} ADDs in parallel, all / {best.key.contender}", ratio, _PARALLEL)
+
+
+def _memory(figures: Figures) -> Iterator[Target]:
+    for verb in ("ADD", "CHECK", "DEL"):
+        ours, *peers = (
+            Key(resources.SECTION, f"{resources.MEMORY}, {verb}", name, 0, "", resources.MEBIBYTES)
+            for name in (OURS, *map(portmap_of, BACKENDS))
+        )
+        ratio = figures.ratio(ours, peers)
+        best = figures.best(peers)
+        if ratio is not None and best is not None:
+            yield Target(f"peak memory of {verb} / {best.key.contender}", ratio, 1.0)
+
+
+def _packets(figures: Figures) -> Iterator[Target]:
+    ours, none = (Key(packets.SECTION, packets.INBOUND, OURS, n, "", PER_SECOND) for n in (MOST, EMPTY))
+    ratio = figures.ratio(ours, [none])
+    if ratio is not None:
+        yield Target(f"connections/s at {MOST:,} mappings / at none", ratio, _RATE_KEPT, at_least=True)
