@@ -22,6 +22,7 @@ TRIMS: dict[str, tuple[tuple[str, str], ...]] = {
     "prometheus_client/exposition.py": (
         (r"\A", "from __future__ import annotations\n"),
         _NO_TLS,
+        (r", HTTPSHandler,$", ","),
         (r"= ssl\.PROTOCOL_TLS_SERVER", "= None"),
         (r"= ssl\.PROTOCOL_TLS_CLIENT", "= None"),
     ),
