@@ -65,6 +65,9 @@ source_date() {
     fi
 }
 
+# project_version: from the package.
+project_version() { sed -n 's/^__version__ = "\(.*\)"$/\1/p' "$PROJECT/cni_quantum_nat/__init__.py"; }
+
 # sources_checksum: of all that what is built depends on.
 sources_checksum() {
     (cd "$PROJECT" && find cni_quantum_nat packaging/*.py packaging/*.spec packaging/launcher packaging/build pyproject.toml \
