@@ -154,8 +154,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 def _document(config: pytest.Config) -> Iterator[str]:
     yield from config.stash.get(PREFACE, [])
     for heading, table in config.stash[_TABLES].items():
-        if heading:
-            yield from ("", f"## {heading}", "")
+        yield from ("", f"## {heading}", "") if heading else ("",)
         yield from table.lines()
     yield from _notes(config)
 

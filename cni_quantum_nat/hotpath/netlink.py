@@ -121,9 +121,11 @@ class NetlinkSocket:
             self._socket.setsockopt(SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES_PER_BYTE_SENT * len(messages))
         self._socket.send(messages)
         received: list[Reply] = []
+        buffer = bytearray(_RECEIVE_BYTES)  # once: there is a datagram for each answer
         while True:
             try:
-                received.extend(replies(self._socket.recv(_RECEIVE_BYTES, _MSG_DONTWAIT)))
+                length = self._socket.recv_into(buffer, _RECEIVE_BYTES, _MSG_DONTWAIT)
+                received.extend(replies(bytes(buffer[:length])))
             except BlockingIOError:
                 refused_all = received and received[0].error_number == EPERM  # said once, whatever was sent
                 if len(received) < at_least and not refused_all:

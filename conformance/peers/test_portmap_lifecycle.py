@@ -56,7 +56,9 @@ def test_parallel_del(host: Host, client: Namespace, container: Container, mappe
     assert container.address[4] not in host.run("nft", "list", "ruleset")
 
 
-def test_parallel_containers(client: Namespace, host: Host, container: Container, mapper: PortMapper) -> None:
+def test_plugins_510_parallel_containers(
+    client: Namespace, host: Host, container: Container, mapper: PortMapper
+) -> None:
     """Five containers are added at once and removed at once; a sixth keeps its port throughout."""
     mapper.add(container, publish(8080))
     crowd = [host.container() for _ in range(5)]
@@ -108,7 +110,7 @@ def test_two_networks(client: Namespace, container: Container, mapper: PortMappe
 
 
 @differs(PORTMAP, "Both ADDs succeed; one container shadows the other, and nobody is told.")
-def test_conflict(client: Namespace, container: Container, neighbour: Container, mapper: PortMapper) -> None:
+def test_crio_1538_conflict(client: Namespace, container: Container, neighbour: Container, mapper: PortMapper) -> None:
     """A host port that another container has is refused, and the holder is named."""
     mapper.add(container, publish(8080))
     with pytest.raises(PluginError, match=container.id):
@@ -117,7 +119,9 @@ def test_conflict(client: Namespace, container: Container, neighbour: Container,
 
 
 @differs(PORTMAP, "The container takes over what was the process's.")
-def test_conflict_with_a_process(host: Host, client: Namespace, container: Container, mapper: PortMapper) -> None:
+def test_podman_17719_conflict_with_a_process(
+    host: Host, client: Namespace, container: Container, mapper: PortMapper
+) -> None:
     """A host port that a process of the host listens on is refused, and the process keeps it."""
     host.serve("process", 8080)
     with pytest.raises(PluginError, match="8080"):
@@ -125,7 +129,7 @@ def test_conflict_with_a_process(host: Host, client: Namespace, container: Conta
     assert client.ask(HOST[4], 8080).server == "process"
 
 
-def test_one_port_on_two_addresses(
+def test_kubernetes_78350_one_port_on_two_addresses(
     client: Namespace, container: Container, neighbour: Container, mapper: PortMapper
 ) -> None:
     """One host port on two addresses of the host, and for two protocols, goes to different containers."""
@@ -138,7 +142,7 @@ def test_one_port_on_two_addresses(
 
 
 @differs(PORTMAP, "Only ADD forgets flows; those of a container that is gone go on (plugins#1190).")
-def test_udp_after_del(
+def test_plugins_1190_udp_after_del(
     stack: ExitStack, host: Host, client: Namespace, container: Container, mapper: PortMapper
 ) -> None:
     """After DEL, a UDP client that keeps sending does not reach the container any more."""
@@ -151,7 +155,9 @@ def test_udp_after_del(
 
 
 @differs(PORTMAP, "Its containers have to be started again, or their network reloaded by the runtime.")
-def test_flush(host: Host, client: Namespace, container: Container, neighbour: Container, mapper: PortMapper) -> None:
+def test_netavark_230_flush(
+    host: Host, client: Namespace, container: Container, neighbour: Container, mapper: PortMapper
+) -> None:
     """After `nft flush ruleset`, the next ADD of any container restores everybody's ports."""
     mapper.add(container, publish(8080))
     host.run("nft", "flush", "ruleset")

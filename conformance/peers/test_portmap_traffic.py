@@ -66,7 +66,7 @@ def test_ipv6(client: Namespace, host: Host, container: Container, mapper: PortM
         assert asking.ask(HOST[6], 8080).server == "web"
 
 
-def test_client_address(client: Namespace, container: Container, mapper: PortMapper) -> None:
+def test_kubernetes_29742_client_address(client: Namespace, container: Container, mapper: PortMapper) -> None:
     """The container sees the address of a client outside."""
     mapper.add(container, publish(8080))
     for family in (4, 6):
@@ -124,7 +124,7 @@ def test_neighbour(host: Host, container: Container, neighbour: Container, mappe
 
 
 @differs(PORTMAP_NFTABLES, "The answer takes the direct way over the bridge: neighbours are not masqueraded.")
-def test_neighbour_without_bridge_filter(
+def test_plugins_68_neighbour_without_bridge_filter(
     host: Host, container: Container, neighbour: Container, mapper: PortMapper
 ) -> None:
     """A neighbour reaches the port through the host where bridged packets do not pass iptables."""
@@ -213,7 +213,9 @@ COMMIT
 
 
 @both_families
-def test_transit(host: Host, client: Namespace, container: Container, mapper: PortMapper, family: int) -> None:
+def test_cve_2025_67499_transit(
+    host: Host, client: Namespace, container: Container, mapper: PortMapper, family: int
+) -> None:
     """Traffic to another machine's port of the same number passes through untouched (CVE-2025-67499)."""
     somebody = host.container("cni1")
     somebody.serve("somebody", 8080)
@@ -223,7 +225,9 @@ def test_transit(host: Host, client: Namespace, container: Container, mapper: Po
 
 
 @differs(PORTMAP, "CVE-2020-8558: route_localnet is set without a guard, and never reset.")
-def test_host_services_on_localhost(host: Host, container: Container, neighbour: Container, mapper: PortMapper) -> None:
+def test_cve_2020_8558_host_services_on_localhost(
+    host: Host, container: Container, neighbour: Container, mapper: PortMapper
+) -> None:
     """A neighbour does not reach what listens on the host's own 127.0.0.1 (CVE-2020-8558)."""
     secret = host.serve("secret", 9090, "127.0.0.1")
     mapper.add(container, publish(8080))
@@ -233,7 +237,7 @@ def test_host_services_on_localhost(host: Host, container: Container, neighbour:
 
 
 @differs(PORTMAP, "It translates what comes in by any interface; an outside host only needs a route to 127.0.0.1.")
-def test_localhost_mapping_from_outside(
+def test_moby_45610_localhost_mapping_from_outside(
     host: Host, client: Namespace, container: Container, mapper: PortMapper
 ) -> None:
     """A mapping for 127.0.0.1 is closed to an outside host that sends to this address."""

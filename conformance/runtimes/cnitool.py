@@ -60,7 +60,7 @@ class Cnitool(Runtime):
         run("ip", "-n", name, "link", "set", "lo", "up")
         server = ["nsenter", f"--net={netns}", str(self.directory / "server"), name, *map(str, SERVED_PORTS)]
         self._servers[name] = subprocess.Popen(server)
-        container.addresses = addresses_in(netns)
+        container.addresses = addresses_in(netns, networks)
         return container
 
     def remove(self, container: Running) -> None:

@@ -60,6 +60,7 @@ class Crio(CriRuntime):
     """CRI-O with private directories, and Debian's runc and conmon."""
 
     name = "cri-o-1.36"
+    conflist_to_copy = "crio"
     cni_version = "1.1.0"
     lacks: ClassVar[dict[str, str]] = {**CriRuntime.lacks, "ports": "it makes host ports itself"}
 

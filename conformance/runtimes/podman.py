@@ -36,6 +36,7 @@ class Podman(Runtime):
     """podman, as root, with private directories."""
 
     name = "podman"
+    conflist_to_copy = "podman"
     cni_version = "0.4.0"  # the newest that podman 4.3 reads
     lacks: ClassVar[dict[str, str]] = {
         "daemon": "it has no daemon",

@@ -12,7 +12,7 @@ import subprocess
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 from uuid import uuid4
 
 from .cgroup import Cgroup
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 PROJECT = Path(__file__).parents[2]
 CACHE = PROJECT / ".cache"
-CNI_PLUGINS = ("bridge", "host-local", "loopback")
+CONFLISTS = PROJECT / "docs" / "conflists"
+CNI_PLUGINS = ("bridge", "host-local", "loopback", "tuning")
 SERVED_PORTS = (53, 80, 81, 82)
 """Where the server in each container listens, over TCP and UDP."""
 HANDS_PORTS_ON = "it hands port mappings to the plugin"
@@ -76,6 +77,7 @@ class Runtime(ABC):
 
     name: ClassVar[str]
     cni_version: ClassVar[str] = "1.0.0"
+    conflist_to_copy: ClassVar[str] = "containerd"
     lacks: ClassVar[dict[str, str]] = {}
     """What it has not, with the reason for the table: `ports`, `own host ports`, `several networks`, `daemon`,
     `reload`, `verbs`, `status`."""
@@ -95,34 +97,20 @@ class Runtime(ABC):
         shell("cni_plugins", str(self.cni_bin), *CNI_PLUGINS)
         (self.cni_bin / "quantum-nat").symlink_to(plugin)
         for number, network in enumerate((FRONT, BACK)):
-            conflist = json.dumps(self.conflist(network), indent=2)
-            (self.cni_conf / f"{number}0-{network.name}.conflist").write_text(conflist)
+            self.write_conflist(f"{number}0-{network.name}", self.conflist_to_copy, network)
 
-    def conflist(self, network: Network) -> dict[str, Any]:
-        """Return what a person writes: bridge without its own masquerade, then the plugin."""
-        return {
-            "cniVersion": self.cni_version,
-            "name": network.name,
-            "plugins": [
-                {
-                    "type": "bridge",
-                    "bridge": network.bridge,
-                    "isGateway": True,
-                    "hairpinMode": True,
-                    "ipam": {
-                        "type": "host-local",
-                        "dataDir": str(self.directory / "ipam"),
-                        "ranges": [[{"subnet": subnet}] for subnet in network.subnets.values()],
-                        "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
-                    },
-                },
-                {
-                    "type": "quantum-nat",
-                    "capabilities": {"portMappings": True},
-                    "stateDir": str(self.state_directory),
-                },
-            ],
-        }
+    def write_conflist(self, name: str, to_copy: str, network: Network) -> None:
+        """Configure a network by one of the lists in docs/conflists, with other addresses and private directories."""
+        conflist = json.loads((CONFLISTS / f"{to_copy}.conflist").read_text())
+        conflist |= {"cniVersion": self.cni_version, "name": network.name}
+        for plugin in conflist["plugins"]:
+            if plugin["type"] == "bridge":
+                plugin["bridge"] = network.bridge
+                plugin["ipam"]["dataDir"] = str(self.directory / "ipam")
+                plugin["ipam"]["ranges"] = [[{"subnet": subnet}] for subnet in network.subnets.values()]
+            if plugin["type"] == "quantum-nat":
+                plugin["stateDir"] = str(self.state_directory)
+        (self.cni_conf / f"{name}.conflist").write_text(json.dumps(conflist, indent=2))
 
     def command(self, *command: str, stdin: str = "") -> str:
         """Run a command in the host's namespace and return what it printed; NotRun with what it complained of."""
@@ -215,7 +203,7 @@ def shell(function: str, *arguments: str) -> str:
     ).stdout.strip()
 
 
-def addresses_in(netns: Path) -> dict[str, dict[int, str]]:
+def addresses_in(netns: Path, networks: tuple[Network, ...] = (FRONT, BACK)) -> dict[str, dict[int, str]]:
     """Return the addresses in a namespace by network and family: those of its bridges' subnets."""
     listed = subprocess.run(
         ["nsenter", f"--net={netns}", "ip", "-json", "address"], stdout=subprocess.PIPE, text=True, check=True
@@ -227,8 +215,10 @@ def addresses_in(netns: Path) -> dict[str, dict[int, str]]:
         if entry["scope"] == "global"
     ]
     found: dict[str, dict[int, str]] = {}
-    for network in (FRONT, BACK):
+    for network in networks:
         for family, address in local:
-            if address.startswith(network.subnets[family].partition("0/")[0].partition("::/")[0]):
+            if family in network.subnets and address.startswith(
+                network.subnets[family].partition("0/")[0].partition("::/")[0]
+            ):
                 found.setdefault(network.name, {})[family] = address
     return found

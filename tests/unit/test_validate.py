@@ -33,6 +33,11 @@ def validate(*arguments: str, given: bytes = b"") -> subprocess.CompletedProcess
     return subprocess.CompletedProcess(done.args, done.returncode, *text)
 
 
+@pytest.mark.parametrize("file", sorted((README.parent / "docs" / "conflists").iterdir()), ids=lambda file: file.stem)
+def test_the_lists_to_copy_are_without_fault(file: Path) -> None:
+    assert validate(str(file)).stdout == f"{file}: ok\n"
+
+
 def found(content: Any) -> list[tuple[str, str, str]]:
     """Return severity, path and message of what is found in a list on standard input."""
     done = validate("--json", "-", given=json.dumps(content).encode())
