@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import json
 import os
 import shutil
@@ -22,7 +22,7 @@ def bill(found: list[Component], seconds: int) -> dict[str, Any]:
     """Return the bill of materials; its serial number is of its content."""
     content: dict[str, Any] = {
         "metadata": {
-            "timestamp": datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "timestamp": dt.datetime.fromtimestamp(seconds, dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "component": {
                 "type": "application",
                 "bom-ref": _ROOT,

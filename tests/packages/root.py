@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
 ROOTS = Path(__file__).parents[2] / ".cache" / "roots"
+RELEASES = sorted(path.name for path in ROOTS.glob("*") if path.is_dir() and path.suffix != ".new")
+STATE = Path("/run/cni/quantum-nat")
+LINKS = ("/opt/cni/bin/quantum-nat", "/usr/lib/cni/quantum-nat", "/usr/sbin/quantum-nat")
+NEXT = "99.0-1"
 PROGRAM = "usr/lib/quantum-nat/quantum-nat"
 _ENVIRON = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
 
@@ -71,10 +75,13 @@ class Root:
             target.write_bytes(package.read_bytes())
         return f"/tmp/{package.name}"
 
+    def internals(self) -> list[Path]:
+        """Return the directories with modules that are there."""
+        return sorted((self.path / PROGRAM).parent.glob("_internal-*"))
 
-def derived(package: Path, target: Path, version: str, *, layout: int | None = None) -> Path:
-    """Make another version of a package: its program finds its modules under another name, and only there."""
-    tree = target / version
+
+def derived_tree(package: Path, tree: Path, version: str, *, layout: int | None = None) -> Path:
+    """Unpack another version of a package: its program finds its modules under another name, and only there."""
     run("dpkg-deb", "--raw-extract", str(package), str(tree))
     library = tree / "usr/lib/quantum-nat"
     (internal,) = library.glob("_internal-*")
@@ -87,6 +94,12 @@ def derived(package: Path, target: Path, version: str, *, layout: int | None = N
     internal.rename(library / other)
     if layout is not None:
         (library / "layout").write_text(f"{layout}\n")
+    return tree
+
+
+def derived(package: Path, target: Path, version: str, *, layout: int | None = None) -> Path:
+    """Make another version of a package, as derived_tree does."""
+    tree = derived_tree(package, target / version, version, layout=layout)
     control = tree / "DEBIAN/control"
     lines = [
         f"Version: {version}" if line.startswith("Version:") else line for line in control.read_text().splitlines()

@@ -6,25 +6,23 @@ import fcntl
 import json
 import os
 import subprocess
-import threading
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kernel.plugin import Plugin, PluginError, publish
-from tests.kernel.world import Container, Host, wait_until
+from tests.kernel.world import wait_until
 
-from .root import PROGRAM, ROOTS, Root, built, derived
+from .root import LINKS, NEXT, PROGRAM, RELEASES, STATE, Root, built, derived
+from .runtime import reaches_web, under_load, waits_for_lock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from contextlib import ExitStack
+    from pathlib import Path
+
+    from tests.kernel.plugin import Plugin
+    from tests.kernel.world import Container, Host
 
 pytestmark = pytest.mark.skipif("QUANTUM_NAT_DEB" not in os.environ, reason="packaging/test runs these")
-STATE = Path("/run/cni/quantum-nat")
-LINKS = ("/opt/cni/bin/quantum-nat", "/usr/lib/cni/quantum-nat", "/usr/sbin/quantum-nat")
-NEXT = "99.0-1"
 
 
 @pytest.fixture(scope="session")
@@ -33,85 +31,13 @@ def following(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return derived(built(), tmp_path_factory.mktemp("next"), NEXT)
 
 
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as made:
-        yield made
-
-
-@pytest.fixture
-def host(stack: ExitStack) -> Host:
-    return Host(stack)
-
-
-@pytest.fixture(params=sorted(path.name for path in ROOTS.glob("*") if path.suffix != ".new"))
+@pytest.fixture(params=RELEASES)
 def root(request: pytest.FixtureRequest, tmp_path: Path, host: Host, stack: ExitStack) -> Root:
     """Return a root directory with the package installed, on a host that has network namespaces by now."""
     assert host.path.exists()
     made = Root(request.param, tmp_path, stack)
     made.install(built())
     return made
-
-
-@pytest.fixture
-def plugin(host: Host, root: Root) -> Plugin:
-    """Return the plugin as a runtime finds it in the root directory."""
-    made = Plugin(host, STATE)
-    made.command = root.line(LINKS[0])
-    return made
-
-
-@pytest.fixture
-def web(host: Host, plugin: Plugin) -> Container:
-    """Return a container with a server that port 8080 of the host reaches."""
-    container = host.container()
-    container.serve("web", 80)
-    plugin.add(container, publish(8080))
-    return container
-
-
-def reaches_web(host: Host) -> bool:
-    return host.client.ask("198.51.100.1", 8080).server == "web"
-
-
-def internals(root: Root) -> list[Path]:
-    return sorted((root.path / PROGRAM).parent.glob("_internal-*"))
-
-
-class Load(threading.Thread):
-    """A runtime that adds and deletes a container, each time on a network not seen before: that needs the program's libraries."""
-
-    def __init__(self, plugin: Plugin, container: Container) -> None:
-        super().__init__()
-        self.plugin, self.container = plugin, container
-        self.calls = 0
-        self.failures: list[Exception] = []
-        self.ended = threading.Event()
-
-    def run(self) -> None:
-        while not self.ended.is_set():
-            try:
-                attachment = self.plugin.add(self.container, network=f"net{self.calls}")
-                self.plugin.call("VERSION", {"cniVersion": "1.1.0"})
-                attachment.delete()
-            except (PluginError, AssertionError, OSError) as error:
-                self.failures.append(error)
-            self.calls += 1
-
-
-@contextmanager
-def under_load(plugin: Plugin, container: Container) -> Iterator[Load]:
-    """Call the plugin all the time, some calls before what happens and some after."""
-    load = Load(plugin, container)
-    load.start()
-    try:
-        wait_until(lambda: load.calls >= 2, "calls before")
-        yield load
-        before = load.calls
-        wait_until(lambda: load.calls >= before + 2, "calls after")
-    finally:
-        load.ended.set()
-        load.join()
 
 
 def test_it_is_found_by_each_runtime_and_by_a_person(root: Root) -> None:
@@ -146,7 +72,7 @@ def test_every_call_succeeds_while_the_package_is_upgraded_and_downgraded(
             root.install(package)
             assert reaches_web(host)
     assert load.failures == []
-    assert len(internals(root)) == 1, "modules of the version before are left"
+    assert len(root.internals()) == 1, "modules of the version before are left"
     assert plugin.operate("port", web.id).stdout.strip(), "the records were lost"
 
 
@@ -154,33 +80,22 @@ def test_every_call_succeeds_while_the_package_is_upgraded_and_downgraded(
 def test_a_call_that_began_before_an_upgrade_keeps_its_modules(
     host: Host, root: Root, plugin: Plugin, following: Path
 ) -> None:
-    before = internals(root)
+    before = root.internals()
     program = root.path / PROGRAM
     inode = program.stat().st_ino
     with (root.path / STATE.relative_to("/") / "lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         configuration = plugin.configuration("later", prevResult=host.container().previous_result())
         call = plugin.start("ADD", configuration, host.container())
-        wait_until(lambda: runs(program), "the call runs")
+        wait_until(lambda: waits_for_lock(program), "the call runs")
         upgrade = root.start_dpkg("--install", root.bring(following))
         wait_until(lambda: program.stat().st_ino != inode, "the program is replaced", timeout_s=30)
         assert upgrade.poll() is None
-        assert set(before) < set(internals(root))
+        assert set(before) < set(root.internals())
     plugin.finish(call)
     output, _ = upgrade.communicate(timeout=60)
     assert upgrade.returncode == 0, output
-    assert len(internals(root)) == 1
-
-
-def runs(program: Path) -> bool:
-    """Whether a process of this program has a lock's file open: it is past its start."""
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if (process / "exe").samefile(program):
-                return any(link.readlink().name == "lock" for link in (process / "fd").iterdir())
-        except OSError:
-            continue
-    return False
+    assert len(root.internals()) == 1
 
 
 @pytest.mark.usefixtures("web")
