@@ -62,5 +62,5 @@ def test_what_is_to_be_left_out_must_be_there_once() -> None:
     rules = ((r"^import ssl$", "ssl = None"),)
     assert trim.trim("import os\nimport ssl\n", rules, "module") == "import os\nssl = None\n"
     for text in ("import os\n", "import ssl\nimport ssl\n"):
-        with pytest.raises(trim.NotAsExpected, match="module: .* is there [02] times and not once"):
+        with pytest.raises(trim.NotAsExpected, match=r"module: .* is there [02] times and not once"):
             trim.trim(text, rules, "module")
