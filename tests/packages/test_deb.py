@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from tests.kernel.plugin import Plugin
     from tests.kernel.world import Container, Host
 
-pytestmark = pytest.mark.skipif("QUANTUM_NAT_DEB" not in os.environ, reason="packaging/test runs these")
-
 
 @pytest.fixture(scope="session")
 def following(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from tests.kernel.plugin import Plugin
     from tests.kernel.world import Container, Host
 
-pytestmark = pytest.mark.skipif("QUANTUM_NAT_DEB" not in os.environ, reason="packaging/test runs these")
 PROJECT = Path(__file__).parents[2]
 
 
