@@ -28,10 +28,17 @@ def find_json_error(text: str) -> ValueError:
 
 
 def build_table(elements: list[Element]) -> None:
-    """Build the table, with these elements in it, in one transaction; replaces one that is damaged."""
+    """Build the table, with these elements in it, in one transaction."""
     from ..slowpath.libnftables import build
 
     build(elements)
+
+
+def replace_table(elements: list[Element]) -> None:
+    """Build the table in place of one that is damaged, or of another version."""
+    from ..slowpath.libnftables import replace
+
+    replace(elements)
 
 
 def add_policies(policies: list[Policy]) -> None:

@@ -6,7 +6,7 @@ The kernel is the arbiter: elements are added at once, and only where one is in 
 from __future__ import annotations
 
 from .backend import Backend, Holders, discard, warn
-from .detour import add_policies, build_table, rehearse_table
+from .detour import add_policies, build_table, rehearse_table, replace_table
 from .errors import TRY_AGAIN_LATER, AlreadyThere, CniError, HostPortConflict, NotThere
 from .model import IPTABLES, NFTABLES
 from .nftables import NftablesTable
@@ -106,11 +106,14 @@ class NftablesBackend(Backend):
             rehearse_table()
 
     def rebuild(self, elements: list[Element]) -> None:
-        """Build the table anew, with these elements, in one transaction."""
+        """Build the table anew, with these elements, without a gap for packets."""
         from .flows import note_lost  # only where the table is lost
 
         lost = self._count_flows()
-        build_table(elements)
+        if self._table.exists():
+            replace_table(elements)
+        else:
+            build_table(elements)
         self._state.note_rebuild()
         note_lost(self._state, NFTABLES, lost)
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..hotpath.rules import Element
     from ..hotpath.table import Policy
 
+_COVER = f"{TABLE}_cover"
 _REHEARSAL = f"{TABLE}_rehearsal"
 _NFPROTO = {4: "ipv4", 6: "ipv6"}
 
@@ -22,9 +23,31 @@ _NFPROTO = {4: "ipv4", 6: "ipv6"}
 def build(elements: list[Element]) -> None:
     """Build the table and its elements in one transaction, in place of what there is; CniError(50) when refused."""
     # "add, delete, add" replaces the table whether it is there or not.
-    replacement = [f"add table inet {TABLE}", f"delete table inet {TABLE}", table_text(TABLE)]
+    _run([f"add table inet {TABLE}", f"delete table inet {TABLE}", table_text(TABLE), *_content(elements, TABLE)])
+
+
+def replace(elements: list[Element]) -> None:
+    """Build the table in place of one that is in use, and lose no connection that begins meanwhile; CniError(50).
+
+    To a packet, a transaction is not one moment. It may ask the new chain before the commit, which is empty then, and the
+    old one's maps after it, which are empty by now: 1 of 100 replacements lost a connection. So a copy of the table,
+    under another name, translates until the change is over; two that say the same are as good as one.
+    """
+    nft = open_libnftables()  # the copy is owned by this socket: whatever becomes of this process, it goes
+    try:
+        _run([table_text(_COVER, is_owned=True), *_content(elements, _COVER)], nft)
+    except CniError:  # Linux before 5.12 has no owned tables; if it is anything else, build() will meet it too
+        build(elements)
+        return
+    try:
+        build(elements)
+    finally:
+        _run([f"delete table inet {_COVER}"], nft)
+
+
+def _content(elements: list[Element], table: str) -> list[str]:
     special = [element.policy for element in elements if element.policy and not element.policy.is_ordinary]
-    _run(replacement + policies_text(special) + elements_text(elements))
+    return policies_text(special, table) + elements_text(elements, table)
 
 
 def add_policies(policies: list[Policy]) -> None:
@@ -66,8 +89,8 @@ def _check_conditions(family: int, text: str) -> None:
         raise InvalidConfiguration(f"conditionsV{family} {text!r} is more than matches: {', '.join(foreign)}")
 
 
-def _run(commands: list[str], *, as_json: bool = False) -> str:
-    nft = open_libnftables()
+def _run(commands: list[str], nft: Nftables | None = None, *, as_json: bool = False) -> str:
+    nft = nft or open_libnftables()
     nft.set_json_output(as_json)
     status, output, error = nft.cmd("\n".join(commands) + "\n")
     if status:

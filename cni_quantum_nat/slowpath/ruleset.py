@@ -268,15 +268,16 @@ def _type(layout: SetLayout) -> str:
     return f"{'typeof' if SLOT in layout.key else 'type'} {' : '.join(sides)}"
 
 
-def table_text(name: str) -> str:
-    """Return the table without elements, as nft reads it."""
+def table_text(name: str, *, is_owned: bool = False) -> str:
+    """Return the table without elements, as nft reads it; an owned one goes with the socket that makes it."""
     declared = "".join(_declare(layout) for layout in SETS.values())
     # Prefix chains jump to `own`, and are jumped to from maps only, so they come last.
     declared += (
         f"\tset {LAYOUT_SET} {{ type inet_service; flags constant; elements = {{ {LAYOUT} }}; "
         'comment "the version of this table, for programs that are older or newer"; }\n'
     )
-    return f"table inet {name} {{\n{_timeout(ORDINARY[0])}{declared}{_chains()}{_prefix_chains()}}}\n"
+    flags = "\tflags owner;\n" if is_owned else ""
+    return f"table inet {name} {{\n{flags}{_timeout(ORDINARY[0])}{declared}{_chains()}{_prefix_chains()}}}\n"
 
 
 def element_text(element: Element) -> str:
@@ -284,12 +285,12 @@ def element_text(element: Element) -> str:
     return f"add element inet {TABLE} {element.set_name} {{ {_element(element)} }}"
 
 
-def elements_text(elements: Iterable[Element]) -> list[str]:
+def elements_text(elements: Iterable[Element], table: str = TABLE) -> list[str]:
     """Return commands that add elements, one for each set: nft reads 60,000 that way in half the time."""
     by_set: dict[str, list[str]] = {}
     for element in elements:
         by_set.setdefault(element.set_name, []).append(_element(element))
-    return [f"add element inet {TABLE} {name} {{ {', '.join(listed)} }}" for name, listed in by_set.items()]
+    return [f"add element inet {table} {name} {{ {', '.join(listed)} }}" for name, listed in by_set.items()]
 
 
 def _element(element: Element) -> str:
@@ -308,14 +309,14 @@ def _fields_text(kinds: tuple[str, ...], fields: Fields) -> str:
     )
 
 
-def policies_text(policies: list[Policy]) -> list[str]:
+def policies_text(policies: list[Policy], table: str = TABLE) -> list[str]:
     """Return the commands that make the chains of policies, and their time-outs, as nft reads them."""
     chains = {policy.chain: policy for policy in policies}
     chains |= {p.chain: p for p in (policy.without_conditions for policy in policies) if not p.is_ordinary}
     commands = []
     for name, policy in sorted(chains.items()):
-        commands += [f"add chain inet {TABLE} {name}", f"flush chain inet {TABLE} {name}"]
+        commands += [f"add chain inet {table} {name}", f"flush chain inet {table} {name}"]
         if policy.timeout_s != DEFAULT_TIMEOUT_S:
-            commands.append(f"table inet {TABLE} {{\n{_timeout(policy)}}}")
-    commands += [f"table inet {TABLE} {{\n{_policy_chain(policy)}}}" for policy in chains.values()]
+            commands.append(f"table inet {table} {{\n{_timeout(policy)}}}")
+    commands += [f"table inet {table} {{\n{_policy_chain(policy)}}}" for policy in chains.values()]
     return commands

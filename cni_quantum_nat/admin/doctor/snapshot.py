@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ...hotpath.state import State
 
 _PROC = Path("/proc/sys/net")
-_OURS = (("inet", TABLE), ("inet", f"{TABLE}_anchor"))
+_OURS = tuple(("inet", name) for name in (TABLE, f"{TABLE}_anchor", f"{TABLE}_cover"))
 
 
 class Route(NamedTuple):
