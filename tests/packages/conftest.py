@@ -1,0 +1,48 @@
+"""A host in network namespaces, with a release's root directory in which a package is installed."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.kernel.plugin import Plugin, publish
+from tests.kernel.world import Container, Host
+
+from .root import LINKS, STATE, Root
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# These need the built packages and the releases' root directories: packaging/test has both.
+collect_ignore = [] if "QUANTUM_NAT_DEB" in os.environ else ["test_deb.py", "test_rpm.py"]
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as made:
+        yield made
+
+
+@pytest.fixture
+def host(stack: ExitStack) -> Host:
+    return Host(stack)
+
+
+@pytest.fixture
+def plugin(host: Host, root: Root) -> Plugin:
+    """Return the plugin as a runtime finds it in the root directory."""
+    made = Plugin(host, STATE)
+    made.command = root.line(LINKS[0])
+    return made
+
+
+@pytest.fixture
+def web(host: Host, plugin: Plugin) -> Container:
+    """Return a container with a server that port 8080 of the host reaches."""
+    container = host.container()
+    container.serve("web", 80)
+    plugin.add(container, publish(8080))
+    return container
