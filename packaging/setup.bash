@@ -56,6 +56,18 @@ make_venv() {
     printf '%s' "$wanted" >"$stamp"
 }
 
+# source_date: the time that everything built bears, in seconds since the epoch: SOURCE_DATE_EPOCH, or the last commit's.
+source_date() {
+    if [ -n "${SOURCE_DATE_EPOCH:-}" ]; then
+        printf '%s\n' "$SOURCE_DATE_EPOCH"
+    else
+        git -C "$PROJECT" log -1 --format=%ct
+    fi
+}
+
+# project_version: from the package.
+project_version() { sed -n 's/^__version__ = "\(.*\)"$/\1/p' "$PROJECT/cni_quantum_nat/__init__.py"; }
+
 # sources_checksum: of all that what is built depends on.
 sources_checksum() {
     (cd "$PROJECT" && find cni_quantum_nat packaging/*.py packaging/*.spec packaging/launcher packaging/build pyproject.toml \

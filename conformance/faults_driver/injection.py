@@ -49,7 +49,7 @@ FAILING = frozenset(
 _SHOWN = 110
 _CALL = re.compile(r"^(\d+) +(\w+)\((.*)$")
 _LIBRARY = re.compile(
-    r'/site-packages/|base_library\.zip|/_internal/|/quantum-nat/quantum-nat>|/lib/python3|\.py"|\.pyc|/cni_quantum_nat[/"]|\.so[.\d]*[>"]|/lib/[a-z0-9_]+-linux-gnu'
+    r'/site-packages/|base_library\.zip|/_internal-|/quantum-nat/quantum-nat>|/lib/python3|\.py"|\.pyc|/cni_quantum_nat[/"]|\.so[.\d]*[>"]|/lib/[a-z0-9_]+-linux-gnu'
 )
 _MARK = '/lock"'
 

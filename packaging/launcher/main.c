@@ -1,7 +1,8 @@
 /* The frozen program: CPython, linked in, with the hot path's modules in its data segment.
  *
  * PyInstaller's own bootloader executes itself a second time and reads the interpreter's first modules out of a zip file, which
- * took as long as all that an ADD does. What else the program needs is as PyInstaller collected it, in _internal beside it.
+ * took as long as all that an ADD does. What else the program needs is as PyInstaller collected it, in a directory beside it whose
+ * name has its checksum: while one version replaces another, each program finds its own.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -14,6 +15,9 @@
 
 #include "frozen_modules.h" /* made by frozen_modules.py */
 
+#ifndef INTERNAL
+#error "packaging/build names the directory"
+#endif
 #define START "start" /* start.py */
 
 static void require(PyStatus status)
@@ -81,14 +85,14 @@ static void initialize(int argc, char **argv, const char *program, const char *i
 int main(int argc, char **argv)
 {
     char program[PATH_MAX], internal[PATH_MAX];
-    ssize_t length = readlink("/proc/self/exe", program, sizeof program - sizeof "/_internal");
+    ssize_t length = readlink("/proc/self/exe", program, sizeof program - sizeof "/" INTERNAL);
 
     if (length < 0) {
         perror("quantum-nat: /proc/self/exe");
         return 1;
     }
     program[length] = '\0';
-    snprintf(internal, sizeof internal, "%.*s/_internal", (int)(strrchr(program, '/') - program), program);
+    snprintf(internal, sizeof internal, "%.*s/" INTERNAL, (int)(strrchr(program, '/') - program), program);
     initialize(argc, argv, program, internal);
     if (PyImport_ImportModule(START) == NULL) {
         PyErr_Print(); /* sys.exit comes by here, and does not come back */

@@ -1,0 +1,102 @@
+"""A root directory of a Debian release, in which packages are installed: what they change is kept beside it, and goes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.kernel.world import run
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+
+ROOTS = Path(__file__).parents[2] / ".cache" / "roots"
+PROGRAM = "usr/lib/quantum-nat/quantum-nat"
+_ENVIRON = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
+
+
+class Root:
+    """The release's root directory, with this machine's processes, devices and network namespaces."""
+
+    def __init__(self, suite: str, place: Path, stack: ExitStack) -> None:
+        layers = place / "layers"
+        self.path = place / "root"
+        for directory in (layers, self.path):
+            directory.mkdir()
+        self._mount(stack, layers, "-t", "tmpfs", "none")
+        for directory in (layers / "changes", layers / "work"):
+            directory.mkdir()
+        options = f"lowerdir={ROOTS / suite},upperdir={layers / 'changes'},workdir={layers / 'work'}"
+        self._mount(stack, self.path, "-t", "overlay", "-o", options, "overlay")
+        self._mount(stack, self.path / "run", "-t", "tmpfs", "none")
+        (self.path / "run/netns").mkdir()
+        for name in ("proc", "dev", "run/netns"):
+            self._mount(stack, self.path / name, "--rbind", f"/{name}")
+
+    def _mount(self, stack: ExitStack, target: Path, *what: str) -> None:
+        run("mount", *what, str(target))
+        stack.callback(run, "umount", "--lazy", "--recursive", str(target))
+
+    def line(self, *command: str) -> list[str]:
+        """Return how a command is run in it."""
+        return ["chroot", str(self.path), *command]
+
+    def start(self, *command: str) -> subprocess.Popen[str]:
+        """Start a command in it."""
+        return subprocess.Popen(
+            self.line(*command), env=_ENVIRON, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def start_dpkg(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start dpkg in it."""
+        return self.start("dpkg", "--force-unsafe-io", *arguments)
+
+    def dpkg(self, *arguments: str) -> str:
+        """Run dpkg in it, which must succeed, and return what it printed."""
+        process = self.start_dpkg(*arguments)
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output
+        return output
+
+    def install(self, package: Path) -> str:
+        """Install a package's file, whatever version is there."""
+        return self.dpkg("--install", self.bring(package))
+
+    def bring(self, package: Path) -> str:
+        """Put a file into it, and return its name there."""
+        target = self.path / "tmp" / package.name
+        if not target.exists():
+            target.write_bytes(package.read_bytes())
+        return f"/tmp/{package.name}"
+
+
+def derived(package: Path, target: Path, version: str, *, layout: int | None = None) -> Path:
+    """Make another version of a package: its program finds its modules under another name, and only there."""
+    tree = target / version
+    run("dpkg-deb", "--raw-extract", str(package), str(tree))
+    library = tree / "usr/lib/quantum-nat"
+    (internal,) = library.glob("_internal-*")
+    other = f"_internal-{version.encode().hex():0>12.12}"
+    assert len(other) == len(internal.name)
+    program = tree / PROGRAM
+    content = program.read_bytes()
+    assert internal.name.encode() in content
+    program.write_bytes(content.replace(internal.name.encode(), other.encode()))
+    internal.rename(library / other)
+    if layout is not None:
+        (library / "layout").write_text(f"{layout}\n")
+    control = tree / "DEBIAN/control"
+    lines = [
+        f"Version: {version}" if line.startswith("Version:") else line for line in control.read_text().splitlines()
+    ]
+    control.write_text("\n".join(lines) + "\n")
+    made = target / f"quantum-nat_{version}.deb"
+    run("dpkg-deb", "--root-owner-group", "-Znone", "--build", str(tree), str(made))
+    return made
+
+
+def built() -> Path:
+    """Return the package that packaging/deb wrote last."""
+    return Path(os.environ["QUANTUM_NAT_DEB"])

@@ -1,0 +1,224 @@
+"""The Debian package, installed, upgraded and removed in Debian's releases while containers run."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import threading
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.kernel.plugin import Plugin, PluginError, publish
+from tests.kernel.world import Container, Host, wait_until
+
+from .root import PROGRAM, ROOTS, Root, built, derived
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.skipif("QUANTUM_NAT_DEB" not in os.environ, reason="packaging/test runs these")
+STATE = Path("/run/cni/quantum-nat")
+LINKS = ("/opt/cni/bin/quantum-nat", "/usr/lib/cni/quantum-nat", "/usr/sbin/quantum-nat")
+NEXT = "99.0-1"
+
+
+@pytest.fixture(scope="session")
+def following(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a later version's package."""
+    return derived(built(), tmp_path_factory.mktemp("next"), NEXT)
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as made:
+        yield made
+
+
+@pytest.fixture
+def host(stack: ExitStack) -> Host:
+    return Host(stack)
+
+
+@pytest.fixture(params=sorted(path.name for path in ROOTS.glob("*") if path.suffix != ".new"))
+def root(request: pytest.FixtureRequest, tmp_path: Path, host: Host, stack: ExitStack) -> Root:
+    """Return a root directory with the package installed, on a host that has network namespaces by now."""
+    assert host.path.exists()
+    made = Root(request.param, tmp_path, stack)
+    made.install(built())
+    return made
+
+
+@pytest.fixture
+def plugin(host: Host, root: Root) -> Plugin:
+    """Return the plugin as a runtime finds it in the root directory."""
+    made = Plugin(host, STATE)
+    made.command = root.line(LINKS[0])
+    return made
+
+
+@pytest.fixture
+def web(host: Host, plugin: Plugin) -> Container:
+    """Return a container with a server that port 8080 of the host reaches."""
+    container = host.container()
+    container.serve("web", 80)
+    plugin.add(container, publish(8080))
+    return container
+
+
+def reaches_web(host: Host) -> bool:
+    return host.client.ask("198.51.100.1", 8080).server == "web"
+
+
+def internals(root: Root) -> list[Path]:
+    return sorted((root.path / PROGRAM).parent.glob("_internal-*"))
+
+
+class Load(threading.Thread):
+    """A runtime that adds and deletes a container, each time on a network not seen before: that needs the program's libraries."""
+
+    def __init__(self, plugin: Plugin, container: Container) -> None:
+        super().__init__()
+        self.plugin, self.container = plugin, container
+        self.calls = 0
+        self.failures: list[Exception] = []
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        while not self.ended.is_set():
+            try:
+                attachment = self.plugin.add(self.container, network=f"net{self.calls}")
+                self.plugin.call("VERSION", {"cniVersion": "1.1.0"})
+                attachment.delete()
+            except (PluginError, AssertionError, OSError) as error:
+                self.failures.append(error)
+            self.calls += 1
+
+
+@contextmanager
+def under_load(plugin: Plugin, container: Container) -> Iterator[Load]:
+    """Call the plugin all the time, some calls before what happens and some after."""
+    load = Load(plugin, container)
+    load.start()
+    try:
+        wait_until(lambda: load.calls >= 2, "calls before")
+        yield load
+        before = load.calls
+        wait_until(lambda: load.calls >= before + 2, "calls after")
+    finally:
+        load.ended.set()
+        load.join()
+
+
+def test_it_is_found_by_each_runtime_and_by_a_person(root: Root) -> None:
+    for link in LINKS:
+        done = subprocess.run(
+            root.line(link),
+            env={**os.environ, "CNI_COMMAND": "VERSION"},
+            input="{}",
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert "1.1.0" in json.loads(done.stdout)["supportedVersions"]
+    process = root.start("quantum-nat", "list")
+    assert process.communicate()[0].startswith("NETWORK")
+    for name in ("bash-completion/completions/quantum-nat", "man/man8/quantum-nat.8.gz", "doc/quantum-nat/copyright"):
+        assert (root.path / "usr/share" / name).is_file()
+    assert not list((root.path / "etc/systemd").rglob("quantum-nat*")), "the service is enabled"
+
+
+@pytest.mark.usefixtures("web")
+def test_a_container_gets_its_ports_from_the_package(host: Host, plugin: Plugin) -> None:
+    assert reaches_web(host)
+    assert "8080" in plugin.operate("list").stdout
+
+
+def test_every_call_succeeds_while_the_package_is_upgraded_and_downgraded(
+    host: Host, root: Root, plugin: Plugin, web: Container, following: Path
+) -> None:
+    with under_load(plugin, host.container()) as load:
+        for package in (following, built(), following):
+            root.install(package)
+            assert reaches_web(host)
+    assert load.failures == []
+    assert len(internals(root)) == 1, "modules of the version before are left"
+    assert plugin.operate("port", web.id).stdout.strip(), "the records were lost"
+
+
+@pytest.mark.usefixtures("web")
+def test_a_call_that_began_before_an_upgrade_keeps_its_modules(
+    host: Host, root: Root, plugin: Plugin, following: Path
+) -> None:
+    before = internals(root)
+    program = root.path / PROGRAM
+    inode = program.stat().st_ino
+    with (root.path / STATE.relative_to("/") / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        configuration = plugin.configuration("later", prevResult=host.container().previous_result())
+        call = plugin.start("ADD", configuration, host.container())
+        wait_until(lambda: runs(program), "the call runs")
+        upgrade = root.start_dpkg("--install", root.bring(following))
+        wait_until(lambda: program.stat().st_ino != inode, "the program is replaced", timeout_s=30)
+        assert upgrade.poll() is None
+        assert set(before) < set(internals(root))
+    plugin.finish(call)
+    output, _ = upgrade.communicate(timeout=60)
+    assert upgrade.returncode == 0, output
+    assert len(internals(root)) == 1
+
+
+def runs(program: Path) -> bool:
+    """Whether a process of this program has a lock's file open: it is past its start."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (process / "exe").samefile(program):
+                return any(link.readlink().name == "lock" for link in (process / "fd").iterdir())
+        except OSError:
+            continue
+    return False
+
+
+@pytest.mark.usefixtures("web")
+def test_a_downgrade_below_the_rules_that_containers_use_is_refused(
+    host: Host, root: Root, plugin: Plugin, tmp_path: Path
+) -> None:
+    root.install(derived(built(), tmp_path, NEXT, layout=1000))
+    process = root.start_dpkg("--install", root.bring(built()))
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Stop these containers first" in output
+    assert f"Version: {NEXT}" in root.dpkg("--status", "quantum-nat")
+    assert reaches_web(host)
+    plugin.call("VERSION", {"cniVersion": "1.1.0"})
+
+
+def test_a_removed_package_leaves_the_traffic_and_comes_back_to_it(
+    host: Host, root: Root, plugin: Plugin, web: Container
+) -> None:
+    root.dpkg("--remove", "quantum-nat")
+    assert not (root.path / LINKS[0].lstrip("/")).is_symlink()
+    assert reaches_web(host)
+    root.install(built())
+    plugin.call("DEL", plugin.configuration(prevResult=web.previous_result()), web)
+    assert host.owners() == set()
+
+
+@pytest.mark.usefixtures("web")
+def test_a_purge_leaves_the_traffic_of_containers_and_says_how_to_end_it(host: Host, root: Root) -> None:
+    output = root.dpkg("--purge", "quantum-nat")
+    assert "nft delete table inet quantum" in output
+    assert reaches_web(host)
+    assert (root.path / STATE.relative_to("/")).is_dir()
+
+
+def test_a_purge_without_containers_leaves_nothing(root: Root, plugin: Plugin, web: Container) -> None:
+    plugin.call("DEL", plugin.configuration(prevResult=web.previous_result()), web)
+    root.dpkg("--purge", "quantum-nat")
+    assert not (root.path / "run/cni").exists()
+    left = [path for top in ("usr", "etc", "opt") for path in (root.path / top).rglob("*quantum-nat*")]
+    assert left == []
