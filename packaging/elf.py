@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 # What glibc itself brings.
-OF_THE_HOST = frozenset(("libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0", "librt.so.1", "ld-linux-x86-64.so.2"))
+OF_THE_HOST = frozenset(
+    ("libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0", "librt.so.1", "ld-linux-x86-64.so.2")
+)
 OF_THE_HOST_ON_ARM = "ld-linux-aarch64.so.1"
 _MARKED_RELATIVE = (2, 36)  # GLIBC_ABI_DT_RELR: relative relocations, understood since
 _NAMED = re.compile(r"Name: GLIBC_(?:(\d+)\.(\d+)|ABI_DT_RELR)")

@@ -79,7 +79,9 @@ def _of_python(internal: Path) -> Iterable[Component]:
     found = {_normalised(names[module][0]) for module in modules if module in names}
     for name in sorted((found | {IMPORTER}) - {OURS}):
         distribution = importlib.metadata.distribution(name)
-        texts = [Path(str(distribution.locate_file(file))) for file in distribution.files or () if _is_licence(file.name)]
+        texts = [
+            Path(str(distribution.locate_file(file))) for file in distribution.files or () if _is_licence(file.name)
+        ]
         if not texts:
             raise NoLicence(f"{name} {distribution.version} brings no licence's text")
         texts.sort()
