@@ -9,6 +9,7 @@ import sys
 from .. import __version__
 from ..hotpath.errors import CniError
 from ..hotpath.state import DEFAULT_DIRECTORY
+from . import chain as chain_command
 from . import completion as completion_command
 from . import connections as connections_command
 from . import doctor as doctor_command
@@ -31,6 +32,7 @@ _COMMANDS = (  # in the order of --help
     gc_command,
     metrics_command,
     validate_command,
+    chain_command,
     schema_command,
     completion_command,
 )

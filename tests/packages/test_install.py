@@ -12,13 +12,16 @@ SCRIPT = Path(__file__).parents[2] / "packaging" / "install"
 FILES = ("quantum-nat.8", "quantum-nat-reconcile.service", "completions/bash", "completions/zsh", "completions/fish")
 
 
-def unpacked(directory: Path, version: str) -> Path:
+PROGRAM = '#!/bin/sh\ncat "$(dirname "$(readlink -f "$0")")/_internal"\n'
+
+
+def unpacked(directory: Path, version: str, script: str = PROGRAM) -> Path:
     """Return a directory like the archive's, whose program prints its version from a file beside it."""
     program = directory / "program" / "quantum-nat"
     for path in (program, *(directory / name for name in FILES)):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"{path.name} {version}\n")
-    program.write_text('#!/bin/sh\ncat "$(dirname "$(readlink -f "$0")")/_internal"\n')
+    program.write_text(script)
     program.chmod(0o755)
     (program.parent / "_internal").write_text(version)
     (directory / "VERSION").write_text(f"{version}\n")

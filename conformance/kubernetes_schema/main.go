@@ -1,0 +1,78 @@
+// Reads manifests as the API server does with fieldValidation=Strict: a key that no type knows, or a value of another type, is an error.
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"os"
+
+	appsv1 "k8s.io/api/apps/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer/json"
+	"k8s.io/apimachinery/pkg/util/yaml"
+)
+
+func main() {
+	scheme := runtime.NewScheme()
+	if err := appsv1.AddToScheme(scheme); err != nil {
+		log.Fatal(err)
+	}
+	options := json.SerializerOptions{Yaml: true, Strict: true}
+	strict := json.NewSerializerWithOptions(json.DefaultMetaFactory, scheme, scheme, options)
+	documents := yaml.NewDocumentDecoder(io.NopCloser(bufferOf(os.Stdin)))
+	for {
+		document := make([]byte, 1<<20)
+		length, err := documents.Read(document)
+		if errors.Is(err, io.EOF) {
+			return
+		}
+		if err != nil {
+			log.Fatal(err)
+		}
+		object, kind, err := strict.Decode(document[:length], nil, nil)
+		if err != nil {
+			log.Fatal(err)
+		}
+		check(object)
+		fmt.Println(kind.Kind, "is as it should be")
+	}
+}
+
+func bufferOf(reader io.Reader) io.Reader {
+	content, err := io.ReadAll(reader)
+	if err != nil {
+		log.Fatal(err)
+	}
+	return bytes.NewReader(content)
+}
+
+// check sees what types alone do not say: each container's mounts have volumes, and the selector is that of the pods.
+func check(object runtime.Object) {
+	set, ok := object.(*appsv1.DaemonSet)
+	if !ok {
+		log.Fatalf("a %T was not expected", object)
+	}
+	pod := set.Spec.Template
+	volumes := map[string]bool{}
+	for _, volume := range pod.Spec.Volumes {
+		volumes[volume.Name] = true
+	}
+	for _, container := range append(pod.Spec.InitContainers, pod.Spec.Containers...) {
+		for _, mount := range container.VolumeMounts {
+			if !volumes[mount.Name] {
+				log.Fatalf("container %s mounts %s, which is no volume", container.Name, mount.Name)
+			}
+		}
+	}
+	for key, value := range set.Spec.Selector.MatchLabels {
+		if pod.Labels[key] != value {
+			log.Fatalf("the selector wants %s=%s, which the pods have not", key, value)
+		}
+	}
+	if len(set.Spec.Selector.MatchLabels) == 0 {
+		log.Fatal("the selector is empty")
+	}
+}

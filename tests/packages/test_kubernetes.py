@@ -1,0 +1,140 @@
+"""What the DaemonSet does to a node: install-node, over a directory that stands for the node's root."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .test_install import PROGRAM, unpacked
+
+ROOT = Path(__file__).parents[2]
+# The command line is the real one; what it prints without arguments says which version it is.
+SCRIPT = f'{PROGRAM.rstrip()}\nexec {sys.executable} -I -m cni_quantum_nat "$@"\n'.replace(
+    "cat", "[ $# -gt 0 ] || exec cat"
+)
+PORTMAP = {
+    "cniVersion": "1.0.0",
+    "name": "containers",
+    "plugins": [
+        {"type": "bridge", "bridge": "cni0", "hairpinMode": True},
+        {"type": "portmap", "capabilities": {"portMappings": True}},
+    ],
+}
+
+
+def image(directory: Path, version: str) -> Path:
+    """Make what the image has in /quantum-nat."""
+    unpacked(directory, version, SCRIPT)
+    shutil.copy(ROOT / "packaging" / "kubernetes" / "install-node", directory)
+    shutil.copy(ROOT / "docs" / "conflists" / "containerd.conflist", directory / "10-quantum-nat.conflist")
+    return directory
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Path:
+    """A node's root, with a configuration directory."""
+    (tmp_path / "node" / "etc" / "cni" / "net.d").mkdir(parents=True)
+    return tmp_path / "node"
+
+
+def install_node(source: Path, node: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "NODE_ROOT": str(node), **variables}
+    line = [str(source / "install-node"), *arguments]
+    return subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+
+
+def lists(node: Path) -> dict[str, list[str]]:
+    """Return the types of the plugins in each list that a runtime would read."""
+    files = sorted((node / "etc" / "cni" / "net.d").glob("*.conflist"))
+    return {file.name: [plugin["type"] for plugin in json.loads(file.read_text())["plugins"]] for file in files}
+
+
+def version_of(node: Path) -> str:
+    """Run what the runtime would find in its plugin directory. The link is for the node, whose root is not ours."""
+    target = (node / "opt" / "cni" / "bin" / "quantum-nat").readlink()
+    return subprocess.run([node / target.relative_to("/")], capture_output=True, text=True, check=True).stdout
+
+
+def write_list(node: Path, name: str = "10-containers.conflist") -> Path:
+    file = node / "etc" / "cni" / "net.d" / name
+    file.write_text(json.dumps(PORTMAP))
+    return file
+
+
+def test_a_node_with_portmap_gets_the_program_and_its_list_changed(tmp_path: Path, node: Path) -> None:
+    write_list(node)
+    write_list(node, "20-other.conflist")
+    done = install_node(image(tmp_path / "1", "1.0"), node)
+    assert done.returncode == 0, done.stderr
+    assert version_of(node) == "1.0"
+    assert lists(node) == {
+        "10-containers.conflist": ["bridge", "quantum-nat"],
+        "20-other.conflist": ["bridge", "portmap"],
+    }
+
+
+def test_a_node_without_a_list_gets_the_example(tmp_path: Path, node: Path) -> None:
+    assert install_node(image(tmp_path / "1", "1.0"), node).returncode == 0
+    assert lists(node) == {"10-quantum-nat.conflist": ["bridge", "quantum-nat"]}
+
+
+def test_the_list_can_be_named(tmp_path: Path, node: Path) -> None:
+    write_list(node)
+    write_list(node, "20-other.conflist")
+    source = image(tmp_path / "1", "1.0")
+    assert install_node(source, node, CNI_CONFLIST="20-other.conflist").returncode == 0
+    assert lists(node)["10-containers.conflist"] == ["bridge", "portmap"]
+    assert lists(node)["20-other.conflist"] == ["bridge", "quantum-nat"]
+    done = install_node(source, node, CNI_CONFLIST="30-none.conflist")
+    assert done.returncode == 1
+    assert "30-none.conflist" in done.stderr
+
+
+def test_a_second_time_changes_nothing_and_a_newer_image_the_program_alone(tmp_path: Path, node: Path) -> None:
+    file = write_list(node)
+    first = image(tmp_path / "1", "1.0")
+    install_node(first, node)
+    chained = file.read_text()
+    assert install_node(first, node).returncode == 0
+    assert install_node(image(tmp_path / "2", "2.0"), node).returncode == 0
+    assert (version_of(node), file.read_text()) == ("2.0", chained)
+
+
+def test_a_damaged_image_changes_nothing(tmp_path: Path, node: Path) -> None:
+    file = write_list(node)
+    before = file.read_text()
+    source = image(tmp_path / "1", "1.0")
+    (source / "program" / "_internal").write_text("half")
+    done = install_node(source, node)
+    assert done.returncode == 1
+    assert "damaged" in done.stderr
+    assert file.read_text() == before
+    assert not (node / "opt").exists()
+
+
+@pytest.mark.parametrize("names", [["10-containers.conflist"], []], ids=["with a list", "without"])
+def test_undo_leaves_the_node_as_it_was(tmp_path: Path, node: Path, names: list[str]) -> None:
+    before = {file: file.read_text() for file in [write_list(node, name) for name in names]}
+    source = image(tmp_path / "1", "1.0")
+    install_node(source, node)
+    done = install_node(source, node, "--undo")
+    assert done.returncode == 0, done.stderr
+    assert {file: file.read_text() for file in (node / "etc" / "cni" / "net.d").iterdir()} == before
+    assert [path for path in node.rglob("*") if path.name.startswith("quantum-nat") and not path.is_dir()] == []
+
+
+def test_undo_leaves_the_program_as_long_as_containers_need_it(tmp_path: Path, node: Path) -> None:
+    write_list(node)
+    source = image(tmp_path / "1", "1.0")
+    install_node(source, node)
+    (node / "run" / "cni" / "quantum-nat" / "attachments" / "container").mkdir(parents=True)
+    done = install_node(source, node, "--undo")
+    assert "containers are attached" in done.stdout
+    assert lists(node) == {"10-containers.conflist": ["bridge", "portmap"]}
+    assert version_of(node) == "1.0"
