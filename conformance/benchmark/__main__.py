@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import calls, costs, packets, parallel, reconciling, resources
-from .contenders import Programs
+from .contenders import NETAVARK_IPTABLES, NETAVARK_NFTABLES, Programs
 from .figures import Figure, Figures
 from .plot import draw
 from .report import comparison, put_into, tables, verdicts
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def _measure(arguments: argparse.Namespace) -> Figures:
-    programs = Programs(arguments.ours, arguments.ours_pip, arguments.plugins, arguments.netavark)
+    programs = Programs(arguments.ours, arguments.ours_pip, arguments.plugins, _netavarks(arguments))
     found: list[Figure] = []
     extent = _QUICK if arguments.quick else _FULL
     if arguments.rounds:
@@ -93,16 +93,23 @@ def _sections(programs: Programs, packets_program: str, extent: Extent) -> dict[
     }
 
 
+def _netavarks(arguments: argparse.Namespace) -> dict[str, str]:
+    """Return where each is; the newer one is not to be had without a newer cargo."""
+    programs = {NETAVARK_IPTABLES: arguments.netavark, NETAVARK_NFTABLES: arguments.newer_netavark}
+    return {name: program for name, program in programs.items() if program}
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="conformance/bench", description="Times the plugin beside its peers, in one run."
     )
-    for name in ("ours", "ours-pip", "plugins", "netavark", "packets"):
+    for name in ("ours", "ours-pip", "plugins", "netavark", "newer-netavark", "packets"):
         parser.add_argument(f"--{name}", required=True, help=argparse.SUPPRESS)
     names = (calls.SECTION, parallel.SECTION, resources.SECTION, packets.SECTION, reconciling.SECTION, costs.SECTION)
     parser.add_argument(
         "--quick", action="store_true", help="few rounds, 0 and 1,000 containers; writes no file by itself"
     )
+    parser.add_argument("--rounds", type=int, metavar="N", help="time each call N times, not 20 (--quick: 4)")
     parser.add_argument(
         "--only", nargs="+", choices=names, metavar="SECTION", help=f"one or more of {', '.join(names)}"
     )

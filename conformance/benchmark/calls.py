@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from .contenders import (
     BACKENDS,
     BARE_PYTHON,
-    NETAVARK,
+    NETAVARKS,
     OURS_PIP,
     PLAIN_BRIDGE,
     Invocation,
@@ -38,7 +38,7 @@ _RARELY = 5  # who takes ten times as long takes part in every so many rounds
 _MOST_FOR_MANY_PORTS = (
     1000  # netavark starts three programs for a port, each of which reads all rules: a minute at 10,000
 )
-_SLOW = (OURS_PIP, NETAVARK)
+_SLOW = (OURS_PIP, *NETAVARKS)
 
 
 def variant_of(ports: int, protocol: str = "tcp") -> str:
@@ -88,9 +88,9 @@ def _hosts(programs: Programs, levels: list[int], stack: ExitStack, directory: P
 
 def _variants(host: Host) -> list[tuple[int, str]]:
     """Return how many ports are asked for, and of which protocol, as far as that is something to the contender."""
-    if host.contender.makes_interface and host.contender.name != NETAVARK:
+    if host.contender.makes_interface and host.contender.name not in NETAVARKS:
         return [(1, "tcp")]
-    if host.contender.name == NETAVARK and host.containers > _MOST_FOR_MANY_PORTS:
+    if host.contender.name in NETAVARKS and host.containers > _MOST_FOR_MANY_PORTS:
         return [(1, "tcp")]
     return [*((ports, "tcp") for ports in PORTS), *([(1, "udp")] if host.containers == 0 else [])]
 

@@ -19,7 +19,7 @@ INTERFACE = "eth0"
 GATEWAY = "10.88.0.1/16"
 BACKENDS = ("iptables", "nftables")
 OURS, OURS_PIP = "quantum-nat", "quantum-nat (pip)"
-NETAVARK = "netavark"
+NETAVARKS = NETAVARK_IPTABLES, NETAVARK_NFTABLES = "netavark (iptables)", "netavark (nftables)"  # Debian's, 2.1.0
 NETAVARK_NETWORK = "2f259bab93aaaaa2542ba43ef33eb990d0999ee1b9924b557b7be53c0b7a1bb9"
 BARE_PYTHON = ("/usr/bin/python3", "-I", "-S", "-c", "pass")
 
@@ -122,7 +122,9 @@ class Netavark:
     def invocation(self, verb: str, request: Request, private: Path) -> Invocation:
         subcommand = {"ADD": "setup", "DEL": "teardown"}[verb]
         command = (self.program, "--config", str(private), subcommand, str(request.netns))
-        return Invocation(command, json.dumps(self._options(request)), {"PATH": os.environ["PATH"]})
+        firewall = "nftables" if self.name == NETAVARK_NFTABLES else "iptables"
+        environment = {"PATH": os.environ["PATH"], "NETAVARK_FW": firewall}
+        return Invocation(command, json.dumps(self._options(request)), environment)
 
     def _options(self, request: Request) -> dict[str, object]:
         gateway = GATEWAY.partition("/")[0]
@@ -183,7 +185,7 @@ class Programs:
     ours: str
     ours_pip: str
     plugins: str
-    netavark: str
+    netavarks: dict[str, str]
 
     def contenders(self) -> dict[str, Contender]:
         """Return all, by name."""
@@ -192,7 +194,7 @@ class Programs:
         found += [Plugin(portmap_of(b), f"{self.plugins}/portmap", {"type": "portmap", "backend": b}) for b in BACKENDS]
         found += [self._bridge(PLAIN_BRIDGE, {"ipMasq": False})]
         found += [self._bridge(masquerade_of(b), {"ipMasq": True, "ipMasqBackend": b}) for b in BACKENDS]
-        found += [Netavark(NETAVARK, self.netavark)]
+        found += [Netavark(name, program) for name, program in self.netavarks.items()]
         return {contender.name: contender for contender in found}
 
     def _bridge(self, name: str, keys: dict[str, object]) -> Plugin:

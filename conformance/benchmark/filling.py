@@ -15,7 +15,9 @@ from tests.kernel.world import Namespace
 
 from .contenders import (
     INTERFACE,
-    NETAVARK,
+    NETAVARK_IPTABLES,
+    NETAVARK_NFTABLES,
+    NETAVARKS,
     NETWORK,
     PLAIN_BRIDGE,
     CallFailed,
@@ -33,8 +35,8 @@ from .hosts import SAMPLE_PORT, Host, name_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-_IPTABLES = (portmap_of("iptables"), masquerade_of("iptables"), NETAVARK)
-_NFTABLES = (portmap_of("nftables"), masquerade_of("nftables"))
+_IPTABLES = (portmap_of("iptables"), masquerade_of("iptables"), NETAVARK_IPTABLES)
+_NFTABLES = (portmap_of("nftables"), masquerade_of("nftables"), NETAVARK_NFTABLES)
 _AT_ONCE = 1000  # iptables-restore's time grows with the square of the chains that are in one transaction
 _ATTACHMENTS = "state/attachments"
 _PATH = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
@@ -45,7 +47,7 @@ def fill(host: Host) -> None:
     if host.containers == 0 or host.contender.name == PLAIN_BRIDGE:
         return
     kind, sample = _kind_of(host.contender), host.sample()
-    if host.contender.name == NETAVARK:
+    if host.contender.name in NETAVARKS:
         _add_resident(host)
     host.call("ADD", sample)
     pattern = [line for line in kind.read(host) if mentions(line, sample)]

@@ -13,7 +13,7 @@ from tests.kernel.world import Namespace
 
 from .contenders import (
     BACKENDS,
-    NETAVARK,
+    NETAVARKS,
     OURS_PIP,
     PLAIN_BRIDGE,
     CallFailed,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 SECTION = "parallel"
 COUNT = 100
 ALL, SLOWEST = f"{COUNT} ADDs, all", f"{COUNT} ADDs, the slowest"
-_SLOW = (OURS_PIP, NETAVARK)
+_SLOW = (OURS_PIP, *NETAVARKS)
 
 
 def measure(programs: Programs, rounds: int, stack: ExitStack, directory: Path) -> Samples:

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from . import calls
-from .contenders import BACKENDS, NETAVARK, OURS, both_of, portmap_of
+from .contenders import BACKENDS, NETAVARKS, OURS, both_of, portmap_of
 from .figures import Figures, Key
 
 if TYPE_CHECKING:
@@ -19,10 +19,11 @@ _DECADES_OF_TEN = (5, 10, 100, 1000, 5000)
 _STYLE = """<style>
 text { font: 12px system-ui, sans-serif; fill: #333 } .title { font-weight: 600; font-size: 13px } .grid { stroke: #8884; stroke-width: 1 }
 polyline { fill: none; stroke-width: 2 } .c0 { stroke: #c2410c; fill: #c2410c } .c1 { stroke: #2563eb; fill: #2563eb }
-.c2 { stroke: #0d9488; fill: #0d9488 } .c3 { stroke: #7c3aed; fill: #7c3aed } polyline.c0 { stroke-width: 3 }
+.c2 { stroke: #0d9488; fill: #0d9488 } .c3 { stroke: #7c3aed; fill: #7c3aed } .c4 { stroke: #64748b; fill: #64748b }
+polyline.c0 { stroke-width: 3 }
 @media (prefers-color-scheme: dark) { text { fill: #ddd } .c0 { stroke: #fb923c; fill: #fb923c } .c1 { stroke: #60a5fa; fill: #60a5fa }
-.c2 { stroke: #2dd4bf; fill: #2dd4bf } .c3 { stroke: #a78bfa; fill: #a78bfa } }
-polyline.c0, polyline.c1, polyline.c2, polyline.c3 { fill: none }
+.c2 { stroke: #2dd4bf; fill: #2dd4bf } .c3 { stroke: #a78bfa; fill: #a78bfa } .c4 { stroke: #94a3b8; fill: #94a3b8 } }
+polyline.c0, polyline.c1, polyline.c2, polyline.c3, polyline.c4 { fill: none }
 </style>"""
 
 
@@ -45,12 +46,12 @@ def draw(figures: Figures) -> str:
 def _names(verb: str) -> list[str]:
     """Return who is drawn: CHECK is portmap's alone, since bridge has nothing to say of ipMasq."""
     of_backend = portmap_of if verb == "CHECK" else both_of
-    return [OURS, *map(of_backend, BACKENDS), NETAVARK]
+    return [OURS, *map(of_backend, BACKENDS), *NETAVARKS]
 
 
 def _legend() -> Iterator[str]:
-    labels = (OURS, "portmap + ipMasq (iptables)", "portmap + ipMasq (nftables)", NETAVARK)
-    for number, (label, at) in enumerate(zip(labels, (0, 130, 340, 550), strict=True)):
+    labels = (OURS, "portmap + ipMasq (iptables)", "portmap + ipMasq (nftables)", *NETAVARKS)
+    for number, (label, at) in enumerate(zip(labels, (0, 110, 300, 495, 645), strict=True)):
         yield f'<rect class="c{number}" x="{_LEFT + at}" y="12" width="14" height="4"/>'
         yield f'<text x="{_LEFT + at + 20}" y="18">{label}</text>'
 
