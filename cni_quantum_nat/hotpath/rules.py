@@ -11,6 +11,7 @@ from .table import (
     IPV6_LOCALHOST_ALIAS,
     MASQUERADED,
     ON_ONE_ADDRESS,
+    ORDINARY_LENGTHS,
     PUBLISH,
     SETS,
     SHARED,
@@ -18,6 +19,7 @@ from .table import (
     SPREAD_EVENLY,
     Policy,
     prefix_chain,
+    subnets_set,
 )
 
 TYPE_CHECKING = False
@@ -209,8 +211,10 @@ def _plan_whole_network(attachment: Attachment) -> Iterator[Element]:
 
 def _plan_own_subnet(endpoint: Endpoint, owner: str) -> Iterator[Element]:
     address, family = endpoint.address, endpoint.address.family
-    yield Element(f"networks{family}", (address,), (prefix_chain(family, endpoint.prefix_length),), owner)
-    yield Element(f"subnets{family}", (address, endpoint.network.first), (), owner)
+    length = endpoint.prefix_length
+    if length not in ORDINARY_LENGTHS[family]:
+        yield Element(f"networks{family}", (address,), (prefix_chain(family, length),), owner)
+    yield Element(subnets_set(family, length), (address, endpoint.network.first), (), owner)
 
 
 def _plan_inbound(attachment: Attachment) -> Iterator[Element]:

@@ -9,7 +9,7 @@ TABLE = "quantum"
 
 # The version of all that this module and slowpath/ruleset.py say. To be raised with any change of them: a program
 # replaces a table of a lower one, with all its elements in one transaction, and leaves a table of a higher one alone.
-LAYOUT = 1
+LAYOUT = 2
 LAYOUT_SET = "layout"  # has it as its one element, since a table itself cannot say anything before Linux 5.10
 
 # Who owns what several containers use: a host port that is shared.
@@ -31,6 +31,11 @@ INTERFACE = "ifname"
 SLOT = "slot"
 JUMP = "jump"
 GOTO = "goto"
+
+
+# Prefix lengths that containers' subnets usually have: one set each, and one look-up in it for each new connection.
+# Other lengths take an element with a verdict, which is dear (see below).
+ORDINARY_LENGTHS = {4: (16, 20, 22, 23, 24, 25, 26), 6: (64, 80, 112, 120)}
 
 
 class SetLayout:
@@ -123,8 +128,25 @@ def _layouts_of_host_ports(name: str, where: tuple[str, ...], endpoint: tuple[st
 def _layouts_of_containers(family: int, address: str) -> list[SetLayout]:
     published = (address, PROTOCOL, PORT)
     return [
-        SetLayout(f"networks{family}", (address,), (JUMP,), purpose="container -> the chain of its prefix length"),
-        SetLayout(f"subnets{family}", (address, address), purpose="container, first address of its own subnet"),
+        *(
+            SetLayout(
+                subnets_set(family, length),
+                (address, address),
+                purpose=f"container, first address of its own /{length}",
+            )
+            for length in ORDINARY_LENGTHS[family]
+        ),
+        SetLayout(
+            f"networks{family}",
+            (address,),
+            (JUMP,),
+            purpose="container -> the chain of its prefix length, where that is not ordinary",
+        ),
+        SetLayout(
+            f"subnets{family}",
+            (address, address),
+            purpose="container or whole network, first address of its own subnet",
+        ),
         SetLayout(
             f"published{family}",
             published,
@@ -174,6 +196,11 @@ def _layouts_of_sources(family: int, address: str) -> list[SetLayout]:
     ]
 
 
+def subnets_set(family: int, prefix_length: int) -> str:
+    """Name the set of containers whose own subnet has this prefix length."""
+    return f"subnets{family}_{prefix_length}" if prefix_length in ORDINARY_LENGTHS[family] else f"subnets{family}"
+
+
 _LOCALHOST6 = SetLayout("localhost6", (PROTOCOL, PORT), purpose="protocol, host port that ::1 leads to a container by")
 
 SETS = {layout.name: layout for layout in (*_layouts_of(4), *_layouts_of(6), _LOCALHOST6)}
@@ -192,10 +219,10 @@ CHAIN_USE = {
     "host_ports": 11,
     "established": 11,
     "postrouting": 2,
-    "inbound": 15,
-    "outbound4": 9,
-    "outbound6": 9,
-    "own": 487,
+    "inbound": 26,
+    "outbound4": 16,
+    "outbound6": 13,
+    "own": 509,
 }
 
 # What becomes of a connection. To be published or masqueraded with the usual time-out is ordinary, and said by a set.

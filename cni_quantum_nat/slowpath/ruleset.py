@@ -5,7 +5,7 @@ Containers are elements of its sets and maps and never add a rule. docs/ruleset.
 
 from __future__ import annotations
 
-from ipaddress import ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import TYPE_CHECKING
 
 from ..hotpath.table import (
@@ -24,6 +24,7 @@ from ..hotpath.table import (
     MASQUERADED,
     ON_ONE_ADDRESS,
     ORDINARY,
+    ORDINARY_LENGTHS,
     PORT,
     PROTOCOL,
     PUBLISH,
@@ -36,6 +37,7 @@ from ..hotpath.table import (
     Policy,
     SetLayout,
     prefix_chain,
+    subnets_set,
 )
 
 if TYPE_CHECKING:
@@ -115,10 +117,12 @@ _CHAINS = f"""
 	chain inbound {{
 		comment "scoped by the host port: other tables translate flows to the same containers"
 {{inbound}}
+{{own_of_destination}}
 		ip daddr vmap @networks4
 		ip6 daddr vmap @networks6
 	}}
 	chain outbound4 {{
+{{own_of_source4}}
 		ip saddr vmap @networks4
 		ip saddr vmap @cidr_networks4
 		ip daddr {{ 224.0.0.0/4, 255.255.255.255 }} return
@@ -129,6 +133,7 @@ _CHAINS = f"""
 		ip saddr vmap @cidr_outbound4
 	}}
 	chain outbound6 {{
+{{own_of_source6}}
 		ip6 saddr vmap @networks6
 		ip6 saddr vmap @cidr_networks6
 		ip6 daddr ff00::/8 return
@@ -229,13 +234,31 @@ def _scoped(set_name: str, condition: str = "") -> list[str]:
     ]
 
 
+def _mask(family: int, length: int) -> IPv4Address | IPv6Address:
+    return ip_network((0, length) if family == 4 else (b"\0" * 16, length)).netmask
+
+
+def _own(family: int, ip: str, container: str, other: str) -> str:
+    """Ask for each of the ordinary lengths whether the other end, masked, is the container's subnet."""
+    return "\n".join(
+        f"\t\t{ip} {container} . ( {ip} {other} & {_mask(family, length)} ) @{subnets_set(family, length)} goto own"
+        for length in ORDINARY_LENGTHS[family]
+    )
+
+
 def _chains() -> str:
     localhost = [rule for rule in _scoped("published", "ip saddr 127.0.0.0/8 ") if "ipv4" in rule]
     localhost += [rule for rule in _scoped("published", f"ip6 saddr {IPV6_LOCALHOST_ALIAS} ") if "ipv6" in rule]
     inbound = "\n".join(_scoped("masquerade_all") + localhost)
     own = "\n".join(f"\t\tct status dnat{rule[1:].replace(chr(9), ' ')}" for rule in _scoped("published"))
     policies = "".join(map(_policy_chain, ORDINARY))
-    return _CHAINS.replace("{inbound}", inbound).replace("{own}", own).replace("{policies}\n", policies)
+    parts = {"{inbound}": inbound, "{own}": own, "{policies}\n": policies}
+    parts["{own_of_destination}"] = "\n".join(_own(family, ip, "daddr", "saddr") for _, ip, family, _ in _FAMILIES)
+    parts |= {f"{{own_of_source{family}}}": _own(family, ip, "saddr", "daddr") for _, ip, family, _ in _FAMILIES}
+    text = _CHAINS
+    for place, rules in parts.items():
+        text = text.replace(place, rules)
+    return text
 
 
 def _prefix_chains() -> str:
@@ -243,7 +266,7 @@ def _prefix_chains() -> str:
     chains = []
     for _, ip, family, longest in _FAMILIES:
         for length in range(1, longest + 1):
-            mask = ip_network((0, length) if family == 4 else (b"\0" * 16, length)).netmask
+            mask = _mask(family, length)
             chains.append(
                 f"\tchain {prefix_chain(family, length)} {{\n"
                 f"\t\t{ip} daddr . ( {ip} saddr & {mask} ) @subnets{family} goto own\n"

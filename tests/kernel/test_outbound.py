@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from ipaddress import ip_interface
 from typing import Any
 
 import pytest
@@ -59,6 +60,28 @@ def test_within_the_containers_subnet_nothing_is_masqueraded(
     for bridge_filter in ("0", "1"):
         host.filter_bridges(bridge_filter)
         assert neighbour.ask(container.address[family], 80) == ("web", neighbour.address[family])
+
+
+@pytest.mark.parametrize(
+    ("family", "length"),
+    [*((4, length) for length in (9, 16, 21, 24, 26, 29)), *((6, n) for n in (48, 64, 80, 120, 125))],
+)
+def test_the_own_subnet_is_as_long_as_the_address_says(
+    host: Host, container: Container, outside: Namespace, plugin: Plugin, family: int, length: int
+) -> None:
+    """Ends that differ in the last bit but one, and in the last bit of the prefix: all of them are reached by routing."""
+    own = ip_interface(f"{container.address[family]}/{length}")
+    container.networks[family] = str(own)
+    host.show_client_the_way()
+    plugin.add(container)
+    bits = own.max_prefixlen
+    for differing, is_own in ((2, True), (1 << bits - length, False)):
+        other = str(type(own.ip)(int(own.ip) ^ differing))
+        outside.ip(f"address add {other}/{bits} dev lo")
+        host.ip(f"route add {other}/{bits} via {CLIENT[family]}")
+        container.ip(f"route add {other}/{bits} via {ip_interface(BRIDGES['cni0'][family].format(1)).ip}")
+        source = container.ask(other, 80).source
+        assert source == (container.address[family] if is_own else HOST[family]), other
 
 
 @both_families

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 
-from cni_quantum_nat.hotpath.table import CHAIN_USE, ORDINARY, SETS
+from cni_quantum_nat.hotpath.addresses import Endpoint
+from cni_quantum_nat.hotpath.rules import plan_rules
+from cni_quantum_nat.hotpath.table import CHAIN_USE, GOTO, JUMP, ORDINARY, ORDINARY_LENGTHS, SETS
 from cni_quantum_nat.slowpath.ruleset import table_text
+from tests.unit.attachments import attachment
 
 TEXT = table_text("quantum")
 CHAINS = dict(re.findall(r"\tchain (\w+) \{\n(.*?)\n\t\}", TEXT, re.DOTALL))
@@ -36,6 +39,18 @@ def test_every_set_is_declared_and_used() -> None:
     for name in SETS:
         assert re.search(rf"\t(?:set|map) {name} \{{", TEXT)
         assert f"@{name}" in "".join(CHAINS.values())
+
+
+def test_a_usual_subnet_takes_no_element_with_a_verdict() -> None:
+    """The kernel looks at all of those for each that it is given, so that ADD would grow with the containers."""
+    for family, lengths in ORDINARY_LENGTHS.items():
+        for length in lengths:
+            container = attachment("net", "web", "eth0")
+            container.endpoints = [Endpoint.parse(f"{'10.88.0.2' if family == 4 else 'fd88::2'}/{length}")]
+            container.outbound.masquerade = (4, 6)
+            sets = [SETS[element.set_name] for element in plan_rules(container)]
+            assert sets
+            assert not [layout for layout in sets if {JUMP, GOTO} & {*layout.data}]
 
 
 def test_nothing_is_masqueraded_that_is_not_a_containers() -> None:

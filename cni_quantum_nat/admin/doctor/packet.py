@@ -267,8 +267,7 @@ class Trace:
         return self._protocol not in ("tcp", "udp") or any(find_listeners(self._protocol, port, port))
 
     def _follow_out(self, source: Address) -> str:
-        owner = self._found(Element(f"networks{self._family}", (source,), (), ""))
-        attachment = self._attachment_of(owner, source)
+        attachment = self._attachment_of(None, source)
         if attachment is None:
             raise Lost(
                 UNKNOWN, f"{source} is no container's on record, and {self._destination} no address of this host"
