@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv6Address
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.alias_generators import to_camel
@@ -12,33 +12,7 @@ from ..hotpath.errors import InvalidConfiguration
 from ..hotpath.model import BY_CLIENT, SPREAD
 from ..hotpath.settings import state_of
 from .conditions import backend_of, check_conditions
-
-_BOOLEAN = "true or false"
-_CONDITIONS = "a list of words that make match expressions of the backend"
-_ALLOWED = {
-    "backend": '"nftables" or "iptables"',
-    "ipForwarding": _BOOLEAN,
-    "masquerade": 'true, false, "ipv4" or "ipv6"',
-    "externalInterface": 'the name of an interface, a list of names, or "default"',
-    "snatAddress": "an IP address, or a list of at most one of each family",
-    "portRange": 'a first and a last port, "32768-60999"',
-    "hostPortConflict": '"refuse" or "allow"',
-    "sharedPorts": "a list of ports, 1 to 65535",
-    "sharedAffinity": '"none" or "client"',
-    "conntrackTimeout": "a number of seconds, 1 to 2147483",
-    "ipv6Localhost": _BOOLEAN,
-    "markMasqBit": "a bit of the packet mark, 0 to 31",
-    "externalSetMarkChain": "the name of an iptables chain, at most 28 bytes",
-    "conditionsV4": _CONDITIONS,
-    "conditionsV6": _CONDITIONS,
-    "isolate": _BOOLEAN,
-    "snat": _BOOLEAN,
-    "masqAll": _BOOLEAN,
-    "metrics": _BOOLEAN,
-    "stateDir": "an absolute path",
-    "capabilities": "an object of booleans",
-}
-
+from .explain import Problem, explain
 
 _LAST_PORT = 65535
 # What the other backend has no means for, by attribute.
@@ -78,65 +52,117 @@ class NatConfig(BaseModel):
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, strict=True, extra="ignore")
 
-    backend: Literal["nftables", "iptables"] = Field(default="nftables", description="What makes the rules.")
-    ip_forwarding: bool = Field(default=True, description="Turn forwarding on for the families in use.")
+    backend: Literal["nftables", "iptables"] = Field(
+        default="nftables",
+        description=(
+            "What makes the rules. iptables, through iptables-restore, is for hosts without nf_tables, "
+            "and cannot do sharedPorts, conntrackTimeout and ipv6Localhost. A network whose backend "
+            "changes is moved on its next ADD or DEL."
+        ),
+    )
+    ip_forwarding: bool = Field(
+        default=True,
+        description=("Turn forwarding on for the families in use, without losing a router-advertised default route."),
+    )
     masquerade: bool | Literal["ipv4", "ipv6"] = Field(
         default=True,
-        description="Give what leaves the container's subnet the host's address: both families, one, or none.",
+        description=(
+            "Give what leaves the container's own subnet the host's address: both families, one, or none. "
+            "Never within the subnet, never multicast."
+        ),
     )
     external_interface: Interface | list[Interface] | None = Field(
         default=None,
-        description='Masquerade only what leaves by this interface, or these. "default": that of the default route.',
+        description=(
+            'Masquerade only what leaves by this interface, or these. "default": that of the default '
+            "route when the container starts."
+        ),
     )
     snat_address: list[Annotated[str, AfterValidator(lambda text: str(_address(text)))]] = Field(
         default_factory=list,
         max_length=2,
-        description="Use this source address in place of the outgoing interface's; at most one per family.",
+        description="Use this fixed source address in place of the outgoing interface's; at most one per family.",
     )
     port_range: PortRange = Field(
         default="32768-60999", description="Where a port is taken from for a mapping without hostPort: first and last."
     )
     host_port_conflict: Literal["refuse", "allow"] = Field(
         default="refuse",
-        description="What happens when a process of the host listens on a port that is to be published.",
+        description=(
+            "A port that a process of the host listens on is refused, since the container would get that "
+            "process's traffic; allow lets it."
+        ),
     )
     shared_ports: list[Port] = Field(
-        default_factory=list, description="Host ports that several containers may publish at the same time."
+        default_factory=list,
+        description=(
+            "Host ports that several containers may publish at the same time, also of different networks "
+            "that list them: new connections are dealt to them in turn. At most 64 containers a port."
+        ),
     )
     shared_affinity: Literal["none", "client"] = Field(
-        default="none", description='Spread each new connection to a shared port, or with "client" each client address.'
+        default="none",
+        description=(
+            'Deal each new connection to a shared port, or with "client" all connections of a client '
+            "address to the same container."
+        ),
     )
     conntrack_timeout: Annotated[int, Field(ge=1, le=2147483)] = Field(
-        default=3600, description="Seconds for which an established TCP connection that is translated may be idle."
+        default=3600,
+        description=(
+            "Seconds for which an established TCP connection that is translated may be idle. Others keep "
+            "the kernel's own, five days."
+        ),
     )
-    ipv6_localhost: bool = Field(default=False, description="Let [::1]:port on the host reach the container.")
+    ipv6_localhost: bool = Field(
+        default=False, description="Let the host reach published ports on [::1] too; hostIP ::1 becomes possible."
+    )
     isolate: bool = Field(
         default=False,
-        description="Let other networks reach the container by its host ports alone, not by routing to its address.",
+        description=(
+            "Other networks and hosts reach the container by its host ports alone, not by routing to its address."
+        ),
     )
     snat: bool = Field(
         default=True,
-        description="Masquerade neighbours and 127.0.0.1 that come through a host port, so that replies return.",
+        description=(
+            "Masquerade neighbours and 127.0.0.1 when they come through a published port, so that replies find back."
+        ),
     )
-    masq_all: bool = Field(default=False, description="Masquerade everybody who comes through a host port.")
+    masq_all: bool = Field(
+        default=False,
+        description=(
+            "Masquerade everybody who comes through a published port. The container no longer sees who it is."
+        ),
+    )
     mark_masq_bit: Annotated[int, Field(ge=0, le=31)] | None = Field(
         default=None,
-        description="With iptables, the bit of the packet mark that stands for masquerade; nftables needs none.",
+        description=(
+            "With iptables, masquerade by this bit of the packet mark, as portmap does; without it no "
+            "mark is used. nftables needs none."
+        ),
     )
     external_set_mark_chain: Chain | None = Field(
-        default=None, description="With iptables, the chain of another program that marks what it masquerades."
+        default=None,
+        description=(
+            "With iptables, send what is to be masqueraded to this chain of another program instead, such "
+            "as KUBE-MARK-MASQ."
+        ),
     )
     conditions_v4: Conditions = Field(
         default_factory=list,
-        description="What an IPv4 connection to a host port must match as well.",
+        description=(
+            "What an IPv4 connection to a host port must match as well, in the backend's syntax. Match "
+            "expressions only."
+        ),
     )
     conditions_v6: Conditions = Field(
         default_factory=list,
-        description="What an IPv6 connection to a host port must match as well.",
+        description="The same for IPv6.",
     )
     metrics: bool = Field(default=True, description="Count calls and connections for `quantum-nat metrics`.")
     state_dir: str = Field(
-        default="/run/cni/quantum-nat", description="Where the records are kept; one for all networks."
+        default="/run/cni/quantum-nat", description="Where the records are kept. All networks of a host share one."
     )
     capabilities: dict[str, bool] = Field(default_factory=dict, description="What the runtime may pass: portMappings.")
 
@@ -202,7 +228,7 @@ def normalise(configuration: dict[str, Any]) -> dict[str, Any]:
     try:
         config = _validate(configuration)
     except ValidationError as error:
-        message = "; ".join(problem.message for problem in _explain(error, configuration))
+        message = "; ".join(problem.message for problem in explain(error, configuration))
         raise InvalidConfiguration(message) from error
     return normalised(config)
 
@@ -238,45 +264,16 @@ def normalised(config: NatConfig) -> dict[str, Any]:
     }
 
 
-class Problem(NamedTuple):
-    """What is wrong with a configuration. path: the key, and the index of an item; empty where no key is to blame."""
-
-    path: tuple[str | int, ...]
-    message: str
-
-
 def problems_of(configuration: dict[str, Any]) -> list[Problem]:
     """Return what ADD would refuse in this configuration, in its words."""
     problems = []
     try:
         _validate(configuration)
     except ValidationError as error:
-        problems = _explain(error, configuration)
+        problems = explain(error, configuration)
     if not any(problem.path[:1] == ("stateDir",) for problem in problems):
         try:
             state_of(configuration)
         except InvalidConfiguration as error:
             problems.append(Problem(("stateDir",), error.message))
     return problems
-
-
-def _explain(error: ValidationError, configuration: dict[str, Any]) -> list[Problem]:
-    """Say for each key what it is and what it may be; pydantic says it for each branch of a union."""
-    reasons: dict[str, list[str]] = {}
-    paths: dict[str, tuple[str | int, ...]] = {}
-    for problem in error.errors(include_url=False):
-        key = str(problem["loc"][0]) if problem["loc"] else ""
-        of_key = reasons.setdefault(key, [])
-        paths.setdefault(key, (key, *(part for part in problem["loc"][1:] if isinstance(part, int))))
-        if problem["type"] == "value_error":  # ours; the others repeat what _ALLOWED says
-            of_key.append(problem["msg"].removeprefix("Value error, "))
-    return [_explain_key(key, why, paths[key], configuration) for key, why in reasons.items()]
-
-
-def _explain_key(key: str, reasons: list[str], path: tuple[str | int, ...], configuration: dict[str, Any]) -> Problem:
-    why = "; ".join(dict.fromkeys(reasons))
-    if not key:  # what does not go together: such a message begins with the key that has to go
-        first_word = why.partition(" ")[0]
-        return Problem((first_word,) if first_word in configuration else (), why)
-    value = repr(configuration[key])
-    return Problem(path, f"{key} is {value}: it must be {_ALLOWED[key]}" + (f" ({why})" if why else ""))

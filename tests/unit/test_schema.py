@@ -1,9 +1,9 @@
-"""The configuration is described in several places, which agree: the model, the schemas, the README."""
+"""The configuration is described in several places, which agree: the model, the schemas, docs/configuration.md."""
 
 from __future__ import annotations
 
 import json
-import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +16,7 @@ from cni_quantum_nat.hotpath.errors import CniError
 from cni_quantum_nat.slowpath.config import NatConfig, normalise
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+PAGE = ROOT / "docs" / "configuration.md"
 PLUGIN = ROOT / "docs" / "quantum-nat.schema.json"
 CONFLIST = ROOT / "docs" / "quantum-nat.conflist.schema.json"
 
@@ -34,8 +34,8 @@ def test_the_files_in_docs_are_what_the_command_prints(options: list[str], file:
     assert printed == file.read_text(), f"quantum-nat schema {' '.join(options)} > {file.relative_to(ROOT)}"
 
 
-def test_every_example_of_the_readme_is_valid() -> None:
-    examples = [json.loads(text.split("```")[0]) for text in README.split("```json\n")[1:]]
+def test_every_example_of_the_page_is_valid() -> None:
+    examples = [json.loads(text.split("```")[0]) for text in PAGE.read_text().split("```json\n")[1:]]
     assert examples
     for example in examples:
         validator(CONFLIST).validate(example)
@@ -77,22 +77,8 @@ def test_a_list_without_us_and_a_network_without_a_name_are_invalid() -> None:
     assert not validator(CONFLIST).is_valid({"cniVersion": "1.0.0", "plugins": [ours]})
 
 
-def readme_table() -> dict[str, str]:
-    """Return the configuration table: each key with its default."""
-    section = README.split("## Configuration\n")[1].split("Unknown keys")[0]
-    table: dict[str, str] = {}
-    for keys, default in re.findall(r"^\| (`[^|]+) \| ([^|]+) \|", section, re.MULTILINE):
-        table |= dict.fromkeys(re.findall(r"`(\w+)`", keys), default.strip("`"))
-    return table
-
-
-def test_the_table_of_the_readme_has_every_key_with_its_default() -> None:
-    fields = {
-        str(field.alias): field.get_default(call_default_factory=True) for field in NatConfig.model_fields.values()
-    }
-    del fields["capabilities"]  # CNI's own
-    written = readme_table()
-    assert written.keys() == fields.keys()
-    for key, default in fields.items():
-        words = {"none", "any"} if default in (None, []) else {json.dumps(default), str(default)}
-        assert written[key] in words, key
+def test_the_page_has_the_table_that_the_model_makes() -> None:
+    written = PAGE.read_text()
+    with_table = runpy.run_path(str(ROOT / "packaging" / "configuration.py"))["with_table"]
+    assert with_table(written) == written, "python packaging/configuration.py"
+    assert written.count("| `") > len(NatConfig.model_fields)

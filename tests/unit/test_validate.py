@@ -15,7 +15,7 @@ from cni_quantum_nat.admin.jsonfile import decode
 from cni_quantum_nat.hotpath.errors import CniError
 from cni_quantum_nat.slowpath.config import normalise
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 OURS = {"type": "quantum-nat", "capabilities": {"portMappings": True}}
 BRIDGE = {"type": "bridge", "hairpinMode": True}
 
@@ -33,7 +33,7 @@ def validate(*arguments: str, given: bytes = b"") -> subprocess.CompletedProcess
     return subprocess.CompletedProcess(done.args, done.returncode, *text)
 
 
-@pytest.mark.parametrize("file", sorted((README.parent / "docs" / "conflists").iterdir()), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", sorted((PAGE.parent / "conflists").iterdir()), ids=lambda file: file.stem)
 def test_the_lists_to_copy_are_without_fault(file: Path) -> None:
     assert validate(str(file)).stdout == f"{file}: ok\n"
 
@@ -46,9 +46,9 @@ def found(content: Any) -> list[tuple[str, str, str]]:
     return messages
 
 
-def test_the_list_of_the_readme_is_ok(tmp_path: Path) -> None:
+def test_the_list_of_the_page_is_ok(tmp_path: Path) -> None:
     file = tmp_path / "net.conflist"
-    file.write_text(README.read_text().split("```json\n")[1].split("```")[0])
+    file.write_text(PAGE.read_text().split("```json\n")[1].split("```")[0])
     done = validate(str(file))
     assert (done.returncode, done.stdout) == (0, f"{file}: ok\n")
 
