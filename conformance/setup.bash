@@ -48,7 +48,7 @@ pip_command() {
         say "Installing the project with pip ..." >&2
         rm -rf "$venv"
         /usr/bin/python3 -m venv "$venv"
-        "$venv/bin/pip" install --quiet --disable-pip-version-check "$PROJECT" >&2
+        pip_install "$venv" "$PROJECT" >&2
         printf '%s' "$sources" >"$stamp"
     fi
     printf '%s\n' "$venv/bin/quantum-nat"

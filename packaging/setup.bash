@@ -42,18 +42,23 @@ unpacked() {
     printf '%s\n' "$directory"
 }
 
-# make_venv EXTRA...: a virtual environment in .venv with the project and these extras, made again when
-# pyproject.toml changes.
+# make_venv: a virtual environment in .venv with the project and what builds and tests it, made again when pyproject.toml or
+# the lock changes.
 make_venv() {
-    local extras wanted stamp=$VENV/.quantum-nat
+    local wanted stamp=$VENV/.quantum-nat
     apt_install python3 python3-venv libnftables1
-    extras=$(printf '%s\n' "$@" "$(sed -n 1p "$stamp" 2>/dev/null | tr ',' '\n')" | sort -u | sed '/^$/d' | paste -sd,)
-    wanted=$(printf '%s\n%s' "$extras" "$(sha256sum <"$PROJECT/pyproject.toml")")
+    wanted=$(cat "$PROJECT/pyproject.toml" "$PROJECT/packaging/requirements.lock" | sha256sum)
     [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ] || return 0
-    say "Making the virtual environment .venv ($extras) ..."
+    say "Making the virtual environment .venv ..."
     [ -x "$VENV/bin/python" ] || /usr/bin/python3 -m venv "$VENV"
-    "$VENV/bin/pip" install --quiet --disable-pip-version-check --editable "$PROJECT[$extras]"
+    pip_install "$VENV" --editable "$PROJECT"
     printf '%s' "$wanted" >"$stamp"
+}
+
+# pip_install VENV ARGUMENT...: what is locked, compared with its hashes, and then the project, built with what is locked.
+pip_install() {
+    "$1/bin/pip" install --quiet --disable-pip-version-check --require-hashes --requirement "$PROJECT/packaging/requirements.lock"
+    "$1/bin/pip" install --quiet --disable-pip-version-check --no-deps --no-build-isolation "${@:2}"
 }
 
 # source_date: the time that everything built bears, in seconds since the epoch: SOURCE_DATE_EPOCH, or the last commit's.
@@ -70,7 +75,7 @@ project_version() { sed -n 's/^__version__ = "\(.*\)"$/\1/p' "$PROJECT/cni_quant
 
 # sources_checksum: of all that what is built depends on.
 sources_checksum() {
-    (cd "$PROJECT" && find cni_quantum_nat packaging/*.py packaging/*.spec packaging/launcher packaging/build pyproject.toml \
+    (cd "$PROJECT" && find cni_quantum_nat packaging/*.py packaging/*.spec packaging/launcher packaging/build packaging/requirements.lock pyproject.toml \
         -type f ! -path '*/__pycache__/*' -print0 |
         sort -z | xargs -0 sha256sum | sha256sum)
 }
