@@ -17,7 +17,8 @@ ASKED_FOR = [
 ]
 LOCK = (ROOT / "packaging" / "requirements.lock").read_text()
 LOCKED = {
-    name: (version, rest) for name, version, rest in re.findall(r"^([a-z0-9-]+)==(\S+)(.*(?:\n    .*)*)", LOCK, re.MULTILINE)
+    name: (version, rest)
+    for name, version, rest in re.findall(r"^([a-z0-9-]+)==(\S+)(.*(?:\n    .*)*)", LOCK, re.MULTILINE)
 }
 
 

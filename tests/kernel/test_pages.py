@@ -1,0 +1,101 @@
+"""What the pages tell a reader to type works: each block of shell commands is run, or is run by what the table names."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+from .plugin import publish
+
+if TYPE_CHECKING:
+    from .plugin import Plugin
+    from .world import Container, Host
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+class Block(NamedTuple):
+    """Commands, as a page shows them."""
+
+    page: str
+    commands: str
+
+    @property
+    def beginning(self) -> str:
+        return self.commands.partition("\n")[0]
+
+
+class Elsewhere(NamedTuple):
+    """Where a block is run, or something that stands for it: a file, and words that it has."""
+
+    page: str
+    beginning: str
+    file: str
+    words: str
+
+
+BLOCKS = [
+    Block(page.name, commands)
+    for page in PAGES
+    for commands in re.findall(r"^```bash\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+]
+ELSEWHERE = [
+    Elsewhere("README.md", "packaging/quickstart", "tests/run", "packaging/quickstart"),
+    Elsewhere("README.md", "tests/run", ".ci/run", "test_command"),
+    Elsewhere("CONTRIBUTING.md", "packaging/check", ".ci/run", "packaging/check"),
+    Elsewhere("development.md", "tests/run -k hairpin", "tests/run", 'run_pytest "${tests[@]}" "$@"'),
+    Elsewhere("getting-started.md", "packaging/build", "tests/run", "packaging/build"),
+    Elsewhere("kubernetes.md", "kubectl apply", "conformance/kubernetes", "build packaging/kubernetes/base"),
+    Elsewhere(
+        "kubernetes.md", "kubectl -n kube-system", "packaging/kubernetes/base/daemonset.yaml", "name: quantum-nat"
+    ),
+    Elsewhere("metrics.md", "quantum-nat metrics --listen", "tests/kernel/test_exporter.py", '"--listen"'),
+    Elsewhere("migrating-from-portmap.md", "nft delete table", "conformance/peers/test_migration.py", "```bash"),
+    Elsewhere("operations.md", "systemctl enable", "tests/unit/test_service.py", "quantum-nat-reconcile.service"),
+    Elsewhere("performance.md", "conformance/bench", "tests/unit/test_benchmark.py", "benchmark"),
+    Elsewhere("performance.md", "strace -f", "conformance/benchmark/costs.py", "strace"),
+    Elsewhere("reliability.md", "conformance/faults", "tests/kernel/test_faults.py", "faults_driver"),
+]
+
+
+def elsewhere(block: Block) -> list[Elsewhere]:
+    return [place for place in ELSEWHERE if place.page == block.page and block.beginning.startswith(place.beginning)]
+
+
+@pytest.mark.parametrize("place", ELSEWHERE, ids=lambda place: f"{place.page}: {place.beginning}")
+def test_what_is_run_elsewhere_is_on_its_page_and_is_run_there(place: Elsewhere) -> None:
+    assert [block for block in BLOCKS if place in elsewhere(block)]
+    assert place.words in (ROOT / place.file).read_text()
+
+
+@pytest.mark.parametrize(
+    "block", [block for block in BLOCKS if not elsewhere(block)], ids=lambda block: f"{block.page}: {block.beginning}"
+)
+def test_commands_work_as_they_stand_there(
+    block: Block, host: Host, container: Container, plugin: Plugin, tmp_path: Path
+) -> None:
+    plugin.add(container, publish(8080))
+    command = shlex.join([*plugin.command, "--state-dir", str(plugin.state_directory)])
+    (tmp_path / "quantum-nat").write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+    (tmp_path / "quantum-nat").chmod(0o755)
+    (tmp_path / "layers").mkdir()
+    script = f"""
+set -euo pipefail
+mount -t tmpfs none {tmp_path}/layers
+for place in /etc /usr/local /var/lib; do  # what is written there goes with this mount namespace
+    mkdir -p {tmp_path}/layers$place/{{upper,work}}
+    mount -t overlay none -o lowerdir=$place,upperdir={tmp_path}/layers$place/upper,workdir={tmp_path}/layers$place/work $place
+done
+mkdir -p /etc/cni/net.d /etc/bash_completion.d /usr/local/share/zsh/site-functions /etc/fish/completions /var/lib/prometheus/node-exporter
+cp {ROOT}/docs/conflists/podman.conflist /etc/cni/net.d/10-containers.conflist
+PATH={tmp_path}:$PATH
+{block.commands}"""
+    line = ["nsenter", f"--net={host.path}", "unshare", "--mount", "bash", "-c", script]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
