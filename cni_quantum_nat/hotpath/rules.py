@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     Field = Address | Subnet | str | int
     Fields = tuple[Field, ...]
 
-_NETWORK_MAPS = ("networks4", "networks6")
+_OF_ADDRESSES = ("subnets", "masqueraded", "outbound")  # how the sets begin whose key begins with a container's address
 _HOST_PORT_NAMES = (
     "host_ports",
     "host_ip_ports",
@@ -88,8 +88,9 @@ class Element:
 
     @property
     def address(self) -> Address | None:
-        """The container's address, where this is the element that says whose it is."""
-        return self.key[0] if self.set_name in _NETWORK_MAPS and isinstance(self.key[0], Address) else None
+        """The container's address, where this is one of the elements that say whose it is."""
+        first = self.key[0]
+        return first if self.set_name.startswith(_OF_ADDRESSES) and isinstance(first, Address) else None
 
     def __str__(self) -> str:
         data = f" : {_joined(self.data)}" if self.data else ""
