@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -29,10 +30,13 @@ PORTMAP = {
 
 
 def image(directory: Path, version: str) -> Path:
-    """Make what the image has in /quantum-nat."""
+    """Make what the image has in /quantum-nat: the archive, and what the Dockerfile copies there."""
     unpacked(directory, version, SCRIPT)
-    shutil.copy(ROOT / "packaging" / "kubernetes" / "install-node", directory)
-    shutil.copy(ROOT / "docs" / "conflists" / "containerd.conflist", directory / "10-quantum-nat.conflist")
+    dockerfile = (ROOT / "packaging" / "kubernetes" / "Dockerfile").read_text()
+    copied = re.findall(r"^COPY (\S+) /quantum-nat/(\S*)$", dockerfile, re.MULTILINE)
+    assert copied
+    for source, name in copied:
+        shutil.copy(ROOT / source, directory / name)
     return directory
 
 
