@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import pty
 import re
-import struct
-import subprocess
-import termios
 
 import pytest
 from cni_quantum_nat.admin.cli import _COMMANDS
 
 from .plugin import Plugin, publish
+from .terminal import on_terminal
 from .test_show import command
 from .world import Container
 
@@ -21,34 +16,10 @@ _COLUMNS = 80
 _PLAIN = {"TERM": "xterm", "NO_COLOR": "1"}
 
 
-def on_terminal(plugin: Plugin, *arguments: str, **environment: str) -> tuple[int, str]:
-    """Run a command with a terminal as its output; return its exit status and all that it wrote."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, _COLUMNS, 0, 0))
-    kept = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS")}
-    line = ["nsenter", f"--net={plugin.host.path}", "--", *plugin.command, "--state-dir", str(plugin.state_directory)]
-    with subprocess.Popen(
-        [*line, *arguments], stdin=theirs, stdout=theirs, stderr=theirs, env={**kept, **environment}
-    ) as process:
-        os.close(theirs)
-        written = b""
-        while chunk := _read(ours):
-            written += chunk
-    os.close(ours)
-    return process.returncode, written.decode().replace("\r\n", "\n")
-
-
-def _read(terminal: int) -> bytes:
-    try:
-        return os.read(terminal, 1 << 16)
-    except OSError:  # EIO: nobody has the other end any more
-        return b""
-
-
 @pytest.mark.frozen
 def test_a_long_list_of_ports_goes_on_in_the_next_line_and_loses_nothing(container: Container, plugin: Plugin) -> None:
     plugin.add(container, *(publish(port) for port in range(8080, 8092)))
-    status, shown = on_terminal(plugin, "list", **_PLAIN)
+    status, shown = on_terminal(plugin, "list", environment=_PLAIN)
     lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in shown.splitlines()]
     assert status == 0
     assert len(lines) > 2
@@ -74,13 +45,13 @@ def test_an_empty_list_is_a_header(plugin: Plugin) -> None:
 
 
 def test_the_header_is_bold_on_a_terminal_and_never_coloured(plugin: Plugin) -> None:
-    assert "\x1b[1m" in on_terminal(plugin, "list", TERM="xterm")[1]
-    assert "\x1b[3" not in on_terminal(plugin, "list", **_PLAIN)[1]
+    assert "\x1b[1m" in on_terminal(plugin, "list", environment={"TERM": "xterm"})[1]
+    assert "\x1b[3" not in on_terminal(plugin, "list", environment=_PLAIN)[1]
 
 
 def test_show_on_a_terminal_says_the_same_as_in_a_pipe(container: Container, plugin: Plugin) -> None:
     plugin.add(container, publish(8080))
-    _, shown = on_terminal(plugin, "show", container.id, TERM="xterm")
+    _, shown = on_terminal(plugin, "show", container.id, environment={"TERM": "xterm"})
     assert "In the kernel: as it should be" in shown
     assert "\x1b" not in shown
 
