@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .hotpath.errors import CniError
     from .slowpath.config import NatConfig
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 __all__ = ["CniError", "NatConfig", "NatManager", "NatRule", "NatType", "Network", "PortMapping", "Protocol"]
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from cni_quantum_nat import __version__
+
 PACKAGING = Path(__file__).parents[2] / "packaging"
 LISTING = """
  0x0000000000000001 (NEEDED)             Shared library: [libgmp.so.10]
@@ -64,3 +66,7 @@ def test_what_is_to_be_left_out_must_be_there_once() -> None:
     for text in ("import os\n", "import ssl\nimport ssl\n"):
         with pytest.raises(trim.NotAsExpected, match=r"module: .* is there [02] times and not once"):
             trim.trim(text, rules, "module")
+
+
+def test_the_daemonsets_image_is_of_this_version() -> None:
+    assert f"newTag: {__version__}\n" in (PACKAGING / "kubernetes" / "base" / "kustomization.yaml").read_text()
