@@ -55,9 +55,10 @@ make_venv() {
     printf '%s' "$wanted" >"$stamp"
 }
 
-# pip_install VENV ARGUMENT...: what is locked, compared with its hashes, and then the project, built with what is locked.
+# pip_install VENV ARGUMENT...: what is locked, compared with its hashes, and then the project, built with what is locked. Wheels alone: a
+# source would be built by what is not.
 pip_install() {
-    "$1/bin/pip" install --quiet --disable-pip-version-check --require-hashes --requirement "$PROJECT/packaging/requirements.lock"
+    "$1/bin/pip" install --quiet --disable-pip-version-check --require-hashes --only-binary :all: --requirement "$PROJECT/packaging/requirements.lock"
     "$1/bin/pip" install --quiet --disable-pip-version-check --no-deps --no-build-isolation "${@:2}"
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,9 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.kernel.world import run
+
 from .test_install import PROGRAM, unpacked
 
 ROOT = Path(__file__).parents[2]
+DOCKERFILE = ROOT / "packaging" / "kubernetes" / "Dockerfile"
 # The command line is the real one; what it prints without arguments says which version it is.
 SCRIPT = f'{PROGRAM.rstrip()}\nexec {sys.executable} -I -m cni_quantum_nat "$@"\n'.replace(
     "cat", "[ $# -gt 0 ] || exec cat"
@@ -29,15 +33,40 @@ PORTMAP = {
 }
 
 
+ARCHIVE = "quantum-nat-VERSION-linux-amd64"
+
+
+def instructions(dockerfile: Path) -> list[list[str]]:
+    """Return the Dockerfile's lines, in words, with the archive's name filled in."""
+    lines = [line for line in dockerfile.read_text().splitlines() if line and not line.startswith("#")]
+    return [shlex.split(line.replace("${ARCHIVE}", ARCHIVE)) for line in lines]
+
+
 def image(directory: Path, version: str) -> Path:
-    """Make what the image has in /quantum-nat: the archive, and what the Dockerfile copies there."""
-    unpacked(directory, version, SCRIPT)
-    dockerfile = (ROOT / "packaging" / "kubernetes" / "Dockerfile").read_text()
-    copied = re.findall(r"^COPY (\S+) /quantum-nat/(\S*)$", dockerfile, re.MULTILINE)
-    assert copied
-    for source, name in copied:
-        shutil.copy(ROOT / source, directory / name)
-    return directory
+    """Make what the Dockerfile makes of the archive and the sources, and return its /quantum-nat.
+
+    Only what concerns our files is done; an instruction that is not known here fails.
+    """
+    archive = directory / "dist" / f"{ARCHIVE}.tar.gz"
+    root = directory / "image"
+    root.mkdir(parents=True)
+    archive.parent.mkdir()
+    unpacked(directory / ARCHIVE, version, SCRIPT)
+    run("tar", "-C", str(directory), "-czf", str(archive), ARCHIVE)
+    for line in instructions(DOCKERFILE):
+        match line:
+            case ["ADD", source, target]:
+                run("tar", "-C", f"{root}{target}", "-xzf", str(directory / source))
+            case ["RUN", "mv", source, target]:
+                Path(f"{root}{source}").rename(f"{root}{target}")
+            case ["COPY", source, target]:
+                assert f"!{source}" in (ROOT / ".dockerignore").read_text().splitlines(), source
+                shutil.copy(ROOT / source, f"{root}{target}")
+            case ["FROM" | "ARG" | "ENTRYPOINT", *_] | ["RUN", "apt-get", *_]:
+                pass
+            case _:
+                pytest.fail(f"what does the image get of {line}?")
+    return root / "quantum-nat"
 
 
 @pytest.fixture
@@ -69,6 +98,16 @@ def write_list(node: Path, name: str = "10-containers.conflist") -> Path:
     file = node / "etc" / "cni" / "net.d" / name
     file.write_text(json.dumps(PORTMAP))
     return file
+
+
+def test_the_image_has_what_the_daemonset_runs(tmp_path: Path) -> None:
+    root = image(tmp_path / "1", "1.0").parent
+    manifest = (ROOT / "packaging" / "kubernetes" / "base" / "daemonset.yaml").read_text()
+    (entry,) = [json.loads(words) for words in re.findall(r"^ENTRYPOINT (.*)$", DOCKERFILE.read_text(), re.MULTILINE)]
+    commands = [*entry, *re.findall(r"command: \[([^,\]]*)", manifest)]
+    assert len(commands) > 1
+    for command in commands:
+        assert os.access(f"{root}{command}", os.X_OK), command
 
 
 def test_a_node_with_portmap_gets_the_program_and_its_list_changed(tmp_path: Path, node: Path) -> None:
