@@ -49,7 +49,7 @@ ELSEWHERE = [
     Elsewhere("README.md", "packaging/quickstart", "tests/run", "packaging/quickstart"),
     Elsewhere("README.md", "tests/run", ".ci/run", "test_command"),
     Elsewhere("CONTRIBUTING.md", "packaging/check", ".ci/run", "packaging/check"),
-    Elsewhere("development.md", "tests/run -k hairpin", "tests/run", 'run_pytest "${tests[@]}" "$@"'),
+    Elsewhere("development.md", "tests/run tests/kernel", "tests/run", 'run_pytest "$@"'),
     Elsewhere("getting-started.md", "packaging/build", "tests/run", "packaging/build"),
     Elsewhere("kubernetes.md", "kubectl apply", "conformance/kubernetes", "build packaging/kubernetes/base"),
     Elsewhere(
