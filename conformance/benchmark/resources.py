@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from .contenders import BACKENDS, OURS, OURS_PIP, Invocation, masquerade_of, portmap_of, run_in
@@ -10,18 +14,28 @@ from .figures import Key, Samples
 from .hosts import Host
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from contextlib import ExitStack
-    from pathlib import Path
 
     from .contenders import Programs
 
 SECTION = "resources"
 MEBIBYTES, COUNT = "MiB", "number"
-MEMORY, PROGRAMS, PROCESSES, CALLS = "peak memory", "programs started", "processes", "system calls"
+MEMORY, LARGEST = "peak memory, all its processes", "peak memory, the largest process"
+PROGRAMS, PROCESSES, CALLS = "programs started", "processes", "system calls"
+_DELAY_US = 20_000  # of each exit, so that what is alive then can be looked at
+_BETWEEN_LOOKS_S = 0.002
 _CALL = re.compile(r"^\d+ +(\w+)\(")
 _RESUMED_EXECVE = re.compile(r"^\d+ +<\.\.\. execve resumed>.* = 0$")
+_PEAK = re.compile(r"^VmHWM:\s+(\d+) kB$", re.MULTILINE)
 _NEW_PROCESS = ("clone", "clone3", "fork", "vfork")
+
+
+class Memory(NamedTuple):
+    """Resident memory at its peak, MiB: of the processes that are alive together, and of the largest one."""
+
+    all: float
+    largest: float
 
 
 class Trace(NamedTuple):
@@ -33,7 +47,7 @@ class Trace(NamedTuple):
 
 
 def measure(programs: Programs, rounds: int, stack: ExitStack, directory: Path) -> Samples:
-    """Run each call of each contender under time(1), and once under strace(1)."""
+    """Look at the memory of each call of each contender in each round, and at its system calls once."""
     samples = Samples()
     chosen = (OURS, OURS_PIP, *map(portmap_of, BACKENDS), *map(masquerade_of, BACKENDS))
     hosts = [Host(stack, programs.contenders()[name], directory) for name in chosen]
@@ -43,7 +57,9 @@ def measure(programs: Programs, rounds: int, stack: ExitStack, directory: Path) 
     for _ in range(rounds):
         for host in hosts:
             for verb in host.contender.verbs:
-                samples.add(_key(host, verb, MEMORY, MEBIBYTES), peak_memory(host, verb))
+                memory = peak_memory(host, verb)
+                samples.add(_key(host, verb, MEMORY, MEBIBYTES), memory.all)
+                samples.add(_key(host, verb, LARGEST, MEBIBYTES), memory.largest)
     for host in hosts:
         for verb in host.contender.verbs:
             trace = _trace(host, verb)
@@ -62,14 +78,43 @@ def _under(host: Host, verb: str, *tool: str) -> None:
     run_in(host.namespace.path, Invocation((*tool, *command), stdin, environment))
 
 
-def peak_memory(host: Host, verb: str) -> float:
-    """Return the peak resident memory of the largest of the processes that a call consists of, MiB.
+def peak_memory(host: Host, verb: str) -> Memory:
+    """Return what a call and what it starts have in memory; strace(1), which is not counted, holds each of them at its end."""
+    hold = f"--inject=exit_group:delay_enter={_DELAY_US}"
+    peak = Memory(0, 0)
+    with ThreadPoolExecutor(1) as executor:
+        call = executor.submit(_under, host, verb, "strace", "-f", "-qq", "-o", "/dev/null", "--trace=exit_group", hold)
+        while not call.done():
+            sizes = [size for name, size in _resident_below(os.getpid()) if name != "strace"]
+            peak = Memory(max(peak.all, sum(sizes)), max(peak.largest, *sizes, 0))
+            time.sleep(_BETWEEN_LOOKS_S)
+        call.result()
+    return peak
 
-    time(1) forks, so that what this interpreter has is not counted: Linux keeps the peak across execve(2).
+
+def _resident_below(parent: int) -> Iterator[tuple[str, float]]:
+    """Yield the program and the peak resident memory in MiB of the living descendants of a process.
+
+    Not of those that are still their parent's image: between vfork(2) and execve(2) they have its memory, and no other.
     """
-    output = host.private / "time"
-    _under(host, verb, "/usr/bin/time", "-f", "%M", "-o", str(output))
-    return int(output.read_text().split()[-1]) / 1024
+    for child in _children(parent):
+        try:
+            image = Path(f"/proc/{child}/exe").readlink()
+            if image != Path(f"/proc/{parent}/exe").readlink():
+                status = Path(f"/proc/{child}/status").read_text()
+                if found := _PEAK.search(status):
+                    yield image.name, int(found[1]) / 1024
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended
+        yield from _resident_below(child)
+
+
+def _children(process: int) -> list[int]:
+    try:
+        threads = list(Path(f"/proc/{process}/task").iterdir())
+        return [int(child) for thread in threads for child in (thread / "children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
 
 
 def _trace(host: Host, verb: str) -> Trace:

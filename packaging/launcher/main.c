@@ -5,7 +5,10 @@
  * name has its checksum: while one version replaces another, each program finds its own.
  */
 #define PY_SSIZE_T_CLEAN
+#define Py_BUILD_CORE /* for the two internal headers */
 #include <Python.h>
+#include <internal/pycore_code.h>
+#include <internal/pycore_import.h>
 #include <limits.h>
 #include <signal.h>
 #include <stdio.h>
@@ -19,6 +22,55 @@
 #error "packaging/build names the directory"
 #endif
 #define START "start" /* start.py */
+#if PY_VERSION_HEX >= 0x030D0000
+#error "CPython 3.13 and newer have no deep-frozen modules: what is below about them can go"
+#endif
+
+int __real__Py_Deepfreeze_Init(void);
+int __wrap__Py_Deepfreeze_Init(void);
+
+static int is_call(void)
+{
+    return getenv("CNI_COMMAND") != NULL;
+}
+
+static int intern_names(PyObject *object)
+{
+    PyCodeObject *code = (PyCodeObject *)object;
+    int status = _PyStaticCode_InternStrings(code);
+
+    for (Py_ssize_t i = 0; status == 0 && i < PyTuple_GET_SIZE(code->co_consts); i++) {
+        PyObject *constant = PyTuple_GET_ITEM(code->co_consts, i);
+
+        if (PyCode_Check(constant))
+            status = intern_names(constant);
+    }
+    return status;
+}
+
+/* The linker has the interpreter call this instead of _Py_Deepfreeze_Init (--wrap). CPython brings its most used modules along as objects,
+ * and at each start enters every name in their code into its table of strings, which writes to as many pages. A call needs a few of
+ * these modules; if it needs another one after all, that comes out of base_library.zip.
+ */
+int __wrap__Py_Deepfreeze_Init(void)
+{
+    static struct _frozen kept[4]; /* the last one ends it */
+    const struct _frozen *module;
+    int status = 0, count = 0;
+
+    if (!is_call())
+        return __real__Py_Deepfreeze_Init();
+    for (module = _PyImport_FrozenBootstrap; status == 0 && module->name; module++)
+        status = intern_names(module->get_code());
+    for (module = _PyImport_FrozenStdlib; status == 0 && module->name; module++) {
+        if (strcmp(module->name, "abc") && strcmp(module->name, "codecs") && strcmp(module->name, "io"))
+            continue;
+        status = intern_names(module->get_code());
+        kept[count++] = *module;
+    }
+    _PyImport_FrozenStdlib = kept;
+    return status;
+}
 
 static void require(PyStatus status)
 {
@@ -73,12 +125,16 @@ static void initialize(int argc, char **argv, const char *program, const char *i
     config.write_bytecode = 0;
     config.parse_argv = 0;
     /* Who waits for a call does not interrupt it; to look at every signal takes the interpreter a while. */
-    config.install_signal_handlers = getenv("CNI_COMMAND") == NULL;
+    config.install_signal_handlers = !is_call();
     signal(SIGPIPE, SIG_IGN); /* a warning that nobody reads is no reason to stop half-way */
     require(PyConfig_SetBytesArgv(&config, argc, argv));
     set_paths(&config, program, internal);
     PyImport_FrozenModules = frozen_modules;
+    config._init_main = 0;
     require(Py_InitializeFromConfig(&config));
+    if (is_call())
+        PyGC_Disable(); /* nothing lives long enough, and what follows would set it off */
+    require(_Py_InitializeMain());
     PyConfig_Clear(&config);
 }
 

@@ -39,9 +39,6 @@ sys._MEIPASS = sys.prefix
 sys._pyinstaller_pyz = f"{sys.prefix}/modules.pyz"
 is_call = b"CNI_COMMAND" in posix.environ
 if is_call:
-    import gc
-
-    gc.disable()  # nothing lives long enough here
     sys.meta_path.append(LastResort())
 else:
     install_archive()
