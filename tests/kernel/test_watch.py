@@ -91,10 +91,14 @@ class Conversation:
 
     def end(self) -> None:
         self._ends = True
-        for thread in reversed(self._threads):
-            thread.join(10)
+        answer, ask = self._threads
+        ask.join(10)
+        # Both: where the connection is broken, one does not hear that the other has ended it.
+        for side in (self._asking, self._answering):
             with suppress(OSError):
-                self._asking.shutdown(socket.SHUT_RDWR)
+                side.shutdown(socket.SHUT_RDWR)
+        answer.join(10)
+        assert not answer.is_alive()
 
     def _ask(self) -> None:
         try:
