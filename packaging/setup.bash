@@ -62,6 +62,13 @@ pip_install() {
     "$1/bin/pip" install --quiet --disable-pip-version-check --no-deps --no-build-isolation "${@:2}"
 }
 
+# check_code: lint, format and types.
+check_code() {
+    "$VENV/bin/ruff" check "$PROJECT"
+    "$VENV/bin/ruff" format --check "$PROJECT"
+    (cd "$PROJECT" && "$VENV/bin/mypy")
+}
+
 # source_date: the time that everything built bears, in seconds since the epoch: SOURCE_DATE_EPOCH, or the last commit's.
 source_date() {
     if [ -n "${SOURCE_DATE_EPOCH:-}" ]; then

@@ -238,12 +238,12 @@ class Trace:
         source = self._source or (self._destination if self._destination.is_loopback else None)
         if source is None:
             return False
-        attachment = self._attachment_of(held, address)
+        attachment = self._attachment_of(address, held)
         subnets = [e.network for e in attachment.endpoints if e.address == address] if attachment else []
         return source.is_loopback or any(subnet.contains(source) for subnet in subnets)
 
     def _deliver(self, address: Address, port: int) -> str:
-        attachment = self._attachment_of(None, address)
+        attachment = self._attachment_of(address)
         where = f"{address} port {port}/{self._protocol}"
         if attachment is None or not attachment.netns:
             return where
@@ -267,7 +267,7 @@ class Trace:
         return self._protocol not in ("tcp", "udp") or any(find_listeners(self._protocol, port, port))
 
     def _follow_out(self, source: Address) -> str:
-        attachment = self._attachment_of(None, source)
+        attachment = self._attachment_of(source)
         if attachment is None:
             raise Lost(
                 UNKNOWN, f"{source} is no container's on record, and {self._destination} no address of this host"
@@ -308,7 +308,7 @@ class Trace:
     def _found(self, element: Element) -> Element | None:
         return self._table.find([element])[0]
 
-    def _attachment_of(self, held: Element | None, address: Address) -> Attachment | None:
+    def _attachment_of(self, address: Address, held: Element | None = None) -> Attachment | None:
         """Return who has the address, or the element."""
         for attachment in self._host.records.attachments:
             if any(endpoint.address == address for endpoint in attachment.endpoints):
