@@ -79,7 +79,7 @@ source_date() {
 }
 
 # project_version: from the package.
-project_version() { sed -n 's/^__version__ = "\(.*\)"$/\1/p' "$PROJECT/cni_quantum_nat/__init__.py"; }
+project_version() { sed -n 's/^__version__ = "\(.*\)"$/\1/p' "$PROJECT/cni_quantum_nat/version.py"; }
 
 # sources_checksum: of all that what is built depends on.
 sources_checksum() {

@@ -95,7 +95,7 @@ def test_the_watch_sees_what_it_looks_for(attachment: Attachment, host: Host, tm
     """Without the table, ADD takes the detour and reads every record: what the tests above would fail at."""
     subprocess.run(["nsenter", f"--net={host.path}", "nft", "flush", "ruleset"], check=True)
     seen = watch(attachment, "ADD", tmp_path / "report")
-    assert "cni_quantum_nat.slowpath.libnftables" in seen["modules"]
+    assert "cni_quantum_nat.backends.nftables.programs" in seen["modules"]
     assert any(path.endswith("/attachments") for path in seen["opened"])
 
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Self
 
 import cni_quantum_nat
 import pytest
-from cni_quantum_nat.hotpath.nftables import NftablesTable
-from cni_quantum_nat.hotpath.table import LAYOUT
-from cni_quantum_nat.slowpath.libnftables import replace
+from cni_quantum_nat.backends.nftables.layout import LAYOUT
+from cni_quantum_nat.backends.nftables.programs import replace
+from cni_quantum_nat.backends.nftables.table import NftablesTable
 from conformance.faults_driver.flow import ECHO_PORT, Echo, Flow
 
 from .peer import inside

@@ -7,12 +7,20 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni_quantum_nat.admin.agreement import compare
-from cni_quantum_nat.hotpath.addresses import Address, Endpoint
-from cni_quantum_nat.hotpath.model import EXCLUSIVE, SPREAD, Attachment, AttachmentId, Inbound, Outbound, PortMapping
-from cni_quantum_nat.hotpath.rules import Element
-from cni_quantum_nat.hotpath.table import SETS, SHARED, SLOT, SLOTS
-from cni_quantum_nat.hotpath.together import JointPlan
+from cni_quantum_nat.backends.nftables.full_plan import JointPlan
+from cni_quantum_nat.backends.nftables.layout import SETS, SHARED, SLOT, SLOTS
+from cni_quantum_nat.backends.nftables.rules import Element
+from cni_quantum_nat.commands.reconcile.agreement import compare
+from cni_quantum_nat.model.addresses import Address, Endpoint
+from cni_quantum_nat.model.attachments import (
+    EXCLUSIVE,
+    SPREAD,
+    Attachment,
+    AttachmentId,
+    Inbound,
+    Outbound,
+    PortMapping,
+)
 
 SHARED_PORTS = (1, 2)
 

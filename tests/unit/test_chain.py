@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cni_quantum_nat.admin.chain import chained
+from cni_quantum_nat.commands.chain import chained
 
 if TYPE_CHECKING:
     from pathlib import Path

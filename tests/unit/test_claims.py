@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from cni_quantum_nat.hotpath.claims import PortClaims, free_ports
-from cni_quantum_nat.hotpath.model import PortMapping
-from cni_quantum_nat.hotpath.state import State
+from cni_quantum_nat.model.attachments import PortMapping
+from cni_quantum_nat.state.claims import PortClaims, free_ports
+from cni_quantum_nat.state.directory import State
 from tests.unit.attachments import attachment
 
 PORTS = st.sampled_from([1, 2, 8080, 65534, 65535])

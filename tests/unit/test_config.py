@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from cni_quantum_nat.hotpath.errors import CniError
-from cni_quantum_nat.hotpath.settings import state_of
-from cni_quantum_nat.slowpath.config import normalise
+from cni_quantum_nat.cni.configuration import normalise
+from cni_quantum_nat.cni.settings import state_of
+from cni_quantum_nat.model.errors import CniError
 
 DEFAULTS = {
     "ipForwarding": True,

@@ -11,9 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni_quantum_nat.hotpath import errors
-from cni_quantum_nat.hotpath.addresses import Address
-from cni_quantum_nat.hotpath.counters import (
+from cni_quantum_nat.backends.nftables.counts import counted
+from cni_quantum_nat.backends.nftables.rules import Element
+from cni_quantum_nat.connections.counts import add_gone, note_lost, settle
+from cni_quantum_nat.model import errors
+from cni_quantum_nat.model.addresses import Address
+from cni_quantum_nat.model.errors import CniError
+from cni_quantum_nat.state.counters import (
     BACKENDS,
     BUCKETS_MS,
     CODES,
@@ -25,10 +29,7 @@ from cni_quantum_nat.hotpath.counters import (
     counted_networks,
     counter_of,
 )
-from cni_quantum_nat.hotpath.errors import CniError
-from cni_quantum_nat.hotpath.flows import add_gone, note_lost, settle
-from cni_quantum_nat.hotpath.rules import Element
-from cni_quantum_nat.hotpath.state import State
+from cni_quantum_nat.state.directory import State
 
 CALL = st.tuples(
     st.sampled_from(BACKENDS),
@@ -191,7 +192,7 @@ def test_totals_never_go_backwards_and_are_never_more_than_there_was(events: lis
                 live[number] += 1
                 happened += 1
             elif event == "delete":
-                add_gone(state, "nftables", [dnat(live[number], number)])
+                add_gone(state, "nftables", counted([dnat(live[number], number)]))
                 live[number] = 0
             elif event == "flush":
                 live = [0, 0, 0, 0]
@@ -224,14 +225,16 @@ def test_without_word_of_deletions_a_decrease_is_one(steps: list[tuple[int, bool
 def test_what_goes_while_a_scrape_lists_is_not_counted_twice(state: State, file: CounterFile) -> None:
     count(file)
     before = file.read()
-    add_gone(state, "nftables", [dnat(8)])
+    add_gone(state, "nftables", counted([dnat(8)]))
     assert look(file, 8 + 4, before=before) == 12
     assert look(file, 4) == 12
 
 
 def test_what_nobody_owns_or_has_no_counters_is_no_network_s(state: State, file: CounterFile) -> None:
     count(file)
-    add_gone(state, "nftables", [dnat(1, owner=""), dnat(1, owner="shared"), dnat(1, owner="other/c/eth0"), dnat(1)])
+    add_gone(
+        state, "nftables", counted([dnat(1, owner=""), dnat(1, owner="shared"), dnat(1, owner="other/c/eth0"), dnat(1)])
+    )
     assert total(file.read()) == 1
     assert counted_networks(state) == ["net"]
 
@@ -253,7 +256,7 @@ def test_what_an_element_counts_is_known_by_its_set_and_where_it_leads(
     count(file)
     element = Element(set_name, (Address.parse("10.0.0.2"),), (chain,) if chain else (), "net/c/eth0")
     element.flows = 5
-    add_gone(state, "nftables", [element])
+    add_gone(state, "nftables", counted([element]))
     assert {kind: file.read().gone("nftables", kind) for kind in FLOW_TYPES} == {
         **dict.fromkeys(FLOW_TYPES, 0),
         kind: 5,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni_quantum_nat.hotpath.deal import deal
+from cni_quantum_nat.backends.nftables.distribution import deal
 
 MEMBERS = st.lists(st.sampled_from("abcdefghij"), min_size=1, max_size=8, unique=True)
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cni_quantum_nat.admin.doctor import rules
-from cni_quantum_nat.admin.doctor.chains import Ruleset
-from cni_quantum_nat.admin.doctor.evaluate import Packet, drops_of
-from cni_quantum_nat.admin.doctor.snapshot import Snapshot
-from cni_quantum_nat.hotpath.errors import CniError
-from cni_quantum_nat.hotpath.state import State
+from cni_quantum_nat.commands.doctor import rules
+from cni_quantum_nat.commands.doctor.chains import Ruleset
+from cni_quantum_nat.commands.doctor.evaluate import Packet, drops_of
+from cni_quantum_nat.commands.doctor.snapshot import Snapshot
+from cni_quantum_nat.model.errors import CniError
+from cni_quantum_nat.state.directory import State
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from cni_quantum_nat.hotpath import errors
+from cni_quantum_nat.model import errors
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "errors.md"
 

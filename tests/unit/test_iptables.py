@@ -9,9 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni_quantum_nat.hotpath.addresses import Address, Endpoint
-from cni_quantum_nat.hotpath.model import Attachment, AttachmentId, Inbound, Outbound, PortMapping
-from cni_quantum_nat.slowpath.iptables_rules import (
+from cni_quantum_nat.backends.iptables.rules import (
     FIXED_CHAINS,
     chains_of,
     fixed_rules,
@@ -19,7 +17,9 @@ from cni_quantum_nat.slowpath.iptables_rules import (
     own_chains,
     plan_rules,
 )
-from cni_quantum_nat.slowpath.iptables_text import Listing, Script, begin_anew, owner_of, remove_owners
+from cni_quantum_nat.backends.iptables.text import Listing, Script, begin_anew, owner_of, remove_owners
+from cni_quantum_nat.model.addresses import Address, Endpoint
+from cni_quantum_nat.model.attachments import Attachment, AttachmentId, Inbound, Outbound, PortMapping
 
 # What protocol.py lets through as names.
 NAMES = st.from_regex(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]{0,80}", fullmatch=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from cni_quantum_nat.admin.cli import _COMMANDS
+from cni_quantum_nat.commands.cli import _COMMANDS
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "dist" / "quantum-nat.8"

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni_quantum_nat.hotpath.addresses import Address, Endpoint
-from cni_quantum_nat.hotpath.jsontext import dumps, loads
-from cni_quantum_nat.hotpath.model import (
+from cni_quantum_nat.model.addresses import Address, Endpoint
+from cni_quantum_nat.model.attachments import (
     BY_CLIENT,
     EXCLUSIVE,
     OWNER_MAX_BYTES,
@@ -22,6 +21,7 @@ from cni_quantum_nat.hotpath.model import (
     Outbound,
     PortMapping,
 )
+from cni_quantum_nat.model.json_text import dumps, loads
 
 NAMES = st.from_regex(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]{0,199}", fullmatch=True)
 INTERFACES = st.text(

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni_quantum_nat.hotpath.errors import CniError
-from cni_quantum_nat.hotpath.ports import parse_port_mappings
+from cni_quantum_nat.model.errors import CniError
+from cni_quantum_nat.ports.mappings import parse_port_mappings
 
 ANYTHING = (
     st.none() | st.booleans() | st.integers(-1, 70000) | st.text(max_size=8) | st.lists(st.integers(), max_size=2)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from cni_quantum_nat.hotpath import protocol
-from cni_quantum_nat.hotpath.errors import CniError
+from cni_quantum_nat.cni import protocol
+from cni_quantum_nat.model.errors import CniError
 
 RESULT = {
     "cniVersion": "1.0.0",

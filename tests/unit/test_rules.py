@@ -8,15 +8,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni_quantum_nat.hotpath import encoding, netlink
-from cni_quantum_nat.hotpath.addresses import Address, Endpoint, Subnet
-from cni_quantum_nat.hotpath.model import Attachment, AttachmentId, Inbound, Outbound, PortMapping
-from cni_quantum_nat.hotpath.rules import Element, plan_rules
-from cni_quantum_nat.hotpath.table import ADDRESS4, ADDRESS6, GOTO, INTERFACE, JUMP, PORT, PROTOCOL, SETS, SLOT
-from cni_quantum_nat.hotpath.together import plan_together
+from cni_quantum_nat.backends.nftables import encoding
+from cni_quantum_nat.backends.nftables.full_plan import plan_together
+from cni_quantum_nat.backends.nftables.layout import (
+    ADDRESS4,
+    ADDRESS6,
+    GOTO,
+    INTERFACE,
+    JUMP,
+    PORT,
+    PROTOCOL,
+    SETS,
+    SLOT,
+)
+from cni_quantum_nat.backends.nftables.rules import Element, plan_rules
+from cni_quantum_nat.kernel import netlink
+from cni_quantum_nat.model.addresses import Address, Endpoint, Subnet
+from cni_quantum_nat.model.attachments import Attachment, AttachmentId, Inbound, Outbound, PortMapping
 
 if TYPE_CHECKING:
-    from cni_quantum_nat.hotpath.rules import Field
+    from cni_quantum_nat.backends.nftables.rules import Field
 
 
 def attachment(container: str, address: str, age: float, port: int = 8080, network: str = "net") -> Attachment:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
-from cni_quantum_nat.hotpath.addresses import Endpoint
-from cni_quantum_nat.hotpath.rules import plan_rules
-from cni_quantum_nat.hotpath.table import CHAIN_USE, GOTO, JUMP, ORDINARY, ORDINARY_LENGTHS, SETS
-from cni_quantum_nat.slowpath.ruleset import table_text
+from cni_quantum_nat.backends.nftables.layout import CHAIN_USE, GOTO, JUMP, ORDINARY, ORDINARY_LENGTHS, SETS
+from cni_quantum_nat.backends.nftables.rules import plan_rules
+from cni_quantum_nat.backends.nftables.text import table_text
+from cni_quantum_nat.model.addresses import Endpoint
 from tests.unit.attachments import attachment
 
 TEXT = table_text("quantum")

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from cni_quantum_nat.hotpath.errors import CniError
-from cni_quantum_nat.slowpath.config import NatConfig, normalise
+from cni_quantum_nat.cni.configuration import NatConfig, normalise
+from cni_quantum_nat.model.errors import CniError
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "configuration.md"

@@ -16,10 +16,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from cni_quantum_nat.hotpath import lock as lock_module
-from cni_quantum_nat.hotpath.errors import CniError
-from cni_quantum_nat.hotpath.model import AttachmentId
-from cni_quantum_nat.hotpath.state import State
+from cni_quantum_nat.model.attachments import AttachmentId
+from cni_quantum_nat.model.errors import CniError
+from cni_quantum_nat.state import lock as lock_module
+from cni_quantum_nat.state.directory import State
 from tests.unit.attachments import attachment
 
 

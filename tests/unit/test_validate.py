@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from cni_quantum_nat.admin.jsonfile import decode
-from cni_quantum_nat.hotpath.errors import CniError
-from cni_quantum_nat.slowpath.config import normalise
+from cni_quantum_nat.cni.configuration import normalise
+from cni_quantum_nat.commands.jsonfile import decode
+from cni_quantum_nat.model.errors import CniError
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 OURS = {"type": "quantum-nat", "capabilities": {"portMappings": True}}
