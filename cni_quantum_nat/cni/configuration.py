@@ -11,8 +11,7 @@ from pydantic.alias_generators import to_camel
 from ..model.attachments import BY_CLIENT, SPREAD
 from ..model.errors import InvalidConfiguration
 from .conditions import backend_of, check_conditions
-from .explain import Problem, explain
-from .settings import state_of
+from .explain import explain
 
 _LAST_PORT = 65535
 # What the other backend has no means for, by attribute.
@@ -226,14 +225,14 @@ def _address(text: str) -> IPv4Address | IPv6Address:
 def normalise(configuration: dict[str, Any]) -> dict[str, Any]:
     """Validate, and return what the hot path's Settings read; CniError(7) names key and value."""
     try:
-        config = _validate(configuration)
+        config = validated(configuration)
     except ValidationError as error:
         message = "; ".join(problem.message for problem in explain(error, configuration))
         raise InvalidConfiguration(message) from error
     return normalised(config)
 
 
-def _validate(configuration: dict[str, Any]) -> NatConfig:
+def validated(configuration: dict[str, Any]) -> NatConfig:
     """Read the keys of JSON; the names that Python's side has for them are unknown keys there, and ignored."""
     foreign = NatConfig.model_fields.keys() - set(map(to_camel, NatConfig.model_fields))
     return NatConfig.model_validate({key: value for key, value in configuration.items() if key not in foreign})
@@ -262,18 +261,3 @@ def normalised(config: NatConfig) -> dict[str, Any]:
         "markMasqBit": config.mark_masq_bit,
         "externalSetMarkChain": config.external_set_mark_chain or "",
     }
-
-
-def problems_of(configuration: dict[str, Any]) -> list[Problem]:
-    """Return what ADD would refuse in this configuration, in its words."""
-    problems = []
-    try:
-        _validate(configuration)
-    except ValidationError as error:
-        problems = explain(error, configuration)
-    if not any(problem.path[:1] == ("stateDir",) for problem in problems):
-        try:
-            state_of(configuration)
-        except InvalidConfiguration as error:
-            problems.append(Problem(("stateDir",), error.message))
-    return problems

@@ -35,7 +35,7 @@ def run() -> int:
             protocol.print_result(protocol.version_report(raw))
             return 0
         configuration = protocol.parse_configuration(raw)
-        counter = _counter_of(configuration, environment.command, started_at)
+        counter = counter_of(configuration, environment.command, started_at)
         version = protocol.check_version(configuration, environment.command)
         _VERBS[environment.command](environment, configuration, version)
     except CniError as error:
@@ -102,7 +102,7 @@ _VERBS: dict[str, Callable[[Environment, dict[str, Any], str], None]] = {
 }
 
 
-def _counter_of(configuration: dict[str, Any], verb: str, started_at: float) -> CallCounter | None:
+def counter_of(configuration: dict[str, Any], verb: str, started_at: float) -> CallCounter | None:
     """Return what counts the call; None where it does not say whose it is, or `metrics` is not true."""
     if configuration.get("metrics", True) is not True:
         return None

@@ -6,9 +6,9 @@ import argparse
 import os
 import sys
 
-from .. import __version__
 from ..model.errors import CniError
 from ..state.directory import DEFAULT_DIRECTORY
+from ..version import __version__
 from . import chain as chain_command
 from . import completion as completion_command
 from . import connections as connections_command

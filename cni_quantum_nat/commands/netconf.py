@@ -10,6 +10,7 @@ from ..model.errors import InvalidConfiguration
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ..cni.explain import Problem
     from .jsonfile import Path
 
 ERROR, WARNING = "error", "warning"
@@ -147,12 +148,9 @@ def _takes_ports(plugin: dict[str, Any]) -> bool:
 
 
 def _check_ours(plugin: dict[str, Any], path: Path) -> Iterator[Finding]:
-    from ..cni.configuration import (  # pydantic: 70 ms that a shell's completion need not wait for
-        NatConfig,
-        problems_of,
-    )
+    from ..cni.configuration import NatConfig  # pydantic: 70 ms that a shell's completion need not wait for
 
-    for problem in problems_of(plugin):
+    for problem in _problems_of(plugin):
         yield Finding((*path, *problem.path), ERROR, problem.message)
     capabilities = plugin.get("capabilities", {})
     if isinstance(capabilities, dict) and capabilities.get("portMappings") in (None, False):
@@ -174,3 +172,25 @@ def _check_spelling(plugin: dict[str, Any], path: Path, known: set[str]) -> Iter
         if key not in known and alike:
             meant = by_lower_case[alike[0]]
             yield Finding((*path, key), WARNING, f"this key is not known, and is ignored; did you mean {meant}?")
+
+
+def _problems_of(configuration: dict[str, Any]) -> list[Problem]:
+    """Return what ADD would refuse in this configuration, in its words."""
+    # pydantic's weight, for `validate` alone
+    from pydantic import ValidationError
+
+    from ..cni.configuration import validated
+    from ..cni.explain import Problem, explain
+    from ..cni.settings import state_of
+
+    problems = []
+    try:
+        validated(configuration)
+    except ValidationError as error:
+        problems = explain(error, configuration)
+    if not any(problem.path[:1] == ("stateDir",) for problem in problems):
+        try:
+            state_of(configuration)
+        except InvalidConfiguration as error:
+            problems.append(Problem(("stateDir",), error.message))
+    return problems

@@ -91,7 +91,7 @@ def messages_of(file: str) -> list[Message]:
 def _read(file: str) -> bytes:
     if file == "-":
         return sys.stdin.buffer.read(_MAX_BYTES + 1)
-    with open(file, "rb") as stream:  # noqa: PTH123 - a path object would add nothing
+    with open(file, "rb") as stream:
         return stream.read(_MAX_BYTES + 1)
 
 

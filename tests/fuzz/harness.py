@@ -19,8 +19,8 @@ from cni_quantum_nat.state import counters
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cni_quantum_nat.cni.settings import Settings
     from cni_quantum_nat.model.attachments import Attachment
+    from cni_quantum_nat.model.settings import Settings
 
 DEFECT = 199
 _FIELD = r'(?:[0-9a-f.:]+|tcp|udp|sctp|\d+(?:/\d+)?|"[^"\n]*")'

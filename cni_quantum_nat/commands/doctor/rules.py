@@ -13,7 +13,7 @@ from ...backends.nftables.programs import build
 from ...backends.nftables.table import NftablesTable
 from ...model.errors import CniError
 from ...state.files import Foreign
-from ..reconcile.reconcile import reconcile
+from ..reconcile.repair import reconcile
 from .child import ask_in_new_namespace
 from .finding import Finding
 from .snapshot import list_json

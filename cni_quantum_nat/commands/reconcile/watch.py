@@ -21,11 +21,11 @@ from ...backends.iptables.rules import FIXED_CHAINS
 from ...model.errors import CniError
 from .anchor import Anchor
 from .notifications import Event, Kind, Notifications
-from .reconcile import as_json, reconcile, summary
+from .repair import as_json, reconcile, summary
 
 if TYPE_CHECKING:
     from ...state.directory import State
-    from .reconcile import Outcome
+    from .repair import Outcome
 
 _QUIET_S = 0.02  # a DEL deletes elements first and the record a moment later
 _RESTLESS_S = 1.0  # then it is looked at all the same

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from cni_quantum_nat.backends.nftables.counts import counted
 from cni_quantum_nat.backends.nftables.rules import Element
+from cni_quantum_nat.cni.entry import counter_of
 from cni_quantum_nat.connections.counts import add_gone, note_lost, settle
 from cni_quantum_nat.model import errors
 from cni_quantum_nat.model.addresses import Address
@@ -27,7 +28,6 @@ from cni_quantum_nat.state.counters import (
     Cells,
     CounterFile,
     counted_networks,
-    counter_of,
 )
 from cni_quantum_nat.state.directory import State
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CHANGELOG = "# Changelog\n\n## Unreleased\n\n## 2.5.0 - 2031-01-31\n\n### Added\n\n- A thing.\n"
 BUILT = {
     "tarball": "quantum-nat-2.5.0-linux-amd64.tar.gz",
@@ -42,7 +42,7 @@ def project(tmp_path: Path) -> Path:
         write_script(packaging / command, f"mkdir -p dist; echo {command} >dist/{name}")
     write_script(packaging / "reproducible", "(cd dist && find . -maxdepth 1 -type f -exec sha256sum {} +)")
     (project / "cni_quantum_nat").mkdir()
-    (project / "cni_quantum_nat" / "__init__.py").write_text('__version__ = "2.5.0"\n')
+    (project / "cni_quantum_nat" / "version.py").write_text('__version__ = "2.5.0"\n')
     (project / "CHANGELOG.md").write_text(CHANGELOG)
     (project / ".gitignore").write_text("dist/\n")
     git(project, "init", "--quiet")
@@ -98,7 +98,7 @@ def test_a_version_that_is_tagged_is_refused(project: Path) -> None:
 
 
 def test_what_is_no_version_is_refused(project: Path) -> None:
-    (project / "cni_quantum_nat" / "__init__.py").write_text('__version__ = "2.5.0.dev1"\n')
+    (project / "cni_quantum_nat" / "version.py").write_text('__version__ = "2.5.0.dev1"\n')
     commit(project)
     assert "no version to release: '2.5.0.dev1'" in refused(project)
 

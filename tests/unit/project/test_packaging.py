@@ -11,7 +11,7 @@ import pytest
 
 from cni_quantum_nat import __version__
 
-PACKAGING = Path(__file__).parents[2] / "packaging"
+PACKAGING = Path(__file__).parents[3] / "packaging"
 LISTING = """
  0x0000000000000001 (NEEDED)             Shared library: [libgmp.so.10]
  0x0000000000000001 (NEEDED)             Shared library: [libc.so.6]

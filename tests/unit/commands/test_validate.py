@@ -15,7 +15,7 @@ from cni_quantum_nat.cni.configuration import normalise
 from cni_quantum_nat.commands.jsonfile import decode
 from cni_quantum_nat.model.errors import CniError
 
-PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
+PAGE = Path(__file__).parents[3] / "docs" / "configuration.md"
 OURS = {"type": "quantum-nat", "capabilities": {"portMappings": True}}
 BRIDGE = {"type": "bridge", "hairpinMode": True}
 

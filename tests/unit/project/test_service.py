@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-SERVICE = Path(__file__).parents[2] / "packaging" / "systemd" / "quantum-nat-reconcile.service"
+SERVICE = Path(__file__).parents[3] / "packaging" / "systemd" / "quantum-nat-reconcile.service"
 MOST_EXPOSURE = 2.2  # of 10, by systemd's own measure
 
 

@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator
 from cni_quantum_nat.cni.configuration import NatConfig, normalise
 from cni_quantum_nat.model.errors import CniError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs" / "configuration.md"
 PLUGIN = ROOT / "docs" / "quantum-nat.schema.json"
 CONFLIST = ROOT / "docs" / "quantum-nat.conflist.schema.json"

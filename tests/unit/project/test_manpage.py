@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cni_quantum_nat.commands.cli import _COMMANDS
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "dist" / "quantum-nat.8"
 
 

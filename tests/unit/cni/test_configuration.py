@@ -124,7 +124,7 @@ def test_a_state_directory_must_be_an_absolute_path(directory: object) -> None:
 
 READ_SETTINGS = """
 import sys
-from cni_quantum_nat.hotpath.settings import read_settings, state_of
+from cni_quantum_nat.cni.settings import read_settings, state_of
 
 configuration = {"stateDir": sys.argv[1], "masquerade": sys.argv[2], "prevResult": sys.argv[3]}
 state = state_of(configuration)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.fuzz.harness import assert_is_an_answer, call
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FUZZ_SECONDS = 15
 HOSTILE = st.sampled_from(
     [

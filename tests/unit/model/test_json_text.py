@@ -59,7 +59,7 @@ def test_a_value_without_a_json_form_is_refused() -> None:
 @pytest.mark.parametrize("text", ['{"a": ', '{"a"', '"a', "[1 2]", '{"a": 1,}', '"\\x"', '"\n"', "[" * 100_000])
 def test_what_is_not_json_is_a_value_error_in_a_process_that_has_no_json_module(text: str) -> None:
     script = (
-        "import sys; from cni_quantum_nat.hotpath.jsontext import loads; assert 'json' not in sys.modules\n"
+        "import sys; from cni_quantum_nat.model.json_text import loads; assert 'json' not in sys.modules\n"
         f"try: loads({text[:10]!r} * {len(text) // len(text[:10])})\nexcept ValueError: print('refused')"
     )
     done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, check=True)
