@@ -21,6 +21,7 @@ from .model.addresses import Address, Endpoint
 from .model.errors import INTERNAL, CniError, HostPortConflict, InvalidConfiguration
 from .model.settings import Settings
 from .nat.manager import NatManager as Manager
+from .nat.records import Records, here_of
 from .nat.rules import ANY_NETWORK, NatRule, NatType, Protocol, rules_of
 from .ports.mappings import check_localhost, parse_entry
 from .state.counters import CallCounter, CounterFile
@@ -203,11 +204,11 @@ class NatManager:
         return attachment
 
     def _records(self) -> list[model.Attachment]:
-        damaged: list[CniError] = []
-        records = sorted(State(self._config.state_dir).attachments(damaged), key=lambda a: a.created_at)
-        if damaged:
-            raise damaged[0]
-        return records
+        state = State(self._config.state_dir)
+        records = Records(state, here_of(state))
+        if records.damaged:
+            raise records.damaged[0]
+        return records.attachments
 
     def _attachment(
         self, container_id: str, interface: str, endpoint: Endpoint, *, is_network: bool = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -38,6 +38,16 @@ def _check_range(text: str) -> str:
     return text
 
 
+def _check_network(text: str) -> str:
+    try:
+        network = ip_network(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r} is not a network CIDR: {error}") from error
+    if network.prefixlen == 0:
+        raise ValueError(f'{text} is every address: say "masquerade": false instead')
+    return str(network)
+
+
 Interface = Annotated[str, AfterValidator(_check_interface)]
 Port = Annotated[int, Field(ge=1, le=_LAST_PORT)]
 PortRange = Annotated[str, AfterValidator(_check_range)]
@@ -69,6 +79,10 @@ class NatConfig(BaseModel):
             "Give what leaves the container's own subnet the host's address: both families, one, or none. "
             "Never within the subnet, never multicast."
         ),
+    )
+    no_masquerade_to: list[Annotated[str, AfterValidator(_check_network)]] = Field(
+        default_factory=list,
+        description="Destinations, as CIDRs, that always see the container's own address: pod networks of other nodes, for example.",
     )
     external_interface: Interface | list[Interface] | None = Field(
         default=None,
@@ -233,9 +247,20 @@ def normalise(configuration: dict[str, Any]) -> dict[str, Any]:
 
 
 def validated(configuration: dict[str, Any]) -> NatConfig:
-    """Read the keys of JSON; the names that Python's side has for them are unknown keys there, and ignored."""
-    foreign = NatConfig.model_fields.keys() - set(map(to_camel, NatConfig.model_fields))
-    return NatConfig.model_validate({key: value for key, value in configuration.items() if key not in foreign})
+    """Read the keys of JSON, where null is as absent; pydantic's ValidationError, or CniError(7) for a key in another case.
+
+    The names that Python's side has for the keys are unknown keys there, and ignored, as CNI asks.
+    """
+    known = {to_camel(name): name for name in NatConfig.model_fields}
+    spelling = {key.lower(): key for key in known}
+    for key in configuration:
+        if key not in known and key.lower() in spelling:
+            raise InvalidConfiguration(
+                f"key {key!r} is spelled {spelling[key.lower()]!r}: other plugins take it in any case, and this one would ignore it"
+            )
+    return NatConfig.model_validate(
+        {key: value for key, value in configuration.items() if key in known and value is not None}
+    )
 
 
 def normalised(config: NatConfig) -> dict[str, Any]:
@@ -246,6 +271,7 @@ def normalised(config: NatConfig) -> dict[str, Any]:
         "backend": config.backend,
         "ipForwarding": config.ip_forwarding,
         "masquerade": config.families,
+        "noMasqueradeTo": config.no_masquerade_to,
         "externalInterface": [interfaces] if isinstance(interfaces, str) else interfaces,
         "snatAddress": config.snat_address,
         "portRange": [int(port) for port in config.port_range.split("-")],

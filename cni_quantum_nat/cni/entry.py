@@ -1,11 +1,14 @@
-"""What a runtime calls: ADD, DEL, CHECK, GC, STATUS, VERSION. Read -> validate -> apply -> print."""
+"""What a runtime calls: ADD, DEL, CHECK, GC, STATUS, VERSION. Read -> validate -> apply -> print.
+
+A pod's start waits for this module.
+"""
 
 from __future__ import annotations
 
 import time
 
 from ..kernel.stderr import warn
-from ..model.attachments import Attachment
+from ..model.attachments import NOWHERE, Attachment
 from ..model.errors import INTERNAL, IO_FAILURE, CniError
 from ..nat.manager import NatManager
 from ..ports.mappings import parse_port_mappings
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
     from ..model.settings import Settings
     from .protocol import Environment
 
-_NO_NAMESPACE = (0, 0)  # DEL may come when it is gone, and has no use for it
+_NO_NAMESPACE = protocol.Namespace("", NOWHERE, NOWHERE)  # DEL may come when it is gone, and has no use for it
 
 
 def run() -> int:
@@ -32,21 +35,22 @@ def run() -> int:
         environment = protocol.read_environment()
         raw = protocol.read_standard_input()
         if environment.command == "VERSION":
-            protocol.print_result(protocol.version_report(raw))
+            protocol.print_result(protocol.encode_result(protocol.version_report(raw)))
             return 0
         configuration = protocol.parse_configuration(raw)
+        version = protocol.version_of(configuration)
         counter = counter_of(configuration, environment.command, started_at)
-        version = protocol.check_version(configuration, environment.command)
+        protocol.check_version(configuration, environment.command)
         _VERBS[environment.command](environment, configuration, version)
     except CniError as error:
         code = error.code
-        protocol.print_result(error.as_result(version))
+        protocol.print_result(protocol.encode_result(error.as_result(version)))
     except OSError as error:
         code = IO_FAILURE
-        protocol.print_result(_system_failure(error).as_result(version))
+        protocol.print_result(protocol.encode_result(_system_failure(error).as_result(version)))
     except Exception as error:  # noqa: BLE001 - a runtime reads an error object, never a traceback
         code = INTERNAL
-        protocol.print_result(_internal(error).as_result(version))
+        protocol.print_result(protocol.encode_result(_internal(error).as_result(version)))
     finally:
         if counter is not None:
             counter.count(code)
@@ -55,19 +59,19 @@ def run() -> int:
 
 def _add(environment: Environment, configuration: dict[str, Any], version: str) -> None:
     result = protocol.previous_result(configuration, "ADD")
-    netns_identity = protocol.find_namespace(environment)
+    answer = protocol.encode_result(protocol.result_in_version(result, version))
+    namespace = protocol.find_namespace(environment)
     with _manager_of(configuration) as manager:
         settings = _settings_of(configuration, manager)
-        attachment = read_attachment(environment, configuration, settings, netns_identity)
-        manager.add(attachment, settings)
-    protocol.print_result(protocol.result_in_version(result, version))
+        manager.add(read_attachment(environment, configuration, settings, namespace), settings)
+    protocol.print_result(answer)
 
 
 def _check(environment: Environment, configuration: dict[str, Any], _version: str) -> None:
-    netns_identity = protocol.find_namespace(environment)
+    namespace = protocol.find_namespace(environment)
     with _manager_of(configuration) as manager:
         settings = _settings_of(configuration, manager)
-        manager.check(read_attachment(environment, configuration, settings, netns_identity))
+        manager.check(read_attachment(environment, configuration, settings, namespace))
 
 
 def _del(environment: Environment, configuration: dict[str, Any], _version: str) -> None:
@@ -104,7 +108,7 @@ _VERBS: dict[str, Callable[[Environment, dict[str, Any], str], None]] = {
 
 def counter_of(configuration: dict[str, Any], verb: str, started_at: float) -> CallCounter | None:
     """Return what counts the call; None where it does not say whose it is, or `metrics` is not true."""
-    if configuration.get("metrics", True) is not True:
+    if configuration.get("metrics") not in (True, None):
         return None
     try:
         file = CounterFile(state_of(configuration), protocol.network_name(configuration))
@@ -135,18 +139,22 @@ def _move_network(configuration: dict[str, Any], manager: NatManager) -> None:
 
 
 def read_attachment(
-    environment: Environment, configuration: dict[str, Any], settings: Settings, netns_identity: tuple[int, int]
+    environment: Environment, configuration: dict[str, Any], settings: Settings, namespace: protocol.Namespace
 ) -> Attachment:
     """Return what the call asks for; host ports that are to be allocated are 0."""
     result = protocol.previous_result(configuration, environment.command)
     endpoints = protocol.endpoints_of(result, environment.interface)
+    families = {endpoint.address.family for endpoint in endpoints}
+    mappings = parse_port_mappings(configuration, ipv6_localhost=settings.inbound.ipv6_localhost)
     attachment = Attachment(
         protocol.attachment_id(environment, configuration),
         backend=settings.backend,
         netns=environment.netns,
-        netns_identity=netns_identity,
+        netns_identity=namespace.identity,
+        netns_directory=namespace.directory,
         endpoints=endpoints,
-        port_mappings=parse_port_mappings(configuration, ipv6_localhost=settings.inbound.ipv6_localhost),
+        # The others are for addresses that the container does not have: nothing follows from them.
+        port_mappings=[mapping for mapping in mappings if any(map(mapping.serves, families))],
         outbound=outbound_for(settings, endpoints),
         inbound=settings.inbound,
         established_timeout_s=settings.established_timeout_s,

@@ -13,6 +13,7 @@ ALLOWED = {
     "backend": '"nftables" or "iptables"',
     "ipForwarding": _BOOLEAN,
     "masquerade": 'true, false, "ipv4" or "ipv6"',
+    "noMasqueradeTo": 'a list of network CIDRs, "10.244.0.0/16"',
     "externalInterface": 'the name of an interface, a list of names, or "default"',
     "snatAddress": "an IP address, or a list of at most one of each family",
     "portRange": 'a first and a last port, "32768-60999"',

@@ -1,10 +1,13 @@
-"""The CNI protocol: environment and stdin in, one JSON object on stdout out (specification 0.3.0 to 1.1.0)."""
+"""The CNI protocol: environment and standard input in, one JSON object on standard output out (specification 0.1.0 to 1.1.0).
+
+A pod's start waits for this module.
+"""
 
 from __future__ import annotations
 
 import posix
 
-from ..kernel.namespaces import namespace_identity
+from ..kernel.namespaces import directory_of, identity, is_namespace, own_namespace
 from ..model.addresses import Endpoint
 from ..model.attachments import AttachmentId
 from ..model.errors import (
@@ -21,8 +24,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 LATEST = "1.1.0"
+_WITHOUT_LIST_OF_IPS = ("0.1.0", "0.2.0")  # the result has ip4 and ip6 instead
 _FIRST_VERSION_OF = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
 _WITHOUT_IP_VERSION = ("1.0.0", "1.1.0")
 
@@ -38,7 +42,6 @@ _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWX
 _NAME_MAX_BYTES = 200  # names become file names, two of them with a suffix
 _INTERFACE_MAX_BYTES = 15
 _MOST_INPUT_BYTES = 1 << 24  # 28,000 port mappings, or as many attachments for GC, take a quarter of it
-_OWN_NAMESPACE = "/proc/self/ns/net"
 
 
 class Environment:
@@ -98,18 +101,35 @@ def _check_interface(name: str) -> None:
         )
 
 
-def find_namespace(environment: Environment) -> tuple[int, int]:
-    """Return the identity of the container's network namespace; CniError(4) when there is none, 8 when it is ours."""
-    identity = namespace_identity(environment.netns)
-    if identity is None:
-        raise InvalidEnvironment(f"CNI_NETNS is {environment.netns!r}: there is no such network namespace")
-    if identity == namespace_identity(_OWN_NAMESPACE) and _variable("CNI_NETNS_OVERRIDE").lower() not in ("true", "1"):
+class Namespace:
+    """The container's network namespace: its path, the identity of what the path names, and of the directory that it is in."""
+
+    __slots__ = ("directory", "identity", "path")
+
+    def __init__(self, path: str, found: tuple[int, int], directory: tuple[int, int]) -> None:
+        self.path = path
+        self.identity = found
+        self.directory = directory
+
+
+def find_namespace(environment: Environment) -> Namespace:
+    """Return the container's network namespace; CniError(4) when there is none, 8 when it is the plugin's own."""
+    path = environment.netns
+    found = identity(path)
+    if found is None:
+        raise InvalidEnvironment(f"CNI_NETNS is {path!r}: there is no such network namespace")
+    if not is_namespace(found):
+        raise InvalidEnvironment(
+            f"CNI_NETNS is {path!r}: that is not a network namespace, seen from here",
+            "The plugin has to run in the mount namespace that the runtime mounts its namespaces in.",
+        )
+    if found == own_namespace() and _variable("CNI_NETNS_OVERRIDE").lower() not in ("true", "1"):
         raise CniError(
             INVALID_NAMESPACE,
-            f"CNI_NETNS {environment.netns!r} is the plugin's own network namespace",
+            f"CNI_NETNS {path!r} is the plugin's own network namespace",
             "A container needs its own; CNI_NETNS_OVERRIDE=true permits it.",
         )
-    return identity
+    return Namespace(path, found, directory_of(path))
 
 
 def read_standard_input() -> bytes:
@@ -135,18 +155,26 @@ def parse_configuration(raw: bytes) -> dict[str, Any]:
     return configuration
 
 
-def check_version(configuration: dict[str, Any], command: str) -> str:
-    """Return the version to speak; CniError(1) when we do not, or when the command is younger than it."""
-    version = configuration.get("cniVersion")
+def version_of(configuration: dict[str, Any]) -> str:
+    """Return the version that the configuration is in, for answers: without one, or with "", it is 0.1.0, as to libcni."""
+    version = configuration.get("cniVersion") or VERSIONS[0]
+    return version if version in VERSIONS else LATEST
+
+
+def check_version(configuration: dict[str, Any], command: str) -> None:
+    """See that we speak its version; CniError(1) when we do not, or when the command is younger than it.
+
+    A DEL is answered in whatever version: libcni stops where one fails, and what other plugins made would stay.
+    """
+    given = configuration.get("cniVersion")
+    version = given or VERSIONS[0]
     if version not in VERSIONS:
-        raise CniError(
-            INCOMPATIBLE_VERSION,
-            f"cniVersion is {version!r}, not one of {', '.join(VERSIONS)}",
-        )
+        if command == "DEL":
+            return
+        raise CniError(INCOMPATIBLE_VERSION, f"cniVersion is {given!r}, not one of {', '.join(VERSIONS)}")
     first = _FIRST_VERSION_OF.get(command, VERSIONS[0])
     if VERSIONS.index(version) < VERSIONS.index(first):
         raise CniError(INCOMPATIBLE_VERSION, f"{command} exists from cniVersion {first} on, this is {version}")
-    return str(version)
 
 
 def network_name(configuration: dict[str, Any]) -> str:
@@ -179,20 +207,26 @@ def previous_result(configuration: dict[str, Any], command: str) -> dict[str, An
 
 
 def endpoints_of(result: dict[str, Any], interface: str) -> list[Endpoint]:
-    """Return the container's addresses: those of `ips` on its interface, or on none that is named."""
+    """Return the container's addresses: those of `ips` on its interface, or on none that is named; before 0.3.0, ip4 and ip6."""
     interfaces = _objects(result, "interfaces")
     endpoints = []
     for number, entry in enumerate(_objects(result, "ips")):
-        if not _is_on(entry.get("interface"), interfaces, interface):
-            continue
-        address = entry.get("address")
-        try:
-            if not isinstance(address, str):
-                raise ValueError(f"it is {_kind(address)}, not a string")  # noqa: TRY004 - one way to be wrong
-            endpoints.append(Endpoint.parse(address))
-        except ValueError as error:
-            raise InvalidConfiguration(f"prevResult.ips[{number}].address: {error}") from error
+        if _is_on(entry.get("interface"), interfaces, interface):
+            endpoints.append(_endpoint(f"ips[{number}].address", entry.get("address")))
+    for key in ("ip4", "ip6") if "ips" not in result else ():
+        of_family = result.get(key)
+        if isinstance(of_family, dict):
+            endpoints.append(_endpoint(f"{key}.ip", of_family.get("ip")))
     return endpoints
+
+
+def _endpoint(where: str, address: object) -> Endpoint:
+    try:
+        if not isinstance(address, str):
+            raise ValueError(f"it is {_kind(address)}, not a string")  # noqa: TRY004 - one way to be wrong
+        return Endpoint.parse(address)
+    except ValueError as error:
+        raise InvalidConfiguration(f"prevResult.{where}: {error}") from error
 
 
 def _objects(result: dict[str, Any], key: str) -> list[dict[str, Any]]:
@@ -220,8 +254,10 @@ def _kind(value: object) -> str:
 def result_in_version(result: dict[str, Any], version: str) -> dict[str, Any]:
     """Return prevResult as this version writes it, with nothing lost that the version does not forbid.
 
-    Before 1.0.0 each address says its `version`; from then on it does not.
+    Before 1.0.0 each address says its `version`; from then on it does not. Before 0.3.0 there are other keys.
     """
+    if version in _WITHOUT_LIST_OF_IPS:
+        return result
     converted = {**result, "cniVersion": version}
     if isinstance(result.get("ips"), list):
         converted["ips"] = [_address_in_version(entry, version) for entry in result["ips"]]
@@ -265,8 +301,12 @@ def version_report(raw: bytes) -> dict[str, object]:
     return {"cniVersion": asked if asked in VERSIONS else LATEST, "supportedVersions": list(VERSIONS)}
 
 
-def print_result(result: dict[str, Any]) -> None:
-    """Write the answer to stdout, whole."""
-    content = dumps(result).encode() + b"\n"
+def encode_result(result: dict[str, Any]) -> bytes:
+    """Return the answer as it is written."""
+    return dumps(result).encode() + b"\n"
+
+
+def print_result(content: bytes) -> None:
+    """Write the answer to standard output, whole."""
     while content:
         content = content[posix.write(1, content) :]

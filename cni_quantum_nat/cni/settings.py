@@ -1,4 +1,7 @@
-"""What a network configuration asks for, as the hot path reads it: validated before, by slowpath/config.py."""
+"""What a network configuration asks for: from the cache where it was validated before, or else by configuration.py.
+
+A pod's start waits for this module.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ def outbound_for(settings: Settings, endpoints: list[Endpoint]) -> Outbound:
     families = tuple(family for family in settings.masquerade if family in present)
     external = {family: _external_interfaces(settings.external_interfaces, family) for family in families}
     addresses = {family: address for family, address in settings.snat_addresses.items() if family in families}
-    return Outbound(families, external, addresses)
+    return Outbound(families, external, addresses, settings.no_masquerade)
 
 
 def _external_interfaces(configured: tuple[str, ...], family: int) -> tuple[str, ...]:
@@ -43,7 +46,9 @@ def _external_interfaces(configured: tuple[str, ...], family: int) -> tuple[str,
 
 def state_of(configuration: dict[str, Any]) -> State:
     """Return the state directory that the configuration names; CniError(7) when it names none that can be."""
-    directory = configuration.get("stateDir", DEFAULT_DIRECTORY)
+    directory = configuration.get("stateDir")
+    if directory is None:
+        directory = DEFAULT_DIRECTORY
     if (
         not isinstance(directory, str)
         or not directory.startswith("/")
@@ -63,7 +68,8 @@ def read_settings(
 
     `on_backend_change` gets them before they are kept, when the network's backend is another one than before.
     """
-    given = {key: value for key, value in configuration.items() if key not in _VOLATILE}
+    # null is as absent: programs in Go write it for what is not set.
+    given = {key: value for key, value in configuration.items() if key not in _VOLATILE and value is not None}
     kept = state.read_configuration(network)
     if kept is not None and kept.get("program") == __version__ and kept.get("given") == given:
         try:
@@ -83,4 +89,4 @@ def read_settings(
 def has_other_backend(configuration: dict[str, Any], state: State, network: str) -> bool:
     """Whether the network has had another backend than the one that is named now."""
     kept = state.read_configuration(network)
-    return kept is not None and kept["normalised"].get("backend") != configuration.get("backend", NFTABLES)
+    return kept is not None and kept["normalised"].get("backend") != (configuration.get("backend") or NFTABLES)

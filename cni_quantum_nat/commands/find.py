@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..model.errors import CniError, InvalidConfiguration
+from ..model.errors import InvalidConfiguration
 from ..state.directory import State
+from .records import read_records
 
 if TYPE_CHECKING:
     from ..model.attachments import Attachment
@@ -16,8 +17,8 @@ def attachments_of(state_directory: str, container: str) -> list[Attachment]:
 
     Raises: InvalidConfiguration when no container is meant, or several are.
     """
-    damaged: list[CniError] = []
-    found = [a for a in State(state_directory).attachments(damaged) if a.id.container_id.startswith(container)]
+    records = read_records(State(state_directory)).attachments
+    found = [attachment for attachment in records if attachment.id.container_id.startswith(container)]
     identities = {attachment.id.container_id for attachment in found}
     if container in identities:
         identities = {container}
@@ -28,4 +29,4 @@ def attachments_of(state_directory: str, container: str) -> list[Attachment]:
         )
     if len(identities) > 1:
         raise InvalidConfiguration(f"{container!r} may be {', '.join(sorted(identities))}", "Say more of the ID.")
-    return sorted((a for a in found if a.id.container_id in identities), key=lambda a: a.created_at)
+    return [attachment for attachment in found if attachment.id.container_id in identities]

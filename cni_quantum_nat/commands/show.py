@@ -6,8 +6,9 @@ import json
 import time
 from typing import TYPE_CHECKING, Any
 
-from ..backends.base import is_alive
 from ..model.errors import CniError
+from ..nat.decision import IN_FORCE, UNCERTAIN
+from ..nat.records import here_of, standing
 from ..state.directory import State
 from .completion import containers
 from .find import attachments_of
@@ -57,7 +58,7 @@ def _describe(attachment: Attachment, state: State) -> dict[str, Any]:
     description: dict[str, Any] = {
         **attachment.as_record(),
         "record": state.path(attachment.id),
-        "alive": is_alive(attachment),
+        "alive": {IN_FORCE: True, UNCERTAIN: None}.get(standing(attachment, here_of(state)), False),
         "ageS": int(time.time() - attachment.created_at),
         "ports": [str(mapping) for mapping in attachment.port_mappings],
         "tracked": _count_tracked(attachment),

@@ -52,6 +52,11 @@ class Subnet:
         self.first = first
         self.prefix_length = prefix_length
 
+    @classmethod
+    def parse(cls, text: str) -> Subnet:
+        """Read ADDRESS/PREFIX; bits beyond the prefix are cleared. ValueError says what is wrong."""
+        return Endpoint.parse(text).network
+
     def __str__(self) -> str:
         return f"{self.first}/{self.prefix_length}"
 
@@ -67,6 +72,18 @@ class Subnet:
             return False
         spare = len(address.packed) * 8 - self.prefix_length
         return int.from_bytes(address.packed, "big") >> spare == int.from_bytes(self.first.packed, "big") >> spare
+
+    @property
+    def family(self) -> int:
+        """4 or 6."""
+        return self.first.family
+
+    @property
+    def last(self) -> bytes:
+        """Its last address, packed."""
+        bits = len(self.first.packed) * 8
+        number = int.from_bytes(self.first.packed, "big") | ((1 << (bits - self.prefix_length)) - 1)
+        return number.to_bytes(bits // 8, "big")
 
     @property
     def after(self) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .addresses import Address
+from .addresses import Address, Subnet
 from .attachments import EXCLUSIVE, Inbound
 
 TYPE_CHECKING = False
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class Settings:
     """The normalised configuration, see NatConfig for what each means.
 
-    masquerade: address families. external_interfaces: None is any, "default" in it the default route's.
+    masquerade: address families. no_masquerade: destinations that are never masqueraded. external_interfaces: None is any, "default" in it the default route's.
     snat_addresses: by family. port_range: first and last. sharing: what a port in shared_ports is to be, see PortMapping.
     """
 
@@ -26,6 +26,7 @@ class Settings:
         "inbound",
         "ip_forwarding",
         "masquerade",
+        "no_masquerade",
         "port_range",
         "refuse_conflicts",
         "shared_ports",
@@ -40,6 +41,7 @@ class Settings:
         self.external_interfaces: tuple[str, ...] = tuple(normalised["externalInterface"])
         addresses = [Address.parse(text) for text in normalised["snatAddress"]]
         self.snat_addresses = {address.family: address for address in addresses}
+        self.no_masquerade = tuple(map(Subnet.parse, normalised["noMasqueradeTo"]))
         first, last = normalised["portRange"]
         self.port_range: tuple[int, int] = (first, last)
         self.refuse_conflicts: bool = normalised["refuseConflicts"]

@@ -1,4 +1,7 @@
-"""Port mappings as the runtime asks for them, entry by entry. No I/O."""
+"""Port mappings as the runtime asks for them, entry by entry. No I/O.
+
+A pod's start waits for this module.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +34,7 @@ def parse_port_mappings(configuration: dict[str, Any], *, ipv6_localhost: bool =
     mappings = [parse_entry(f"portMappings[{number}]", entry) for number, entry in enumerate(entries)]
     if not ipv6_localhost:
         check_localhost(mappings)
-    _check_distinct(mappings)
-    return mappings
+    return _distinct(mappings)
 
 
 def check_localhost(mappings: list[PortMapping]) -> None:
@@ -97,16 +99,24 @@ def _parse_host_ip(where: str, value: object) -> Address | None:
     return address
 
 
-def _check_distinct(mappings: list[PortMapping]) -> None:
+def _distinct(mappings: list[PortMapping]) -> list[PortMapping]:
+    """Return the mappings, one that is given twice once; CniError(100) when two want the same host port for different things."""
     seen: dict[tuple[int, str, int, Address | None], PortMapping] = {}
+    distinct: dict[str, PortMapping] = {}
     for mapping in mappings:
-        for family in (4, 6):
-            if not mapping.host_port or not mapping.serves(family):
-                continue
-            key = (family, mapping.protocol, mapping.host_port, mapping.specific_host_ip)
-            if key in seen:
-                raise HostPortConflict(
-                    f"host port {mapping.host_port}/{mapping.protocol} is wanted twice in one request: "
-                    f"{seen[key]} and {mapping}"
-                )
-            seen[key] = mapping
+        if str(mapping) in distinct:
+            continue
+        keys = [
+            (family, mapping.protocol, mapping.host_port, mapping.specific_host_ip)
+            for family in (4, 6)
+            if mapping.host_port and mapping.serves(family)
+        ]
+        former = next((seen[key] for key in keys if key in seen), None)
+        seen.update(dict.fromkeys(keys, mapping))
+        distinct[str(mapping)] = mapping
+        if former is not None:
+            raise HostPortConflict(
+                f"host port {mapping.host_port}/{mapping.protocol} is wanted twice in one request: {former} and {mapping}",
+                "Publish each container port on a host port of its own.",
+            )
+    return list(distinct.values())

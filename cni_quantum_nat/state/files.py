@@ -32,31 +32,31 @@ def read_own(path: str) -> bytes:
     return b"".join(chunks)
 
 
-def open_own(path: str, access: int, size: int | None = None) -> int:
-    """Open a file of ours, of this size if one is given; Foreign when it is something else, OSError when it cannot be had."""
+def open_own(path: str, access: int) -> int:
+    """Open a file of ours; Foreign when it is something else, OSError when it cannot be had."""
     try:
-        descriptor = posix.open(path, access | posix.O_CLOEXEC | posix.O_NOFOLLOW | posix.O_NONBLOCK)
+        descriptor = posix.open(path, access | posix.O_CLOEXEC | posix.O_NOFOLLOW | posix.O_NONBLOCK, 0o600)
     except OSError:
         if is_link(path):
             raise Foreign("it is a symbolic link") from None
-        _check_file(posix.lstat(path), size)  # a directory, or a socket, cannot be opened
+        _check_file(posix.lstat(path))  # a directory, or a socket, cannot be opened
         raise
     try:
-        _check_file(posix.fstat(descriptor), size)
+        _check_file(posix.fstat(descriptor))
     except BaseException:
         posix.close(descriptor)
         raise
     return descriptor
 
 
-def _check_file(status: posix.stat_result, size: int | None) -> None:
+def _check_file(status: posix.stat_result) -> None:
     if status.st_mode & _KIND != _REGULAR:
         raise Foreign("it is not a regular file")
     if status.st_uid != posix.geteuid():
         raise Foreign(f"it belongs to user {status.st_uid}")
     if status.st_mode & _WRITABLE_BY_OTHERS:
         raise Foreign(f"others may write to it (mode {status.st_mode & 0o7777:04o})")
-    if status.st_size > _MOST_BYTES or status.st_size != (status.st_size if size is None else size):
+    if status.st_size > _MOST_BYTES:
         raise Foreign(f"it has {status.st_size} bytes")
 
 

@@ -21,6 +21,7 @@ from cni_quantum_nat.cni.settings import read_settings
 from cni_quantum_nat.state.directory import State
 
 CASES = sorted(path.parent for path in Path(__file__).parent.glob("*/conf.json"))
+NAMESPACE = protocol.Namespace("/run/netns/container", (4, 4026532000), (24, 2))
 ENVIRONMENT = protocol.Environment("ADD", "container", "eth0", "/run/netns/container")
 
 
@@ -30,7 +31,7 @@ def read(path: Path) -> Any:
 
 def elements_of(configuration: dict[str, Any], state: State) -> str:
     settings = read_settings(configuration, state, configuration["name"], lambda _: None)
-    attachment = read_attachment(ENVIRONMENT, configuration, settings, (0, 0))
+    attachment = read_attachment(ENVIRONMENT, configuration, settings, NAMESPACE)
     for endpoint in attachment.endpoints:
         endpoint.host_interface = "cni0"
     return "".join(f"{element_text(element)}\n" for element in plan_rules(attachment))

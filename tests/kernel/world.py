@@ -293,7 +293,8 @@ class Host(Namespace):
             return {owner for line in self.iptables_rules() for owner in re.findall(r'--comment "?([^" ]+)', line)}
         found: set[str] = set()
         _collect_comments(self.elements(), found)
-        return found
+        # What follows a colon is the realm of the test's state directory.
+        return {comment.partition(":")[0] for comment in found}
 
 
 def keep_tracking(host: Host) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...model.errors import HostPortConflict
-from ...ports.allocation import refuse_shadowing
+from ...ports.allocation import check_host_listeners
 from .evaluate import Packet, drops_of, fates
 from .finding import Finding
 
@@ -131,7 +131,7 @@ def check_services(host: Snapshot) -> Iterator[Finding]:
         if not attachment.published_families:
             continue
         try:
-            refuse_shadowing(attachment, lambda: None)
+            check_host_listeners(attachment, lambda: None)
         except HostPortConflict as conflict:
             yield Finding(
                 str(attachment.id), conflict.message, "Let the process listen elsewhere, or publish another port."

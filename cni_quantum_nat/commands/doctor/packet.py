@@ -6,13 +6,14 @@ import json
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
-from ...backends.nftables.layout import IPV6_LOCALHOST_ALIAS, MASQUERADED, SHARED, SLOTS
-from ...backends.nftables.rules import Element
+from ...backends.nftables.layout import IPV6_LOCALHOST_ALIAS, SHARED
+from ...backends.nftables.rules import Element, buckets_of, elements_of_port, port_of
 from ...backends.nftables.table import NftablesTable
 from ...kernel.routes import local_addresses
 from ...model.addresses import Address
 from ...model.attachments import PROTOCOLS
 from ...model.errors import CniError, InvalidConfiguration
+from ...model.units import HostPort
 from ...ports.listeners import find_listeners
 from ...state.directory import State
 from .child import ask_in_namespace
@@ -86,7 +87,7 @@ class Trace:
         if source is not None and source.family != destination.family:
             raise InvalidConfiguration(f"{source} cannot send to {destination}: they are of different families")
         self._host = host
-        self._table = NftablesTable()
+        self._table = NftablesTable(host.state.realm)
         self._protocol, self._destination, self._port, self._source = protocol, destination, port, source
         self._family = destination.family
         self.steps: list[str] = []
@@ -155,46 +156,31 @@ class Trace:
         if not self._table.exists():
             self.steps.append("table inet quantum is missing (quantum-nat reconcile)")
             return None
-        anywhere, here = (self._protocol, self._port), (self._destination, self._protocol, self._port)
-        for name, key in ((f"host_ip_ports{self._family}", here), (f"host_ports{self._family}", anywhere)):
-            found = self._found(Element(name, key, (), ""))
+        for address in (self._destination, None):
+            port = HostPort(self._family, self._protocol, self._port, address)
+            found, policy = self._table.find(elements_of_port(port)[:2])
             if found is not None:
-                self.steps.append(f"{found} matches: host port {self._port}/{self._protocol} is {_owner(found)}")
-                policy = self._found(
-                    Element(
-                        name.replace("host_ports", "port_policies").replace("ip_ports", "ip_port_policies"), key, (), ""
-                    )
-                )
+                self.steps.append(f"{found} matches: host port {port} is {_owner(found)}")
                 if policy is not None:
-                    self.steps.append(
-                        f"{policy}: it is not an ordinary one; chain {policy.data[0]} says what becomes of it"
-                    )
+                    self.steps.append(f"{policy}: chain {policy.data[0]} says what becomes of it")
                 return found
-        self.steps.append(f"no element of host_ip_ports{self._family} and host_ports{self._family} matches")
+        self.steps.append(f"no element of host_ip_endpoints{self._family} and endpoints{self._family} matches")
         return None
 
     def _look_up_goal(self, held: Element) -> tuple[Address, int] | None:
-        goals = held.set_name.replace("host_ports", "endpoints").replace("host_ip_ports", "host_ip_endpoints")
         if held.owner == SHARED:
-            return self._look_up_slots(held)
-        found = self._found(Element(goals, held.key, (), ""))
-        if found is None:
-            self.steps.append(f"{goals} has no element for it: it is not translated (quantum-nat reconcile)")
-            return None
-        self.steps.append(f"{found}, after {found.flows} connections")
-        return _goal_of(found)
+            return self._look_up_buckets(held)
+        self.steps.append(f"{held}, after {held.flows} connections")
+        return _goal_of(held)
 
-    def _look_up_slots(self, held: Element) -> tuple[Address, int] | None:
-        name = held.set_name.replace("host_ports", "slots").replace("host_ip_ports", "host_ip_slots")
-        slots = [
-            slot for slot in self._table.find([Element(name, (*held.key, n), (), "") for n in range(SLOTS)]) if slot
-        ]
-        if not slots:
-            self.steps.append(f"{name} has no element for it: it is not translated (quantum-nat reconcile)")
+    def _look_up_buckets(self, held: Element) -> tuple[Address, int] | None:
+        buckets = [bucket for bucket in self._table.find(buckets_of(port_of(held))) if bucket]
+        if not buckets:
+            self.steps.append("no bucket of it leads anywhere: it is not translated (quantum-nat reconcile)")
             return None
-        goals = sorted({" . ".join(map(str, slot.data)) for slot in slots})
-        self.steps.append(f"{name}: one of {', '.join(goals)}; the first is followed")
-        return _goal_of(min(slots, key=lambda slot: str(slot.data)))
+        goals = sorted({" . ".join(map(str, bucket.data)) for bucket in buckets})
+        self.steps.append(f"{buckets[0].set_name}: one of {', '.join(goals)}; the first is followed")
+        return _goal_of(min(buckets, key=lambda bucket: str(bucket.data)))
 
     def _filter(self, interface: str, address: Address, port: int) -> None:
         """Look at the filters of others on the way to the container; what the host sends itself is not forwarded."""
@@ -292,15 +278,15 @@ class Trace:
         f, via = self._family, (source, interface)
         for name, key in (
             (f"masqueraded_via{f}", via),
-            (f"outbound_via{f}", via),
             (f"masqueraded{f}", (source,)),
-            (f"outbound{f}", (source,)),
+            (f"fixed_via{f}", via),
+            (f"fixed{f}", (source,)),
         ):
             found = self._found(Element(name, key, (), ""))
             if found is None:
                 continue
-            fixed = self._found(Element(f"snat{'_via' if '_via' in name else ''}{f}", key, (), ""))
-            if fixed is not None and not str(found.data[0] if found.data else MASQUERADED).startswith(MASQUERADED):
+            fixed = self._found(Element(f"snat{f}", (source,), (), "")) if name.startswith("fixed") else None
+            if fixed is not None:
                 return f"{found}: the source becomes {fixed.data[0]}"
             return f"{found}: the source becomes the address of {interface}"
         return "nothing masquerades it: the source stays as it is, and an answer may not find back"

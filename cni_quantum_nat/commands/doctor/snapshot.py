@@ -8,12 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ...backends.base import is_alive
 from ...backends.nftables.layout import TABLE
 from ...backends.nftables.programs import open_libnftables
 from ...kernel.routes import interface_towards
 from ...model.errors import KERNEL_REFUSED, CniError
-from ..records import Records
+from ..records import read_records
 from .chains import Ruleset
 
 if TYPE_CHECKING:
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 
     from ...model.addresses import Address
     from ...model.attachments import Attachment, PortMapping
+    from ...nat.records import Records
     from ...state.directory import State
 
 _PROC = Path("/proc/sys/net")
@@ -44,12 +44,12 @@ class Snapshot:
 
     @cached_property
     def records(self) -> Records:
-        return Records(self.state)
+        return read_records(self.state)
 
     @cached_property
     def living(self) -> list[Attachment]:
         """The attachments whose network namespace is there."""
-        return [attachment for attachment in self.records.attachments if is_alive(attachment)]
+        return self.records.in_force
 
     def published(self) -> Iterator[tuple[Attachment, PortMapping, int]]:
         """Yield the living attachments' ports, for each family that they are published in."""

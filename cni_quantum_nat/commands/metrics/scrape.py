@@ -18,6 +18,7 @@ from ...backends.nftables.table import NftablesTable
 from ...connections.counts import settle
 from ...model.attachments import NFTABLES
 from ...model.errors import IO_FAILURE, STATE_DAMAGED, CniError
+from ...nat.records import Records, here_of
 from ...nat.rules import rules_of
 from ...state.counters import Cells, CounterFile, counted_networks
 
@@ -70,8 +71,9 @@ def take_scrape(state: State) -> Scrape:
 
 
 def _count_records(state: State, scrape: Scrape) -> None:
-    unreadable: list[CniError] = []
-    for attachment in state.attachments(unreadable):
+    records = Records(state, here_of(state))
+    unreadable = records.damaged
+    for attachment in records.attachments:
         try:
             _count_rules(attachment, scrape)
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
@@ -126,7 +128,7 @@ def _list_flows(state: State, scrape: Scrape) -> dict[str, Flows]:
     """Return the live flows by source; one that cannot be asked is left out, and its totals stay."""
     live: dict[str, Flows] = {}
     has_iptables = state.has_iptables()
-    table = NftablesTable()
+    table = NftablesTable(state.realm)
     try:
         table.exists()
         live[NFTABLES] = live_flows(table)

@@ -13,7 +13,7 @@ from select import select
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from ...backends.nftables.encoding import elements_in
-from ...backends.nftables.layout import SETS, TABLE
+from ...backends.nftables.layout import TABLE, is_set
 from ...kernel.netlink import attributes, replies
 from ...model.errors import KERNEL_REFUSED, CniError
 
@@ -123,7 +123,7 @@ def _event_of(reply: Reply) -> Event | None:
     parts = dict(attributes(content))
     name = parts.get(_CHAIN_NAME if kind in (Kind.CHAIN_ADDED, Kind.CHAIN_DELETED) else _SECOND_NAME, b"")
     event = Event(kind, FAMILIES.get(reply.payload[0], ""), _text(parts.get(_TABLE_NAME, b"")), _text(name))
-    if kind is Kind.ELEMENTS_DELETED and event.is_of_our_table and event.name in SETS:
+    if kind is Kind.ELEMENTS_DELETED and event.is_of_our_table and is_set(event.name):
         return event._replace(elements=tuple(elements_in(content, event.name)))
     return event
 

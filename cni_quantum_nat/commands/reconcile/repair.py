@@ -7,14 +7,15 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
+from ...connections.tracker import ConnectionTracker, is_tracking
 from ...model.errors import InvalidConfiguration
-from ...state.claims import PortClaims
-from ..records import Records, locked
+from ..records import locked, read_records
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ...model.errors import CniError
+    from ...nat.records import Records
     from ...state.directory import State
     from .agreement import Agreement, Disagreement
 
@@ -43,13 +44,13 @@ def reconcile(state: State, *, dry_run: bool = False) -> Outcome:
     _require_records(state)
     forgotten = 0
     with locked(state), _no_garbage_collection():
-        records = Records(state)
+        records = read_records(state)
         found = agreements(state, records)
         disagreements = [(agreement.backend, entry) for agreement in found for entry in agreement.disagreements]
         if not dry_run:
             forgotten = _establish(found, state, records)
     took_ms = (time.monotonic() - started) * 1000
-    return Outcome(disagreements, records.damaged, len(records.attachments), forgotten, took_ms)
+    return Outcome(disagreements, records.damaged, len(records.in_force), forgotten, took_ms)
 
 
 @contextmanager
@@ -63,17 +64,18 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def _establish(found: list[Agreement], state: State, records: Records) -> int:
-    """Put right what differs, and return how many flows were forgotten."""
-    from .gap import forget_flows_of_the_gap
-
+    """Repair what differs, and return how many conntrack entries were deleted."""
     differing = [agreement for agreement in found if agreement.disagreements]
     for agreement in differing:
         agreement.establish()
+    if differing:
+        state.note_rebuild()
     for attachment in records.leftovers:
         state.remove(attachment.id)
-    if not records.damaged:  # a port that cannot be read of must stay counted
-        PortClaims(state).count_again()
-    return forget_flows_of_the_gap(records.attachments) if differing else 0
+    if not differing or not is_tracking():
+        return 0
+    with ConnectionTracker() as tracker:
+        return tracker.delete_untranslated(records.in_force)
 
 
 def _require_records(state: State) -> None:

@@ -16,8 +16,8 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from ...backends.base import Holders
 from ...backends.iptables.rules import FIXED_CHAINS
+from ...model.attachments import AttachmentId
 from ...model.errors import CniError
 from .anchor import Anchor
 from .notifications import Event, Kind, Notifications
@@ -77,7 +77,6 @@ class Watcher:
 
     def __init__(self, state: State, notifications: Notifications, interval_s: float, log: Log) -> None:
         self._state = state
-        self._holders = Holders(state)
         self._notifications = notifications
         self._interval_s = interval_s
         self._log = log
@@ -124,6 +123,11 @@ class Watcher:
             return False
         return event.kind is Kind.TABLE_DELETED or event.name in _FIXED_CHAINS
 
+    def _is_on_record(self, comment: str) -> bool:
+        """Whether what an element's comment names has a record; one that is abbreviated may have."""
+        identity = AttachmentId.of_owner(comment.partition(":")[0])
+        return identity is None or self._state.has_record(identity)
+
     def _wait_for_quiet(self, events: list[Event]) -> None:
         """Let whoever is at work finish; then look whether a rule was added, or what was deleted is missed by a record."""
         deadline = time.monotonic() + _RESTLESS_S
@@ -133,7 +137,7 @@ class Watcher:
                 break
         else:
             owners = {element.owner for event in events for element in event.elements}
-            if not any(map(_may_alter, events)) and not any(map(self._holders.record_of, owners)):
+            if not any(map(_may_alter, events)) and not any(map(self._is_on_record, owners)):
                 return
         self.heal()
 
