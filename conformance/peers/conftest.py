@@ -36,7 +36,7 @@ namespaces. Each row was tried on each subject with the same configuration; only
 portmap and bridge are v1.9.1, netavark is 2.1.0. `differs`: what the row says does not hold there, and that was seen; the
 note says why. An empty cell: the row is not about this subject.
 
-`conformance/portmap --table docs/conformance-portmap.md` makes this page. What it means for you: [migrating-from-portmap.md](migrating-from-portmap.md).
+`conformance/portmap --table docs/development/conformance-portmap.md` makes this page. What it means for you: [migrating-from-portmap.md](../migrating-from-portmap.md).
 """
 
 

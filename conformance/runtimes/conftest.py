@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _PREFACE = """# With real runtimes
 
 Each behaviour was tried on each runtime, with real containers and real packets, as a person or a kubelet would. `-`: the runtime
-has no such thing; the note says why. `conformance/run --table docs/conformance-runtimes.md` makes this page.
+has no such thing; the note says why. `conformance/run --table docs/development/conformance-runtimes.md` makes this page.
 """
 
 
