@@ -51,6 +51,8 @@ ELSEWHERE = [
     Elsewhere("CONTRIBUTING.md", "packaging/check", ".ci/run", "packaging/check"),
     Elsewhere("docs/development/README.md", "tests/run tests/kernel", "tests/run", 'run_pytest "$@"'),
     Elsewhere("docs/getting-started.md", "packaging/build", "tests/run", "packaging/build"),
+    Elsewhere("docs/getting-started.md", "export CNI_PATH", "packaging/quickstart", "cni add"),
+    Elsewhere("docs/getting-started.md", "kill $(ip netns pids web)", "packaging/quickstart", "cni del"),
     Elsewhere("docs/kubernetes.md", "kubectl apply", "conformance/kubernetes", "build packaging/kubernetes/base"),
     Elsewhere(
         "docs/kubernetes.md", "kubectl -n kube-system", "packaging/kubernetes/base/daemonset.yaml", "name: quantum-nat"
