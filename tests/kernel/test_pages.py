@@ -59,8 +59,12 @@ ELSEWHERE = [
     ),
     Elsewhere("docs/metrics.md", "quantum-nat metrics --listen", "tests/kernel/test_exporter.py", '"--listen"'),
     Elsewhere("docs/migrating-from-portmap.md", "nft delete table", "conformance/peers/test_migration.py", "```bash"),
-    Elsewhere("docs/operations.md", "systemctl enable", "tests/unit/test_service.py", "quantum-nat-reconcile.service"),
-    Elsewhere("docs/development/performance.md", "conformance/bench", "tests/unit/test_benchmark.py", "benchmark"),
+    Elsewhere(
+        "docs/operations.md", "systemctl enable", "tests/unit/project/test_service.py", "quantum-nat-reconcile.service"
+    ),
+    Elsewhere(
+        "docs/development/performance.md", "conformance/bench", "tests/unit/project/test_benchmark.py", "benchmark"
+    ),
     Elsewhere("docs/development/performance.md", "strace -f", "conformance/benchmark/costs.py", "strace"),
     Elsewhere("docs/development/reliability.md", "conformance/faults", "tests/kernel/test_faults.py", "faults_driver"),
 ]
