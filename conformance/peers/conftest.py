@@ -31,11 +31,13 @@ _ORDER = (  # of the tables
 )
 _PREFACE = """# Compared with portmap, ipMasq and netavark
 
-Each row is something that a peer promises or tests itself, restated as what a client sees, and tried with real packets between network namespaces. All subjects get the same
-configuration except for `type` and the state directory. portmap and bridge are v1.9.1, netavark is 2.1.0. `differs` means that the row does not hold there, and that the test saw it; the
-note says why. An empty cell means that the row does not concern this subject.
+Each row is something that a peer promises or tests itself, restated as what a client sees, and tried with real packets
+between network namespaces. All subjects get the same configuration except for `type` and the state directory. portmap
+and bridge are v1.9.1, netavark is 2.1.0. `differs` means that the row does not hold there, and that the test saw it;
+the note says why. An empty cell means that the row does not concern this subject.
 
-`conformance/portmap --table docs/development/conformance-portmap.md` writes this page. If you use portmap, [migrating-from-portmap.md](../migrating-from-portmap.md) says what changes for you.
+`conformance/portmap --table docs/development/conformance-portmap.md` writes this page. If you use portmap,
+[migrating-from-portmap.md](../migrating-from-portmap.md) says what changes for you.
 """
 
 

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 _PREFACE = """# Tested with real runtimes
 
-Each behaviour was tried on each runtime, with real containers and real packets, as a user or a kubelet would. `-` means that the runtime does not have it; the note says why.
-`conformance/run --table docs/development/conformance-runtimes.md` writes this page.
+Each behaviour was tried on each runtime, with real containers and real packets, as a user or a kubelet would. `-` means
+that the runtime does not have it; the note says why. `conformance/run --table docs/development/conformance-runtimes.md`
+writes this page.
 """
 
 
