@@ -35,7 +35,7 @@ def page(parser: argparse.ArgumentParser) -> Iterator[str]:
     """Yield the lines of the page."""
     date = time.strftime("%Y-%m-%d", time.gmtime(int(os.environ.get("SOURCE_DATE_EPOCH", time.time()))))
     yield f'.TH QUANTUM\\-NAT 8 {date} "quantum\\-nat {__version__}" "System Administration"'
-    yield from (".SH NAME", r"quantum\-nat \- masquerade, SNAT and port mappings for containers, as a CNI plugin")
+    yield from (".SH NAME", r"quantum\-nat \- CNI plugin for port mapping and outbound NAT")
     yield from (".SH SYNOPSIS", *_text(_synopsis(parser)))
     yield ".SH DESCRIPTION"
     yield from _paragraphs(parser.description or "")

@@ -46,9 +46,10 @@ def found(content: Any) -> list[tuple[str, str, str]]:
     return messages
 
 
-def test_the_list_of_the_page_is_ok(tmp_path: Path) -> None:
+@pytest.mark.parametrize("page", [PAGE, PAGE.parents[1] / "README.md"], ids=lambda page: page.name)
+def test_the_list_of_the_page_is_ok(page: Path, tmp_path: Path) -> None:
     file = tmp_path / "net.conflist"
-    file.write_text(PAGE.read_text().split("```json\n")[1].split("```")[0])
+    file.write_text(page.read_text().split("```json\n")[1].split("```")[0])
     done = validate(str(file))
     assert (done.returncode, done.stdout) == (0, f"{file}: ok\n")
 

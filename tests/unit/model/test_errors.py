@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cni_quantum_nat.model import errors
 
-DOCUMENT = Path(__file__).parents[3] / "docs" / "errors.md"
+DOCUMENT = Path(__file__).parents[3] / "docs" / "operations.md"
 
 
 def test_every_code_is_documented_under_its_name() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from conformance.benchmark.filling import copy, mentions, rules_of, tokens
 from conformance.benchmark.plot import draw, height_of
 from conformance.benchmark.report import MARKS, comparison, drift_of_peers, put_into, regressions, tables
 from conformance.benchmark.resources import read_trace
+from conformance.benchmark.summary import ROWS, summary
 from conformance.benchmark.targets import targets_of
 
+DOCS = Path(__file__).parents[3] / "docs"
 SAMPLE = Request("abc", "10.88.0.2", (Mapping(8080),), Path("/run/netns/c"))
 OTHER = Request("def", "10.88.1.7", (Mapping(10007),), Path("/run/netns/c"))
 
@@ -210,3 +213,16 @@ def test_samples_keep_the_order_of_the_rounds() -> None:
     for value in (3.0, 1.0, 2.0):
         samples.add(key("ADD"), value)
     assert samples.values(key("ADD")) == [3.0, 1.0, 2.0]
+
+
+def test_the_summary_has_a_row_for_each_quantity_and_a_dash_for_what_was_not_measured() -> None:
+    measured = figures((key("ADD", containers=10_000), 9.46), (key("ADD", both_of("iptables"), 10_000), 920.4))
+    lines = list(summary(measured))
+    assert len(lines) == 2 + len(ROWS) == 12
+    assert "| ADD, 10,000 other containers, ms | 9.5 | 920 | - |" in lines
+
+
+def test_the_page_for_users_has_the_rows_that_the_figures_make() -> None:
+    content = json.loads((DOCS / "development" / "performance.json").read_text())["figures"]
+    lines = list(summary(Figures(Figure.from_json(entry) for entry in content)))
+    assert "\n".join(lines) in (DOCS / "performance.md").read_text()

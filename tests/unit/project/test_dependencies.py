@@ -35,4 +35,4 @@ def test_everything_that_is_locked_has_hashes() -> None:
 
 @pytest.mark.parametrize("asked", ASKED_FOR, ids=lambda asked: asked.name)
 def test_the_page_says_what_each_is_for(asked: Requirement) -> None:
-    assert f"`{asked.name}`" in (ROOT / "docs" / "dependencies.md").read_text()
+    assert f"`{asked.name}`" in (ROOT / "docs" / "development" / "dependencies.md").read_text()
