@@ -42,7 +42,9 @@ _ATTRIBUTE = Struct("=HH")  # length, type
 _ERROR_NUMBER = Struct("=l")
 _TWO_DESCRIPTORS = Struct("=ii")
 
-_DEFAULT_BUFFER_BYTES = 100_000  # safely below the kernel's default of 212,992
+_SO_SNDBUF, _SO_RCVBUF = 7, 8
+# A request of this size fits into the kernel's default buffers of 212,992 bytes, and so does an error for each of its messages.
+_SMALL_REQUEST_BYTES = 12_000
 _RECEIVE_BYTES = 1 << 17
 # A kernel buffer that holds one error for each message of a transaction; each is accounted as about 1 KiB.
 _BUFFER_BYTES_PER_BYTE_SENT = 16
@@ -116,9 +118,9 @@ class NetlinkSocket:
         is less than was asked for, what is missing may still come, and be taken for the answer to something else: close
         the socket after an OSError.
         """
-        if len(messages) > _DEFAULT_BUFFER_BYTES:
-            self._socket.setsockopt(SOL_SOCKET, _SO_SNDBUFFORCE, 2 * len(messages))
-            self._socket.setsockopt(SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES_PER_BYTE_SENT * len(messages))
+        if len(messages) > _SMALL_REQUEST_BYTES:
+            self._enlarge(_SO_SNDBUFFORCE, _SO_SNDBUF, 2 * len(messages))
+            self._enlarge(_SO_RCVBUFFORCE, _SO_RCVBUF, _BUFFER_BYTES_PER_BYTE_SENT * len(messages))
         self._socket.send(messages)
         received: list[Reply] = []
         buffer = bytearray(_RECEIVE_BYTES)  # once: there is a datagram for each answer
@@ -131,6 +133,13 @@ class NetlinkSocket:
                 if len(received) < at_least and not refused_all:
                     raise
                 return received
+
+    def _enlarge(self, forced: int, option: int, size: int) -> None:
+        """Enlarge a buffer; without the right to in the initial user namespace, as far as net.core allows."""
+        try:
+            self._socket.setsockopt(SOL_SOCKET, forced, size)
+        except PermissionError:
+            self._socket.setsockopt(SOL_SOCKET, option, size)
 
     def dump(self, request: bytes) -> Iterator[Reply]:
         """Send a request for a dump and yield its answers; a failure comes as a Reply with `error_number`."""

@@ -132,7 +132,7 @@ def test_the_api_and_the_plugin_know_of_each_other(
     web = plugin.add(container, publish(8080))
     with inside(host.path):
         api = manager()
-        with pytest.raises(CniError, match=f"8080/tcp is held by container {container.id}"):
+        with pytest.raises(CniError, match=f"8080/tcp is already in use by container {container.id}"):
             api.create_port_mapping("other", neighbour.address[4], 80, 8080)
         api.create_port_mapping("other", neighbour.address[4], 80, 8081)
         kinds = [(rule.nat_type, rule.destination) for rule in api.rules()]
@@ -175,7 +175,7 @@ def test_the_examples_run(host: Host, example: Path) -> None:
             "outbound": "masquerade 172.20.0.0/16 -> the outgoing interface's address\n[]\n",
             "port_mapping": "80/tcp is published on 8080\n53/udp is published on 32768\n"
             "0.0.0.0:8080 -> 172.20.0.2:80\n0.0.0.0:32768 -> 172.20.0.2:53\n",
-            "conflict": "100 host port 8080/tcp is held by container first (172.20.0.2 on network python-api)\n"
+            "conflict": "100 host port 8080/tcp is already in use by container first (172.20.0.2 on network python-api)\n"
             "published on 32768 instead\n",
         }[example.stem]
     )

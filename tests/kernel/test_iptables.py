@@ -163,7 +163,7 @@ def test_a_port_that_a_container_of_another_backend_holds_is_refused(
 ) -> None:
     plugin.add(container, publish(8080))
     for backend, held, wanted in (("nftables", 8081, 8080), ("iptables", 8082, 8081)):
-        with pytest.raises(PluginError, match=f"host port {wanted}/tcp is held by container"):
+        with pytest.raises(PluginError, match=f"host port {wanted}/tcp is already in use by container"):
             plugin.add(neighbour, publish(wanted), network=backend, backend=backend)
         if backend == "nftables":
             plugin.add(neighbour, publish(held), network=backend, backend=backend)

@@ -57,7 +57,7 @@ def test_2000_attachments_are_healed_all_at_once_and_each_goes_alone(
     assert client.ask(HOST[4], 8080).server == "web"
     assert len(json.loads(plugin.operate("list", "--json").stdout)) == ATTACHMENTS + 1
     assert plugin.operate("reconcile", "--dry-run").returncode == 0
-    with pytest.raises(PluginError, match="is held by"):
+    with pytest.raises(PluginError, match="is already in use by"):
         plugin.add(container, publish(FIRST + 7), network="other")
     web.delete()
     plugin.gc({"cni.dev/valid-attachments": []})

@@ -160,7 +160,7 @@ def test_del_keeps_elements_that_another_state_directory_owns(
     host: Host, client: Namespace, container: Container, plugin: Plugin
 ) -> None:
     old = plugin.add(container, publish(8080))
-    host.run("nft", "flush set inet quantum host_ports4", ";", "flush map inet quantum endpoints4")
+    host.run("nft", "flush map inet quantum endpoints4", ";", "flush map inet quantum endpoints4")
     comment = 'comment "other/somebody/eth0"'
     host.run("nft", f"add element inet quantum host_ports4 {{ tcp . 8080 {comment} }}")
     host.run("nft", f"add element inet quantum endpoints4 {{ tcp . 8080 {comment} : {container.address[4]} . 80 }}")
@@ -170,7 +170,7 @@ def test_del_keeps_elements_that_another_state_directory_owns(
 
 
 @pytest.mark.nftables
-@pytest.mark.parametrize("loss", ["flush ruleset", "flush set inet quantum host_ports4"])
+@pytest.mark.parametrize("loss", ["flush ruleset", "flush map inet quantum endpoints4"])
 def test_del_succeeds_where_the_kernel_has_lost_the_elements(
     host: Host, client: Namespace, container: Container, plugin: Plugin, loss: str
 ) -> None:

@@ -256,7 +256,7 @@ def test_a_reservation_for_another_container_is_named_by_that_container(
     web = plugin.attachment(container, publish(8080))
     with process_on(host, 8080, "0.0.0.0", "tcp", "-c", container.id):
         web.add()
-        with pytest.raises(PluginError, match=f"8080/tcp is held by container {container.id}"):
+        with pytest.raises(PluginError, match=f"8080/tcp is already in use by container {container.id}"):
             plugin.add(neighbour, publish(8080))
 
 

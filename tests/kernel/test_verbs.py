@@ -95,7 +95,7 @@ def test_check_is_content_with_what_add_made(container: Container, plugin: Plugi
 @pytest.mark.parametrize(
     ("damage", "named"),
     [
-        ("flush set inet quantum host_ports4", "host_ports4.*8080"),
+        ("flush map inet quantum endpoints4", "host_ports4.*8080"),
         ("flush set inet quantum masqueraded6", "masqueraded6"),
         ("flush chain inet quantum prerouting", "prerouting"),
         ("flush chain inet quantum guard", "guard"),
