@@ -11,7 +11,7 @@ import hashlib
 import re
 from typing import TYPE_CHECKING
 
-from tests.kernel.world import Namespace
+from tests.kernel.topology import Namespace
 
 from .contenders import (
     INTERFACE,

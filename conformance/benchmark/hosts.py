@@ -7,7 +7,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from tests.kernel.peer import inside
-from tests.kernel.world import Namespace
+from tests.kernel.topology import Namespace
 
 from .contenders import GATEWAY, Contender, Mapping, Request, call
 

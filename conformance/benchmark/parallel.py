@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tests.kernel.peer import inside
-from tests.kernel.world import Namespace
+from tests.kernel.topology import Namespace
 
 from .contenders import (
     BACKENDS,

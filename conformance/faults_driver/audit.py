@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.kernel.plugin import Plugin
-    from tests.kernel.world import Host
+    from tests.kernel.topology import Host
 
 
 def disagreements(plugin: Plugin) -> Iterator[str]:

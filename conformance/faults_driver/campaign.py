@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tests.kernel.conftest import programs_of
 from tests.kernel.plugin import Plugin, PluginError
-from tests.kernel.world import Host
+from tests.kernel.topology import Host
 
 from .audit import disagreements, remains, strangers
 from .injection import KILL, Point, injector, points_of, tracer, was_injected

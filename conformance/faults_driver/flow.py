@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 from tests.kernel.peer import open_socket
 
 if TYPE_CHECKING:
-    from tests.kernel.world import Container, Namespace
+    from tests.kernel.topology import Container, Namespace
 
 ECHO_PORT = 7
 _ANSWER_TIMEOUT_S = 5

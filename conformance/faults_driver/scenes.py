@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tests.kernel.plugin import PluginError, publish
-from tests.kernel.world import HOST
+from tests.kernel.topology import HOST
 
 from .flow import ECHO_PORT, Echo, Flow
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from tests.kernel.plugin import Attachment, Plugin
-    from tests.kernel.world import Host
+    from tests.kernel.topology import Host
 
 PORT, OTHER_PORT, ECHO_HOST_PORT = 8080, 8090, 8007
 

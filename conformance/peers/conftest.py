@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from conformance.table import PREFACE
-from tests.kernel.conftest import client, container, host, neighbour, stack
+from tests.kernel.conftest import client, container, host, other_container, stack
 
 from .port_mapper import PORT_MAPPERS, PortMapper
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.kernel.world import Host
+    from tests.kernel.topology import Host
 
-__all__ = ["client", "container", "host", "neighbour", "stack"]
+__all__ = ["client", "container", "host", "other_container", "stack"]
 
 
 _ORDER = (  # of the tables

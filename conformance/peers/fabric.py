@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from tests.kernel.plugin import Plugin
-from tests.kernel.world import BRIDGES, Namespace, on_second_network
+from tests.kernel.topology import BRIDGES, Namespace, connect_second_network
 
 from .port_mapper import CNI_PATH, QUANTUM_NAT, QUANTUM_NAT_IPTABLES, PortMapper, previous_result
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from tests.kernel.plugin import Attachment
-    from tests.kernel.world import Container, Host
+    from tests.kernel.topology import Container, Host
 
 NETAVARK = "netavark"
 FABRICS = (NETAVARK, QUANTUM_NAT, QUANTUM_NAT_IPTABLES)
@@ -175,7 +175,7 @@ class QuantumNat(Fabric):
     ) -> Container:
         container = self.host.container(networks[0], families=families)
         keys = {"snatAddress": source} if source else {}
-        attached = [container] if len(networks) == 1 else [container, on_second_network(container)]
+        attached = [container] if len(networks) == 1 else [container, connect_second_network(container)]
         self._attachments[container.name] = []
         for member, network in zip(attached, networks, strict=True):
             attachment = self._nat.attachment(member, *_entries(ports), network=network, **keys)

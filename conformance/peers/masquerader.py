@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tests.kernel.plugin import Plugin
-from tests.kernel.world import Namespace
+from tests.kernel.topology import Namespace
 
 from .port_mapper import CNI_PATH, QUANTUM_NAT, QUANTUM_NAT_IPTABLES
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
     from pathlib import Path
 
-    from tests.kernel.world import Host
+    from tests.kernel.topology import Host
 
 IPMASQ_IPTABLES, IPMASQ_NFTABLES = "ipMasq-iptables", "ipMasq-nftables"
 IPMASQ = (IPMASQ_IPTABLES, IPMASQ_NFTABLES)
@@ -69,7 +69,7 @@ class Masquerader:
             member.results.append(answer)
         for address in member.addresses:  # what an announcement does to those who knew an earlier owner
             self._host.ip(f"neigh flush to {address}")
-        self._host.wait_for(member.addresses)
+        self._host.wait_for_replies(member.addresses)
         return member
 
     def delete(self, member: Member, *, without_namespace: bool = False) -> None:

@@ -18,7 +18,7 @@ from tests.kernel.plugin import Attachment, Plugin
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.kernel.world import Container, Host
+    from tests.kernel.topology import Container, Host
 
 PORTMAP_IPTABLES, PORTMAP_NFTABLES = "portmap-iptables", "portmap-nftables"
 QUANTUM_NAT, QUANTUM_NAT_IPTABLES = "quantum-nat", "quantum-nat-iptables"

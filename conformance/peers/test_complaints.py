@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.kernel.plugin import PluginError
 from tests.kernel.talk import Talk
-from tests.kernel.world import HOST, OTHER_HOST, Container, Host, Namespace, keep_tracking
+from tests.kernel.topology import HOST, HOST_SECONDARY, Container, Host, Namespace, keep_conntrack_enabled
 
 from .port_mapper import PORTMAP, PortMapper, differs, publish
 
@@ -22,20 +22,20 @@ def test_moby_53384_flows_of_another(
     host: Host,
     client: Namespace,
     container: Container,
-    neighbour: Container,
+    other_container: Container,
     mapper: PortMapper,
 ) -> None:
     """DEL leaves the UDP flows of another container alone that has the same port on another address (moby#53384)."""
-    keep_tracking(host)
-    neighbour.serve("neighbour", 80)
+    keep_conntrack_enabled(host)
+    other_container.serve("other", 80)
     web = mapper.add(container, publish(5353, protocol="udp", hostIP=HOST[4]))
-    mapper.add(neighbour, publish(5353, protocol="udp", hostIP=OTHER_HOST[4]))
-    talk = Talk(stack, client, OTHER_HOST[4], 5353)
-    assert talk.ask() == "neighbour"
+    mapper.add(other_container, publish(5353, protocol="udp", hostIP=HOST_SECONDARY[4]))
+    talk = Talk(stack, client, HOST_SECONDARY[4], 5353)
+    assert talk.ask() == "other"
     before = _flow(host, talk.port)
     web.delete()
     assert _flow(host, talk.port) == before
-    assert talk.ask() == "neighbour"
+    assert talk.ask() == "other"
 
 
 def _flow(host: Host, client_port: int) -> str:
@@ -46,26 +46,28 @@ def _flow(host: Host, client_port: int) -> str:
 
 @differs(PORTMAP, "The rule of the dead container stays, and comes first.")
 def test_podman_27516_stale_mapping(
-    client: Namespace, container: Container, neighbour: Container, mapper: PortMapper
+    client: Namespace, container: Container, other_container: Container, mapper: PortMapper
 ) -> None:
     """A container gets the port of one that was killed and never removed (podman#27516, netavark#1160)."""
-    neighbour.serve("neighbour", 80)
+    other_container.serve("other", 80)
     mapper.add(container, publish(8080))
     container.remove()
-    mapper.add(neighbour, publish(8080))
-    assert client.ask(HOST[4], 8080, timeout=1).server == "neighbour"
+    mapper.add(other_container, publish(8080))
+    assert client.ask(HOST[4], 8080, timeout=1).server == "other"
 
 
 @differs(PORTMAP, "GC is empty in v1.9.1.", raises=(AssertionError, PluginError))
-def test_multus_1254_gc(client: Namespace, container: Container, neighbour: Container, mapper: PortMapper) -> None:
+def test_multus_1254_gc(
+    client: Namespace, container: Container, other_container: Container, mapper: PortMapper
+) -> None:
     """GC removes what the runtime does not name, and nothing else (multus#1254, cri-o#8018)."""
-    neighbour.serve("neighbour", 80)
+    other_container.serve("other", 80)
     mapper.add(container, publish(8080), cniVersion="1.1.0")
-    mapper.add(neighbour, publish(8081), cniVersion="1.1.0")
-    valid: dict[str, Any] = {VALID: [{"containerID": neighbour.id, "ifname": neighbour.interface}]}
+    mapper.add(other_container, publish(8081), cniVersion="1.1.0")
+    valid: dict[str, Any] = {VALID: [{"containerID": other_container.id, "ifname": other_container.interface}]}
     mapper.call("GC", mapper.configuration(cniVersion="1.1.0", **valid))
     assert client.is_refused(HOST[4], 8080)
-    assert client.ask(HOST[4], 8081).server == "neighbour"
+    assert client.ask(HOST[4], 8081).server == "other"
 
 
 @differs(PORTMAP, "It translates ::1 too, which the kernel cannot route: a time-out.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.kernel.peer import open_socket
-from tests.kernel.world import CLIENT, HOST, Host, Namespace
+from tests.kernel.topology import CLIENT, HOST, Host, Namespace
 
 from .masquerader import IPMASQ, MASQUERADERS, Masquerader
 from .port_mapper import differs
@@ -78,7 +78,7 @@ def test_del_without_namespace(network: Masquerader) -> None:
 def test_own_subnet(network: Masquerader) -> None:
     """Within its own subnet a container has its own address."""
     one, other = network.attach("10.77.0.2/24", "fd77::2/64"), network.attach("10.77.0.3/24", "fd77::3/64")
-    other.serve("neighbour", 80)
+    other.serve("other", 80)
     for address, own in zip(other.addresses, one.addresses, strict=True):
         assert one.ask(address, 80).source == own
 
@@ -86,7 +86,7 @@ def test_own_subnet(network: Masquerader) -> None:
 def test_other_subnet(network: Masquerader) -> None:
     """A container of another network of the host sees that network's gateway."""
     one, other = network.attach("10.77.0.2/24"), network.attach("10.78.0.2/24", network="alternate")
-    other.serve("neighbour", 80)
+    other.serve("other", 80)
     assert one.ask(other.addresses[0], 80).source == "10.78.0.1"
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from tests.kernel.peer import open_socket
 from tests.kernel.plugin import PluginError
-from tests.kernel.world import CLIENT, HOST, Container, Host, Namespace, keep_tracking
+from tests.kernel.topology import CLIENT, HOST, Container, Host, Namespace, keep_conntrack_enabled
 
 from .masquerader import IPMASQ, Masquerader
 from .port_mapper import CNI_PATH, PORTMAP, QUANTUM_NAT, QUANTUM_NAT_IPTABLES, PortMapper, publish
@@ -77,11 +77,13 @@ def web(container: Container, mapper: PortMapper) -> Container:
 
 
 @from_portmap
-def test_flow(stack: ExitStack, client: Namespace, web: Container, neighbour: Container, ours: PortMapper) -> None:
+def test_flow(
+    stack: ExitStack, client: Namespace, web: Container, other_container: Container, ours: PortMapper
+) -> None:
     """A connection to a container of portmap goes on while new containers use us; new connections reach both."""
     conversation = Conversation(stack, client, HOST[4], 8082, web, 82)
-    neighbour.serve("new", 80)
-    new = ours.add(neighbour, publish(8081))
+    other_container.serve("new", 80)
+    new = ours.add(other_container, publish(8081))
     assert conversation.goes_on()
     assert client.ask(HOST[4], 8080).server == "web"
     assert client.ask(HOST[4], 8081).server == "new"
@@ -92,11 +94,11 @@ def test_flow(stack: ExitStack, client: Namespace, web: Container, neighbour: Co
 
 @from_portmap
 def test_del_by_old_list(
-    host: Host, client: Namespace, web: Container, neighbour: Container, mapper: PortMapper, ours: PortMapper
+    host: Host, client: Namespace, web: Container, other_container: Container, mapper: PortMapper, ours: PortMapper
 ) -> None:
     """DEL of portmap's container by the old list, as cached, removes its rules; ours work on and pass CHECK."""
-    neighbour.serve("new", 80)
-    new = ours.add(neighbour, publish(8081))
+    other_container.serve("new", 80)
+    new = ours.add(other_container, publish(8081))
     mapper.attachment(web, publish(8080), publish(8082, 82)).delete()
     assert client.is_refused(HOST[4], 8080)
     assert web.address[4] not in host.run("nft", "list", "ruleset")
@@ -106,13 +108,13 @@ def test_del_by_old_list(
 
 @from_portmap
 def test_conflict_is_said(
-    stack: ExitStack, client: Namespace, web: Container, neighbour: Container, ours: PortMapper
+    stack: ExitStack, client: Namespace, web: Container, other_container: Container, ours: PortMapper
 ) -> None:
     """`doctor` names portmap where its container has the same host port; connections to that container go on."""
     conversation = Conversation(stack, client, HOST[4], 8082, web, 82)
-    neighbour.serve("new", 80)
+    other_container.serve("new", 80)
     assert "portmap" not in ours.operate("doctor").stdout
-    ours.add(neighbour, publish(8080), publish(8082))
+    ours.add(other_container, publish(8080), publish(8082))
     assert client.ask(HOST[4], 8080).server == "new"
     assert conversation.goes_on()
     told = ours.operate("doctor")
@@ -122,11 +124,11 @@ def test_conflict_is_said(
 
 @from_portmap
 @pytest.mark.usefixtures("web")
-def test_conflict_is_refused(host: Host, client: Namespace, neighbour: Container, ours: PortMapper) -> None:
+def test_conflict_is_refused(host: Host, client: Namespace, other_container: Container, ours: PortMapper) -> None:
     """Where the runtime holds the host port for portmap's container, as podman does, our ADD is refused."""
     host.serve("conmon", 8080)
     with pytest.raises(PluginError, match="8080") as caught:
-        ours.add(neighbour, publish(8080))
+        ours.add(other_container, publish(8080))
     assert caught.value.code == 100
     assert client.ask(HOST[4], 8080).server == "web"
 
@@ -137,7 +139,7 @@ def test_in_place(
 ) -> None:
     """A running container moves: DEL by the old list, ADD by the new one, as `podman network reload` does; flows go on."""
     conversation = Conversation(stack, client, HOST[4], 8082, web, 82)
-    keep_tracking(host)
+    keep_conntrack_enabled(host)
     mapper.attachment(web, publish(8080), publish(8082, 82)).delete()
     moved = ours.add(web, publish(8080), publish(8082, 82))
     assert conversation.goes_on()
@@ -147,11 +149,11 @@ def test_in_place(
 
 @from_portmap
 def test_leftovers_of_one(
-    host: Host, client: Namespace, web: Container, neighbour: Container, mapper: PortMapper
+    host: Host, client: Namespace, web: Container, other_container: Container, mapper: PortMapper
 ) -> None:
     """A container whose DEL never reached portmap: the guide's command removes its rules, and nobody else's."""
-    neighbour.serve("kept", 80)
-    mapper.add(neighbour, publish(8081))
+    other_container.serve("kept", 80)
+    mapper.add(other_container, publish(8081))
     known = {"network": "net", "container": web.id, "backend": mapper.backend, "portmap": str(CNI_PATH / "portmap")}
     variables = [f"{name}={value}" for name, value in known.items()]
     host.run("env", *variables, "bash", "-c", commands_of_guide("CNI_COMMAND=DEL"))
@@ -162,12 +164,12 @@ def test_leftovers_of_one(
 
 @from_portmap
 def test_leftovers(
-    host: Host, client: Namespace, web: Container, neighbour: Container, mapper: PortMapper, ours: PortMapper
+    host: Host, client: Namespace, web: Container, other_container: Container, mapper: PortMapper, ours: PortMapper
 ) -> None:
     """A DEL that never reached portmap leaves rules: ours come first, `doctor` says so, the guide's commands remove them."""
     mapper.attachment(web).delete()  # a list without the ports: portmap does nothing
-    neighbour.serve("new", 80)
-    ours.add(neighbour, publish(8080))
+    other_container.serve("new", 80)
+    ours.add(other_container, publish(8080))
     assert client.ask(HOST[4], 8080).server == "new"
     assert "portmap translates host port 8080/tcp too" in ours.operate("doctor").stdout
     host.run("bash", "-c", commands_of_guide("delete table ip cni_hostport"))
@@ -200,7 +202,7 @@ def test_back(
     host: Host,
     client: Namespace,
     container: Container,
-    neighbour: Container,
+    other_container: Container,
     mapper: PortMapper,
     tmp_path: Path,
     backend: str,
@@ -209,8 +211,8 @@ def test_back(
     ours = PortMapper(backend, host, tmp_path / "state")
     leaving = ours.add(container, publish(8080), publish(8082, 82))
     conversation = Conversation(stack, client, HOST[4], 8082, container, 82)
-    neighbour.serve("back", 80)
-    mapper.add(neighbour, publish(8081))
+    other_container.serve("back", 80)
+    mapper.add(other_container, publish(8081))
     assert conversation.goes_on()
     assert client.ask(HOST[4], 8081).server == "back"
     leaving.delete()

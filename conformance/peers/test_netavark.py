@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kernel.world import CLIENT, HOST, OTHER_HOST, Host, Namespace
+from tests.kernel.topology import CLIENT, HOST, HOST_SECONDARY, Host, Namespace
 
 from .fabric import FABRICS, NETAVARK, Fabric, Netavark, Port, QuantumNat, Refusal
 from .port_mapper import differs
@@ -60,7 +60,7 @@ def test_host_ip(client: Namespace, fabric: Fabric, family: int) -> None:
     fabric.run(Port(8080, "tcp", HOST[family]), Port(8080, "udp", HOST[family])).serve("web", 80)
     for protocol in ("tcp", "udp"):
         assert client.ask(HOST[family], 8080, protocol).server == "web"
-        assert client.is_refused(OTHER_HOST[family], 8080, protocol)
+        assert client.is_refused(HOST_SECONDARY[family], 8080, protocol)
         assert client.is_refused(HOST[10 - family], 8080, protocol)
 
 
@@ -70,7 +70,7 @@ def test_wildcard(client: Namespace, fabric: Fabric, wildcard: str, family: int,
     """A port that is published on 0.0.0.0 or :: is open at every address of the family, also in a dual stack."""
     fabric.run(Port(8080, host_ip=wildcard), families=(4, 6) if dual else (family,)).serve("web", 80)
     assert client.ask(HOST[family], 8080).server == "web"
-    assert client.ask(OTHER_HOST[family], 8080).server == "web"
+    assert client.ask(HOST_SECONDARY[family], 8080).server == "web"
 
 
 def test_localhost(host: Host, fabric: Fabric) -> None:
@@ -89,7 +89,7 @@ def test_every_port_at_localhost(host: Host, fabric: Fabric) -> None:
 @pytest.mark.parametrize("family", [4, 6])
 def test_hairpin(host: Host, fabric: Fabric, family: int) -> None:
     """A container reaches itself through its host port where bridged packets do not pass iptables."""
-    host.filter_bridges("0")
+    host.set_bridge_netfilter("0")
     container = fabric.run(Port(8080))
     container.serve("web", 80)
     assert container.ask(HOST[family], 8080).server == "web"
@@ -99,14 +99,14 @@ def test_hairpin(host: Host, fabric: Fabric, family: int) -> None:
 @differs(NETAVARK, "It leaves the bridge's hairpin mode off; with CNI it is the bridge plugin's `hairpinMode`.")
 def test_hairpin_with_bridge_filter(host: Host, fabric: Fabric, family: int) -> None:
     """A container reaches itself through its host port where bridged packets pass iptables (br_netfilter)."""
-    host.filter_bridges("1")
+    host.set_bridge_netfilter("1")
     container = fabric.run(Port(8080))
     container.serve("web", 80)
     assert container.ask(HOST[family], 8080, timeout=1).server == "web"
 
 
 def test_neighbour(fabric: Fabric) -> None:
-    """A neighbour on the same network reaches the host port."""
+    """Another container on the same network reaches the host port."""
     fabric.run(Port(8080)).serve("web", 80)
     assert fabric.run().ask(HOST[4], 8080).server == "web"
 
@@ -140,7 +140,7 @@ def test_reload(host: Host, client: Namespace, fabric: Fabric) -> None:
 
 def test_stopped(client: Namespace, fabric: Fabric) -> None:
     """After stop, ports on two addresses and for two protocols are closed; another container's is open."""
-    ports = [Port(8080, protocol, address) for protocol in ("tcp", "udp") for address in (HOST[4], OTHER_HOST[4])]
+    ports = [Port(8080, protocol, address) for protocol in ("tcp", "udp") for address in (HOST[4], HOST_SECONDARY[4])]
     stopped, kept = fabric.run(*ports), fabric.run(Port(8081))
     kept.serve("kept", 80)
     fabric.stop(stopped)
@@ -160,7 +160,7 @@ def test_stopped_without_namespace(client: Namespace, fabric: Fabric) -> None:
 def test_outbound_address(client: Namespace, fabric: Fabric, family: int) -> None:
     """A container has a fixed address outside: `outbound_addr4` and `outbound_addr6`, `snatAddress`."""
     client.serve("outside", 80)
-    assert fabric.run(source=OTHER_HOST[family]).ask(CLIENT[family], 80).source == OTHER_HOST[family]
+    assert fabric.run(source=HOST_SECONDARY[family]).ask(CLIENT[family], 80).source == HOST_SECONDARY[family]
 
 
 def test_isolation(client: Namespace, fabric: Fabric) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tests.kernel.plugin import PluginError
-from tests.kernel.world import HOST, Container, Host, Namespace
+from tests.kernel.topology import HOST, Container, Host, Namespace
 
 from .port_mapper import CHECKED_VERSIONS, PORTMAP_NFTABLES, PortMapper, differs, publish
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.kernel.plugin import PluginError
-from tests.kernel.world import CLIENT, HOST, Container, Host, Namespace
+from tests.kernel.topology import CLIENT, HOST, Container, Host, Namespace
 
 from .port_mapper import (
     PORTMAP,

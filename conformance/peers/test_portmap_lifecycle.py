@@ -8,7 +8,15 @@ import pytest
 
 from tests.kernel.plugin import PluginError
 from tests.kernel.talk import Talk
-from tests.kernel.world import HOST, OTHER_HOST, Container, Host, Namespace, keep_tracking, on_second_network
+from tests.kernel.topology import (
+    HOST,
+    HOST_SECONDARY,
+    Container,
+    Host,
+    Namespace,
+    connect_second_network,
+    keep_conntrack_enabled,
+)
 
 from .port_mapper import PORTMAP, PORTMAP_NFTABLES, PortMapper, differs, publish
 
@@ -102,7 +110,7 @@ def test_del_without_mappings(client: Namespace, container: Container, mapper: P
 @differs(PORTMAP_NFTABLES, "Rules are known by the container's ID alone.")
 def test_two_networks(client: Namespace, container: Container, mapper: PortMapper) -> None:
     """Of a container on two networks with the same ports, DEL on one leaves the other's."""
-    second = on_second_network(container)
+    second = connect_second_network(container)
     first_network = mapper.add(container, publish(8080))
     mapper.add(second, publish(8080), network="other")
     first_network.delete()
@@ -110,11 +118,13 @@ def test_two_networks(client: Namespace, container: Container, mapper: PortMappe
 
 
 @differs(PORTMAP, "Both ADDs succeed; one container shadows the other, and nobody is told.")
-def test_crio_1538_conflict(client: Namespace, container: Container, neighbour: Container, mapper: PortMapper) -> None:
+def test_crio_1538_conflict(
+    client: Namespace, container: Container, other_container: Container, mapper: PortMapper
+) -> None:
     """A host port that another container has is refused, and the holder is named."""
     mapper.add(container, publish(8080))
     with pytest.raises(PluginError, match=container.id):
-        mapper.add(neighbour, publish(8080))
+        mapper.add(other_container, publish(8080))
     assert client.ask(HOST[4], 8080).server == "web"
 
 
@@ -130,15 +140,15 @@ def test_podman_17719_conflict_with_a_process(
 
 
 def test_kubernetes_78350_one_port_on_two_addresses(
-    client: Namespace, container: Container, neighbour: Container, mapper: PortMapper
+    client: Namespace, container: Container, other_container: Container, mapper: PortMapper
 ) -> None:
     """One host port on two addresses of the host, and for two protocols, goes to different containers."""
-    neighbour.serve("neighbour", 80)
+    other_container.serve("other", 80)
     mapper.add(container, publish(8080, hostIP=HOST[4]))
-    mapper.add(neighbour, publish(8080, hostIP=OTHER_HOST[4]), publish(8080, hostIP=HOST[4], protocol="udp"))
+    mapper.add(other_container, publish(8080, hostIP=HOST_SECONDARY[4]), publish(8080, hostIP=HOST[4], protocol="udp"))
     assert client.ask(HOST[4], 8080).server == "web"
-    assert client.ask(OTHER_HOST[4], 8080).server == "neighbour"
-    assert client.ask(HOST[4], 8080, "udp").server == "neighbour"
+    assert client.ask(HOST_SECONDARY[4], 8080).server == "other"
+    assert client.ask(HOST[4], 8080, "udp").server == "other"
 
 
 @differs(PORTMAP, "Only ADD forgets flows; those of a container that is gone go on (plugins#1190).")
@@ -146,7 +156,7 @@ def test_plugins_1190_udp_after_del(
     stack: ExitStack, host: Host, client: Namespace, container: Container, mapper: PortMapper
 ) -> None:
     """After DEL, a UDP client that keeps sending does not reach the container any more."""
-    keep_tracking(host)
+    keep_conntrack_enabled(host)
     web = mapper.add(container, publish(5353, protocol="udp"))
     talk = Talk(stack, client, HOST[4], 5353)
     assert talk.ask() == "web"
@@ -156,10 +166,10 @@ def test_plugins_1190_udp_after_del(
 
 @differs(PORTMAP, "Its containers have to be started again, or their network reloaded by the runtime.")
 def test_netavark_230_flush(
-    host: Host, client: Namespace, container: Container, neighbour: Container, mapper: PortMapper
+    host: Host, client: Namespace, container: Container, other_container: Container, mapper: PortMapper
 ) -> None:
     """After `nft flush ruleset`, the next ADD of any container restores everybody's ports."""
     mapper.add(container, publish(8080))
     host.run("nft", "flush", "ruleset")
-    mapper.add(neighbour, publish(8081))
+    mapper.add(other_container, publish(8081))
     assert client.ask(HOST[4], 8080).server == "web"

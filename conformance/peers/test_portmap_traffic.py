@@ -8,7 +8,7 @@ import pytest
 
 from tests.kernel.peer import Refused
 from tests.kernel.talk import Talk
-from tests.kernel.world import AIMED, CLIENT, HOST, OTHER_HOST, Container, Host, Namespace
+from tests.kernel.topology import CLIENT, HOST, HOST_SECONDARY, MARTIAN, Container, Host, Namespace
 
 from .port_mapper import (
     ON_IPTABLES,
@@ -44,17 +44,17 @@ def test_tcp(host: Host, client: Namespace, container: Container, mapper: PortMa
 
 
 def test_udp(
-    stack: ExitStack, client: Namespace, container: Container, neighbour: Container, mapper: PortMapper
+    stack: ExitStack, client: Namespace, container: Container, other_container: Container, mapper: PortMapper
 ) -> None:
     """A UDP port goes on working for a client that keeps sending when a second container takes it over."""
-    neighbour.serve("second", 80)
+    other_container.serve("second", 80)
     for number, version in enumerate(VERSIONS):
         port = publish(5353 + number, protocol="udp")
         first = mapper.add(container, port, cniVersion=version)
         talk = Talk(stack, client, HOST[4], port["hostPort"])
         assert talk.ask() == "web"
         first.delete()
-        second = mapper.add(neighbour, port, cniVersion=version)
+        second = mapper.add(other_container, port, cniVersion=version)
         assert talk.ask() == "second", version
         second.delete()
 
@@ -87,7 +87,7 @@ def test_host_ip(client: Namespace, container: Container, mapper: PortMapper, fa
     """A mapping for one address of the host is closed at its others."""
     mapper.add(container, publish(8080, hostIP=HOST[family]))
     assert client.ask(HOST[family], 8080).server == "web"
-    assert client.is_refused(OTHER_HOST[family], 8080)
+    assert client.is_refused(HOST_SECONDARY[family], 8080)
     assert client.is_refused(HOST[10 - family], 8080)
 
 
@@ -98,7 +98,7 @@ def test_wildcard_host_ip(
     """A mapping for 0.0.0.0 is for all IPv4 addresses and no IPv6 one, for :: the other way round."""
     mapper.add(container, publish(8080, hostIP=wildcard))
     assert client.ask(HOST[family], 8080).server == "web"
-    assert client.ask(OTHER_HOST[family], 8080).server == "web"
+    assert client.ask(HOST_SECONDARY[family], 8080).server == "web"
     assert client.is_refused(HOST[10 - family], 8080)
 
 
@@ -116,21 +116,21 @@ def test_localhost_mapping_from_the_host(host: Host, container: Container, mappe
     assert host.is_refused(HOST[4], 8080)
 
 
-def test_neighbour(host: Host, container: Container, neighbour: Container, mapper: PortMapper) -> None:
-    """A neighbour reaches the port through the host where bridged packets pass iptables (br_netfilter)."""
-    host.filter_bridges("1")
+def test_neighbour(host: Host, container: Container, other_container: Container, mapper: PortMapper) -> None:
+    """Another container on the same network reaches the port through the host where bridged packets pass iptables (br_netfilter)."""
+    host.set_bridge_netfilter("1")
     mapper.add(container, publish(8080))
-    assert neighbour.ask(GATEWAY[4], 8080).server == "web"
+    assert other_container.ask(GATEWAY[4], 8080).server == "web"
 
 
 @differs(PORTMAP_NFTABLES, "The answer takes the direct way over the bridge: neighbours are not masqueraded.")
 def test_plugins_68_neighbour_without_bridge_filter(
-    host: Host, container: Container, neighbour: Container, mapper: PortMapper
+    host: Host, container: Container, other_container: Container, mapper: PortMapper
 ) -> None:
-    """A neighbour reaches the port through the host where bridged packets do not pass iptables."""
-    host.filter_bridges("0")
+    """Another container on the same network reaches the port through the host where bridged packets do not pass iptables."""
+    host.set_bridge_netfilter("0")
     mapper.add(container, publish(8080))
-    assert neighbour.ask(GATEWAY[4], 8080, timeout=1).server == "web"
+    assert other_container.ask(GATEWAY[4], 8080, timeout=1).server == "web"
 
 
 @both_families
@@ -161,12 +161,12 @@ def test_conditions(client: Namespace, container: Container, mapper: PortMapper)
 
 @differs(PORTMAP_NFTABLES, "Conditions stand in the chain that all networks share, and each ADD writes it anew.")
 def test_conditions_of_another_network(
-    client: Namespace, container: Container, neighbour: Container, mapper: PortMapper
+    client: Namespace, container: Container, other_container: Container, mapper: PortMapper
 ) -> None:
     """The conditions of one network do not bind another's containers."""
-    neighbour.serve("neighbour", 80)
+    other_container.serve("other", 80)
     mapper.add(container, publish(8080))
-    mapper.add(neighbour, publish(8081), network="other", conditionsV4=mapper.conditions("192.0.2.1"))
+    mapper.add(other_container, publish(8081), network="other", conditionsV4=mapper.conditions("192.0.2.1"))
     assert client.ask(HOST[4], 8080).server == "web"
     assert client.is_refused(HOST[4], 8081)
 
@@ -219,20 +219,20 @@ def test_cve_2025_67499_transit(
     """Traffic to another machine's port of the same number passes through untouched (CVE-2025-67499)."""
     somebody = host.container("cni1")
     somebody.serve("somebody", 8080)
-    host.show_client_the_way("cni1")
+    host.add_client_routes("cni1")
     mapper.add(container, publish(8080))
     assert client.ask(somebody.address[family], 8080).server == "somebody"
 
 
 @differs(PORTMAP, "CVE-2020-8558: route_localnet is set without a guard, and never reset.")
 def test_cve_2020_8558_host_services_on_localhost(
-    host: Host, container: Container, neighbour: Container, mapper: PortMapper
+    host: Host, container: Container, other_container: Container, mapper: PortMapper
 ) -> None:
-    """A neighbour does not reach what listens on the host's own 127.0.0.1 (CVE-2020-8558)."""
+    """Another container on the same network does not reach what listens on the host's own 127.0.0.1 (CVE-2020-8558)."""
     secret = host.serve("secret", 9090, "127.0.0.1")
     mapper.add(container, publish(8080))
-    neighbour.aim_at_localhost(GATEWAY[4])
-    assert neighbour.cannot_reach(AIMED, 9090)
+    other_container.send_martians(GATEWAY[4])
+    assert other_container.cannot_reach(MARTIAN, 9090)
     assert secret.seen == []
 
 
@@ -242,21 +242,21 @@ def test_moby_45610_localhost_mapping_from_outside(
 ) -> None:
     """A mapping for 127.0.0.1 is closed to an outside host that sends to this address."""
     mapper.add(container, publish(8080, hostIP="127.0.0.1"))
-    client.aim_at_localhost(HOST[4])
-    assert client.cannot_reach(AIMED, 8080)
+    client.send_martians(HOST[4])
+    assert client.cannot_reach(MARTIAN, 8080)
     assert host.ask("127.0.0.1", 8080).server == "web"
 
 
 @differs(PORTMAP, "There is no precedence: the rule that was made first wins.")
 def test_host_ip_before_wildcard(
-    client: Namespace, container: Container, neighbour: Container, mapper: PortMapper
+    client: Namespace, container: Container, other_container: Container, mapper: PortMapper
 ) -> None:
     """A mapping for one address comes before an older one for all."""
-    neighbour.serve("specific", 80)
+    other_container.serve("specific", 80)
     mapper.add(container, publish(8080))
-    mapper.add(neighbour, publish(8080, hostIP=OTHER_HOST[4]))
+    mapper.add(other_container, publish(8080, hostIP=HOST_SECONDARY[4]))
     assert client.ask(HOST[4], 8080).server == "web"
-    assert client.ask(OTHER_HOST[4], 8080).server == "specific"
+    assert client.ask(HOST_SECONDARY[4], 8080).server == "specific"
 
 
 @differs(
@@ -267,7 +267,7 @@ def test_marks_of_others(host: Host, client: Namespace, container: Container, ma
     """A packet mark that another program sets on its own traffic masquerades nothing."""
     somebody = host.container("cni1")
     somebody.serve("somebody", 80)
-    host.show_client_the_way("cni1")
+    host.add_client_routes("cni1")
     mapper.add(container, publish(8080))
     host.run("nft", "-f", "-", stdin=_OTHERS_MARK)
     assert client.ask(somebody.address[4], 80).source == CLIENT[4]

@@ -8,7 +8,7 @@ import signal
 from contextlib import suppress
 from pathlib import Path
 
-from tests.kernel.world import wait_until
+from tests.kernel.topology import wait_until
 
 _PATIENCE_S = 10
 

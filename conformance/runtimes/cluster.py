@@ -8,7 +8,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from tests.kernel.peer import Answer, Refused, TimedOut, ask
-from tests.kernel.world import wait_until
+from tests.kernel.topology import wait_until
 
 from .runtime import FRONT, Network, Port, Running, Runtime
 
@@ -96,7 +96,7 @@ class Cluster:
     def left_over(self) -> list[str]:
         """Return the plugin's elements and records: nothing, when no container runs."""
         records = [str(path) for path in self.runtime.state_directory.glob("attachments/**/*") if path.is_file()]
-        return [*self.host.holdings(), *records]
+        return [*self.host.installed(), *records]
 
     def wait_until_nothing_is_left(self) -> None:
         wait_until(lambda: not self.left_over(), "elements and records go", PATIENCE_S)

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from hashlib import sha512
 from typing import TYPE_CHECKING, ClassVar
 
-from tests.kernel.world import NETNS_DIRECTORY, run
+from tests.kernel.topology import NETNS_DIRECTORY, run
 
 from .runtime import FRONT, HANDS_PORTS_ON, SERVED_PORTS, Network, Port, Running, Runtime, addresses_in, shell
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from conformance.table import PREFACE, leave_out, note
-from tests.kernel.world import Host
+from tests.kernel.topology import Host
 
 from . import RUNTIMES
 from .cluster import Cluster

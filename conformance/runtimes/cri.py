@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tests.kernel.world import wait_until
+from tests.kernel.topology import wait_until
 
 from .daemon import Daemon
 from .images import SERVER, write_images
@@ -20,7 +20,7 @@ from .runtime import FRONT, SERVED_PORTS, Network, NotRun, Port, Running, Runtim
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.kernel.world import Host
+    from tests.kernel.topology import Host
 
 _CRICTL = ("crictl", "sigs.k8s.io/cri-tools/cmd/crictl", "v1.36.0")
 _PROTOCOLS = {"tcp": 0, "udp": 1, "sctp": 2}

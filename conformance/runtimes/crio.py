@@ -11,7 +11,7 @@ from .images import PAUSE
 from .runtime import FRONT, NotRun, Running, shell
 
 if TYPE_CHECKING:
-    from tests.kernel.world import Host
+    from tests.kernel.topology import Host
 
 _CACHE = Path("/var/lib/cni/results")
 _PINNS = Path(__file__).with_name("pinns")

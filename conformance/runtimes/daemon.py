@@ -6,7 +6,7 @@ import signal
 import subprocess
 from typing import TYPE_CHECKING
 
-from tests.kernel.world import wait_until
+from tests.kernel.topology import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from tests.kernel.world import wait_until
+from tests.kernel.topology import wait_until
 
 from .mounts import unmount_below
 from .runtime import FRONT, HANDS_PORTS_ON, SERVED_PORTS, Network, NotRun, Port, Running, Runtime, addresses_in, shell

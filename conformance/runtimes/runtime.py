@@ -18,7 +18,7 @@ from uuid import uuid4
 from .cgroup import Cgroup
 
 if TYPE_CHECKING:
-    from tests.kernel.world import Host
+    from tests.kernel.topology import Host
 
 PROJECT = Path(__file__).parents[2]
 CACHE = PROJECT / ".cache"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kernel.world import CLIENT, HOST, OTHER_HOST
+from tests.kernel.topology import CLIENT, HOST, HOST_SECONDARY
 
 from .runtime import BACK, FRONT, NotRun, Port
 
@@ -39,12 +39,14 @@ def test_range(cluster: Cluster) -> None:
 def test_host_ip(cluster: Cluster) -> None:
     """A hostIP of 127.0.0.1 is for the host alone, one of another address for that address alone."""
     container = cluster.run(
-        Port(8080, 80, host_ip=LOCALHOST), Port(8081, 81, host_ip=OTHER_HOST[4]), Port(8081, 81, host_ip=OTHER_HOST[6])
+        Port(8080, 80, host_ip=LOCALHOST),
+        Port(8081, 81, host_ip=HOST_SECONDARY[4]),
+        Port(8081, 81, host_ip=HOST_SECONDARY[6]),
     )
     cluster.serves(container, cluster.host.path, LOCALHOST, 8080)
     assert cluster.answer(cluster.client.path, HOST[4], 8080) is None
     for family in (4, 6):
-        cluster.serves(container, cluster.client.path, OTHER_HOST[family], 8081)
+        cluster.serves(container, cluster.client.path, HOST_SECONDARY[family], 8081)
         assert cluster.answer(cluster.client.path, HOST[family], 8081) is None
 
 
@@ -58,20 +60,20 @@ def test_host(cluster: Cluster) -> None:
 
 @pytest.mark.needs("ports")
 def test_neighbour(cluster: Cluster) -> None:
-    """A neighbour, and the container itself, reach them by the host's address."""
-    container, neighbour = cluster.run(Port(8080)), cluster.run()
-    for asking in (neighbour, container):
+    """Containers on the same network, and the container itself, reach published ports at the host's address."""
+    container, other_container = cluster.run(Port(8080)), cluster.run()
+    for asking in (other_container, container):
         for family in (4, 6):
             cluster.serves(container, asking.netns, HOST[family], 8080)
 
 
 def test_masquerade(cluster: Cluster) -> None:
-    """What a container sends outside has the host's address; what it sends to a neighbour its own."""
-    container, neighbour = cluster.run(), cluster.run()
+    """A container has the host's address to the outside, and its own to containers on the same network."""
+    container, other_container = cluster.run(), cluster.run()
     for family in (4, 6):
         outside = cluster.answer(container.netns, CLIENT[family], 80)
         assert outside == ("outside", HOST[family])
-        inside = cluster.serves(neighbour, container.netns, neighbour.addresses[FRONT.name][family], 80)
+        inside = cluster.serves(other_container, container.netns, other_container.addresses[FRONT.name][family], 80)
         assert inside.source == container.addresses[FRONT.name][family]
 
 

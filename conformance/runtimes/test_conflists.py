@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.kernel.world import CLIENT, HOST, OTHER_HOST
+from tests.kernel.topology import CLIENT, HOST, HOST_SECONDARY
 
 from .runtime import Network, Port
 
@@ -36,7 +36,7 @@ def test_dual_stack(cluster: Cluster) -> None:
 def test_static_snat(cluster: Cluster) -> None:
     """static-snat: containers leave with the address that the list names."""
     container = cluster.run(networks=(network(cluster, "static-snat", 73, 4),))
-    assert cluster.answer(container.netns, CLIENT[4], 80) == ("outside", OTHER_HOST[4])
+    assert cluster.answer(container.netns, CLIENT[4], 80) == ("outside", HOST_SECONDARY[4])
 
 
 def test_shared_ports(cluster: Cluster) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kernel.world import CLIENT, HOST, NETNS_DIRECTORY
+from tests.kernel.topology import CLIENT, HOST, NETNS_DIRECTORY
 
 from .conftest import started
 from .runtime import Port

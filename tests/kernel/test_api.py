@@ -12,7 +12,7 @@ from cni_quantum_nat import CniError, NatConfig, NatManager, NatType, Network, P
 
 from .peer import inside
 from .plugin import Plugin, publish
-from .world import CLIENT, HOST, OTHER_HOST, SUBNETS, Container, Host, Namespace
+from .topology import CLIENT, HOST, HOST_SECONDARY, SUBNETS, Container, Host, Namespace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,23 +46,23 @@ def test_a_network_that_is_enabled_gets_out_and_stays_itself_within(
     host: Host,
     client: Namespace,
     container: Container,
-    neighbour: Container,
+    other_container: Container,
     manager: Callable[..., NatManager],
     family: int,
 ) -> None:
     client.serve("outside", 80)
-    host.filter_bridges("1")
+    host.set_bridge_netfilter("1")
     with inside(host.path):
         rule = manager().enable_outbound_connectivity(network(family))
     assert (rule.nat_type, rule.source, rule.translated) == (NatType.MASQUERADE, SUBNETS["cni0"][family], "")
-    for place in (container, neighbour):
-        assert place.ask(CLIENT[family], 80).source == HOST[family]
-    assert neighbour.ask(container.address[family], 80).source == neighbour.address[family]
+    for namespace in (container, other_container):
+        assert namespace.ask(CLIENT[family], 80).source == HOST[family]
+    assert other_container.ask(container.address[family], 80).source == other_container.address[family]
     with inside(host.path):
         manager().disable_outbound_connectivity(network(family))
         manager().disable_outbound_connectivity(network(family))
     assert container.cannot_reach(CLIENT[family], 80)
-    assert host.holdings() == set()
+    assert host.installed() == set()
 
 
 @both_families
@@ -71,11 +71,11 @@ def test_a_network_can_have_a_fixed_source_and_an_interface(
 ) -> None:
     client.serve("outside", 80)
     with inside(host.path):
-        rule = manager(snat_address=[OTHER_HOST[family]], external_interface="uplink").enable_outbound_connectivity(
+        rule = manager(snat_address=[HOST_SECONDARY[family]], external_interface="uplink").enable_outbound_connectivity(
             network(family)
         )
-    assert (rule.nat_type, rule.translated, rule.interfaces) == (NatType.SNAT, OTHER_HOST[family], ("uplink",))
-    assert container.ask(CLIENT[family], 80).source == OTHER_HOST[family]
+    assert (rule.nat_type, rule.translated, rule.interfaces) == (NatType.SNAT, HOST_SECONDARY[family], ("uplink",))
+    assert container.ask(CLIENT[family], 80).source == HOST_SECONDARY[family]
     with inside(host.path):
         manager(external_interface="cni1").enable_outbound_connectivity(network(family))
     assert container.cannot_reach(CLIENT[family], 80)
@@ -85,11 +85,11 @@ def test_networks_that_overlap_are_refused(host: Host, manager: Callable[..., Na
     with inside(host.path):
         manager().enable_outbound_connectivity(Network("wide", "172.20.0.0/16"))
         manager().enable_outbound_connectivity(Network("next", "172.21.0.0/16"))
-        before = host.holdings()
+        before = host.installed()
         with pytest.raises(CniError, match=r"overlaps network wide \(172.20.0.0/16\)") as caught:
             manager().enable_outbound_connectivity(Network("narrow", "172.20.3.0/24"))
     assert caught.value.code == 100
-    assert host.holdings() == before
+    assert host.installed() == before
 
 
 @pytest.mark.frozen
@@ -98,7 +98,7 @@ def test_a_port_mapping_leads_to_the_container_until_it_is_removed(
     host: Host,
     client: Namespace,
     container: Container,
-    neighbour: Container,
+    other_container: Container,
     manager: Callable[..., NatManager],
     family: int,
 ) -> None:
@@ -113,7 +113,7 @@ def test_a_port_mapping_leads_to_the_container_until_it_is_removed(
     assert (second.host_port, again.host_port) == (40000, 40001)
     assert client.ask(HOST[family], 8080) == ("web", CLIENT[family])
     assert client.ask(HOST[family], 40001, "udp").server == "second"
-    assert neighbour.ask(HOST[family], 8080).server == "web"
+    assert other_container.ask(HOST[family], 8080).server == "web"
     with inside(host.path):
         assert api.port_mappings() == [web, second, again]
         api.remove_port_mapping(web)
@@ -127,14 +127,14 @@ def test_a_port_mapping_leads_to_the_container_until_it_is_removed(
 
 
 def test_the_api_and_the_plugin_know_of_each_other(
-    host: Host, container: Container, neighbour: Container, plugin: Plugin, manager: Callable[..., NatManager]
+    host: Host, container: Container, other_container: Container, plugin: Plugin, manager: Callable[..., NatManager]
 ) -> None:
     web = plugin.add(container, publish(8080))
     with inside(host.path):
         api = manager()
         with pytest.raises(CniError, match=f"8080/tcp is held by container {container.id}"):
-            api.create_port_mapping("other", neighbour.address[4], 80, 8080)
-        api.create_port_mapping("other", neighbour.address[4], 80, 8081)
+            api.create_port_mapping("other", other_container.address[4], 80, 8080)
+        api.create_port_mapping("other", other_container.address[4], 80, 8081)
         kinds = [(rule.nat_type, rule.destination) for rule in api.rules()]
     assert (NatType.DNAT, "0.0.0.0:8080") in kinds
     assert (NatType.DNAT, "0.0.0.0:8081") in kinds
@@ -149,19 +149,19 @@ def test_what_the_api_made_survives_a_lost_table(
     host: Host,
     client: Namespace,
     container: Container,
-    neighbour: Container,
+    other_container: Container,
     plugin: Plugin,
     manager: Callable[..., NatManager],
 ) -> None:
     client.serve("outside", 80)
     with inside(host.path):
-        manager(snat_address=[OTHER_HOST[4]]).enable_outbound_connectivity(network(4))
+        manager(snat_address=[HOST_SECONDARY[4]]).enable_outbound_connectivity(network(4))
         manager().create_port_mapping("other", container.address[4], 80, 8080)
     host.run("nft", "flush", "ruleset")
     plugin.add(host.container("cni1"), network="second")
     assert client.ask(HOST[4], 8080).server == "web"
-    assert neighbour.ask(CLIENT[4], 80).source == OTHER_HOST[4]
-    assert neighbour.ask(HOST[4], 8080).server == "web"
+    assert other_container.ask(CLIENT[4], 80).source == HOST_SECONDARY[4]
+    assert other_container.ask(HOST[4], 8080).server == "web"
 
 
 @pytest.mark.nftables
@@ -205,4 +205,4 @@ def test_what_cannot_be_says_why(
     with inside(host.path), pytest.raises(CniError) as caught:
         make(manager)
     assert said in caught.value.message
-    assert host.holdings() == set()
+    assert host.installed() == set()

@@ -11,7 +11,7 @@ from .peer import TimedOut
 from .plugin import Plugin, publish
 from .test_doctor import findings, only_finding
 from .test_watch import Conversation
-from .world import CLIENT, HOST, Container, Host, Namespace
+from .topology import CLIENT, HOST, Container, Host, Namespace
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -48,10 +48,10 @@ def test_a_reload_of_firewalld_loses_nothing_of_ours(
     plugin.add(container, publish(8081, 81), publish(8080, 9000))
     conversation = Conversation(stack, client, container, HOST[4], 9000)
     container.serve("other", 81)
-    before = host.holdings()
+    before = host.installed()
     for reload in ("--reload", "--complete-reload"):
         firewalld.call(reload)
-        assert host.holdings() == before
+        assert host.installed() == before
         assert client.ask(HOST[4], 8081).server == "other"
     conversation.end()
     assert conversation.failure == ""

@@ -14,7 +14,7 @@ import pytest
 from .plugin import Plugin, publish
 
 if TYPE_CHECKING:
-    from .world import Container
+    from .topology import Container
 
 _BASH = """
 eval "$(quantum-nat completion bash)"

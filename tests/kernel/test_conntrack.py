@@ -14,7 +14,7 @@ from cni_quantum_nat.model.attachments import PortMapping
 from .peer import inside, open_socket
 from .plugin import Plugin, publish
 from .talk import Talk
-from .world import CLIENT, HOST, SHORT, Container, Host, Namespace
+from .topology import CLIENT, HOST, NO_REPLY_TIMEOUT_S, Container, Host, Namespace
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -31,9 +31,9 @@ FIREWALL = """table inet firewall {
 }"""
 
 
-def send(place: Namespace, source_port: int, address: str, port: int) -> None:
+def send(namespace: Namespace, source_port: int, address: str, port: int) -> None:
     """Send one datagram from a given port."""
-    with open_socket(place.path, "udp", 6 if ":" in address else 4) as sender:
+    with open_socket(namespace.path, "udp", 6 if ":" in address else 4) as sender:
         sender.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sender.bind(("::" if ":" in address else "0.0.0.0", source_port))
         sender.sendto(b"late answer", (address, port))
@@ -51,12 +51,12 @@ def test_a_client_that_was_already_sending_reaches_the_container_at_once(
     stack: ExitStack,
     client: Namespace,
     container: Container,
-    neighbour: Container,
+    other_container: Container,
     plugin: Plugin,
     family: int,
     specific: bool,
 ) -> None:
-    plugin.add(neighbour, publish(9000))
+    plugin.add(other_container, publish(9000))
     talk = Talk(stack, client, HOST[family], 8080)
     assert talk.ask() is None
     plugin.add(container, publish(8080, protocol="udp", hostIP=HOST[family] if specific else ""))
@@ -94,7 +94,7 @@ def test_after_del_a_late_answer_does_not_reach_the_next_owner_of_the_address(
     plugin.add(newcomer)
     with open_socket(newcomer.path, "udp", family) as listening:
         listening.bind(("::" if family == 6 else "0.0.0.0", talk.port))
-        listening.settimeout(SHORT)
+        listening.settimeout(NO_REPLY_TIMEOUT_S)
         send(client, 53, HOST[family], talk.port)
         with pytest.raises(TimeoutError):
             listening.recv(64)
@@ -182,7 +182,7 @@ def test_flows_from_before_a_lost_table_are_forgotten_too(
     host: Host,
     client: Namespace,
     container: Container,
-    neighbour: Container,
+    other_container: Container,
     plugin: Plugin,
     family: int,
 ) -> None:
@@ -191,7 +191,7 @@ def test_flows_from_before_a_lost_table_are_forgotten_too(
     talk = Talk(stack, client, HOST[family], 8080)
     assert talk.ask() == "web"
     host.run("nft", "flush", "ruleset")
-    plugin.add(neighbour)
+    plugin.add(other_container)
     old.delete()
     newcomer = same_address_again(host, container)
     server = newcomer.serve("newcomer", 80)

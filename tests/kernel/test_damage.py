@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from .plugin import Attachment, Plugin, PluginError, publish
-from .world import HOST, Container, Host, Namespace
+from .topology import HOST, Container, Host, Namespace
 
 Damage = Callable[[Path, Path], object]
 
@@ -78,11 +78,11 @@ def _record_of(attachment: Attachment) -> Path:
 @pytest.mark.frozen
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_record_is_named_and_everything_else_goes_on(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin, damage: str
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin, damage: str
 ) -> None:
-    neighbour.serve("neighbour", 80)
+    other_container.serve("other", 80)
     elsewhere = plugin.state_directory.parent / "elsewhere"
-    web, other = plugin.add(container, publish(8080)), plugin.add(neighbour, publish(8081))
+    web, other = plugin.add(container, publish(8080)), plugin.add(other_container, publish(8081))
     record = _record_of(web)
     DAMAGES[damage](record, elsewhere)
     places = {elsewhere: _contents(elsewhere)}
@@ -92,11 +92,13 @@ def test_a_damaged_record_is_named_and_everything_else_goes_on(
     assert str(record.parent) in doctor.stdout
     assert "is damaged" in doctor.stdout
     assert "Traceback" not in doctor.stderr
-    assert [entry["containerId"] for entry in json.loads(plugin.operate("list", "--json").stdout)] == [neighbour.id]
+    assert [entry["containerId"] for entry in json.loads(plugin.operate("list", "--json").stdout)] == [
+        other_container.id
+    ]
     other.check()
     host.run("nft", "flush ruleset")
     third = plugin.add(host.container(), publish(8082))
-    assert client.ask(HOST[4], 8081).server == "neighbour", "an ADD heals what can be read"
+    assert client.ask(HOST[4], 8081).server == "other", "an ADD heals what can be read"
     third.delete()
 
     web.add()
@@ -108,7 +110,7 @@ def test_a_damaged_record_is_named_and_everything_else_goes_on(
     web.delete()
     assert client.is_refused(HOST[4], 8080)
     assert not os.path.lexists(record.parent)
-    assert client.ask(HOST[4], 8081).server == "neighbour"
+    assert client.ask(HOST[4], 8081).server == "other"
     assert {place: _contents(place) for place in places} == places, "a link is not followed"
 
 
@@ -136,7 +138,7 @@ def test_what_is_no_record_keeps_nobody_from_healing(
 
 
 def test_a_record_of_a_newer_program_is_left_alone(
-    client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+    client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     web = plugin.add(container, publish(8080))
     record = _record_of(web)
@@ -148,7 +150,7 @@ def test_a_record_of_a_newer_program_is_left_alone(
         assert caught.value.code == 108
     assert record.read_bytes() == content
     assert client.ask(HOST[4], 8080).server == "web"
-    plugin.add(neighbour, publish(8081)).delete()
+    plugin.add(other_container, publish(8081)).delete()
     assert "format 99" in plugin.operate("doctor").stdout
     plugin.operate("reconcile")
     assert client.ask(HOST[4], 8080).server == "web", "nothing is taken away that is not understood"
@@ -229,7 +231,7 @@ def test_a_cached_configuration_that_is_damaged_is_made_anew(container: Containe
 
 @pytest.mark.behaviour
 def test_what_an_earlier_boot_left_holds_no_port_and_heals_nothing(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     """With a stateDir on disk: the path of its namespace may be there again, for another container."""
     old = plugin.add(container, publish(8080))
@@ -238,15 +240,15 @@ def test_what_an_earlier_boot_left_holds_no_port_and_heals_nothing(
         _change(_record_of(attachment), bootId="11111111-2222-3333-4444-555555555555")
     _lose_all_rules(host)
     assert "earlier boot" in plugin.operate("doctor").stdout
-    neighbour.serve("neighbour", 80)
-    new = plugin.add(neighbour, publish(8080))
-    assert client.ask(HOST[4], 8080).server == "neighbour"
+    other_container.serve("other", 80)
+    new = plugin.add(other_container, publish(8080))
+    assert client.ask(HOST[4], 8080).server == "other"
     assert client.is_refused(HOST[4], 8083)
     assert host.owners() - {new.owner} <= {"shared"}
     new.check()
     old.delete()
     gone.delete_again_like_containerd()
-    assert client.ask(HOST[4], 8080).server == "neighbour"
+    assert client.ask(HOST[4], 8080).server == "other"
     assert "earlier boot" not in plugin.operate("doctor").stdout
 
 

@@ -11,7 +11,7 @@ import pytest
 from .peer import TimedOut
 from .plugin import Plugin, publish
 from .test_policies import listen
-from .world import CLIENT, HOST, Container, Host, Namespace
+from .topology import CLIENT, HOST, Container, Host, Namespace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,7 +55,7 @@ def healthy(host: Host, client: Namespace, plugin: Plugin) -> Container:
     container = host.container()
     container.serve("web", 80)
     client.serve("outside", 80)
-    host.filter_bridges("1")
+    host.set_bridge_netfilter("1")
     plugin.add(container, publish(8080), publish(9090, hostIP="127.0.0.1"), publish(5353, 53, protocol="udp"))
     return container
 
@@ -191,7 +191,7 @@ def test_a_bridge_port_without_hairpin_mode(host: Host, plugin: Plugin, healthy:
     assert found["where"] == f"bridge port {port}"
     follow_advice(plugin, found["remedy"].partition(";")[0])
     assert healthy.ask(HOST[4], 8080).server == "web"
-    host.filter_bridges("0")
+    host.set_bridge_netfilter("0")
     host.ip(f"link set {port} type bridge_slave hairpin off")
     assert findings(plugin) == []
 
@@ -446,9 +446,9 @@ def test_a_packet_that_a_filter_drops(host: Host, client: Namespace, plugin: Plu
 def test_whose_the_source_becomes(host: Host, client: Namespace, plugin: Plugin, healthy: Container) -> None:
     assert client.ask(HOST[4], 8080).source == CLIENT[4]
     assert "stays as it is" in "".join(followed(plugin, f"tcp:{HOST[4]}:8080", "--from", CLIENT[4])["steps"])
-    neighbour = host.container()
-    assert neighbour.ask(HOST[4], 8080).source != neighbour.address[4]
-    steps = followed(plugin, f"tcp:{HOST[4]}:8080", "--from", neighbour.address[4])["steps"]
+    other_container = host.container()
+    assert other_container.ask(HOST[4], 8080).source != other_container.address[4]
+    steps = followed(plugin, f"tcp:{HOST[4]}:8080", "--from", other_container.address[4])["steps"]
     assert "the container sees the host as its source" in "".join(steps)
     assert healthy
 

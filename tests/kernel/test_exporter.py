@@ -18,7 +18,7 @@ import pytest
 from .peer import inside
 from .plugin import Plugin, PluginError, publish
 from .test_metrics import Exposition, command, run_metrics, scrape
-from .world import HOST, Container, Host, Namespace, wait_until
+from .topology import HOST, Container, Host, Namespace, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,11 +36,13 @@ def promtool(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[st
     )
 
 
-def have_some_of_everything(plugin: Plugin, client: Namespace, container: Container, neighbour: Container) -> None:
+def have_some_of_everything(
+    plugin: Plugin, client: Namespace, container: Container, other_container: Container
+) -> None:
     """See to it that no metric is without a sample."""
     plugin.add(container, publish(8080))
     with pytest.raises(PluginError):
-        plugin.add(neighbour, publish(8080))
+        plugin.add(other_container, publish(8080))
     client.ask(HOST[4], 8080)
 
 
@@ -75,9 +77,9 @@ def get(
 @pytest.mark.frozen
 @pytest.mark.behaviour
 def test_promtool_has_nothing_to_complain_about(
-    plugin: Plugin, client: Namespace, container: Container, neighbour: Container
+    plugin: Plugin, client: Namespace, container: Container, other_container: Container
 ) -> None:
-    have_some_of_everything(plugin, client, container, neighbour)
+    have_some_of_everything(plugin, client, container, other_container)
     exposition = run_metrics(plugin).stdout
     checked = promtool("check", "metrics", stdin=exposition)
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
@@ -224,9 +226,9 @@ def prometheus(host: Host, directory: Path, scraped_port: int) -> Iterator[Prome
 
 @pytest.mark.frozen
 def test_a_real_prometheus_scrapes_the_right_values(
-    plugin: Plugin, host: Host, client: Namespace, container: Container, neighbour: Container, tmp_path: Path
+    plugin: Plugin, host: Host, client: Namespace, container: Container, other_container: Container, tmp_path: Path
 ) -> None:
-    have_some_of_everything(plugin, client, container, neighbour)
+    have_some_of_everything(plugin, client, container, other_container)
     with exporter(plugin) as (_, port), prometheus(host, tmp_path / "prometheus", port) as running:
         running.wait_for("up", 1)
         running.wait_for('nat_connections_total{type="dnat",network="net"}', 1)
@@ -249,9 +251,9 @@ METRIC = re.compile(r"\b(?:nat|process)_[a-z_]+\b")
 
 
 @pytest.fixture
-def exposed(plugin: Plugin, client: Namespace, container: Container, neighbour: Container) -> set[str]:
+def exposed(plugin: Plugin, client: Namespace, container: Container, other_container: Container) -> set[str]:
     """The names of all samples that there can be."""
-    have_some_of_everything(plugin, client, container, neighbour)
+    have_some_of_everything(plugin, client, container, other_container)
     return {sample.name for sample in scrape(plugin).samples}
 
 

@@ -11,7 +11,7 @@ from conformance.faults_driver.campaign import Selection, run_scene
 from conformance.faults_driver.scenes import SCENES
 
 from .plugin import Plugin, PluginError, publish
-from .world import HOST, Container, Host, Namespace, wait_until
+from .topology import HOST, Container, Host, Namespace, wait_until
 
 # Primes, so that kinds of faults take turns: of each kind, some at all stages of the call.
 EVERY = {"nftables": 127, "iptables-nft": 907}
@@ -71,11 +71,11 @@ def test_a_program_that_outlives_a_killed_call_keeps_the_lock_until_it_has_ended
 
 @pytest.mark.parametrize("backend", ["iptables-nft"], indirect=True)
 def test_a_program_that_is_killed_while_it_heals_costs_nobody_a_rule(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     """It was taken for a refusal of somebody's rules, and they were left out."""
-    neighbour.serve("neighbour", 80)
-    plugin.add(neighbour, publish(8081))
+    other_container.serve("other", 80)
+    plugin.add(other_container, publish(8081))
     assert plugin.programs is not None
     restore = plugin.programs / "iptables-restore"
     real = restore.readlink()
@@ -88,7 +88,7 @@ def test_a_program_that_is_killed_while_it_heals_costs_nobody_a_rule(
     with pytest.raises(PluginError, match="signal 9") as caught:
         plugin.add(container, publish(8080))
     assert caught.value.code == 101
-    assert client.ask(HOST[4], 8081).server == "neighbour"
+    assert client.ask(HOST[4], 8081).server == "other"
 
 
 def _is_waiting_for_a_lock(process: int) -> bool:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from .plugin import publish
-from .world import HOST, wait_until
+from .topology import HOST, wait_until
 
 if TYPE_CHECKING:
     from .plugin import Attachment, Plugin
-    from .world import Container, Host, Namespace
+    from .topology import Container, Host, Namespace
 
 ROOT = Path(__file__).parents[2]
 NETLINK_NETFILTER = "12"
@@ -62,9 +62,9 @@ def watch(attachment: Attachment, verb: str, report: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def attachment(plugin: Plugin, container: Container, neighbour: Container) -> Attachment:
+def attachment(plugin: Plugin, container: Container, other_container: Container) -> Attachment:
     """Return an attachment on a host where the table is built, the configuration known, and another container there."""
-    plugin.add(neighbour, publish(8081))
+    plugin.add(other_container, publish(8081))
     return plugin.attachment(container, publish(8080), publish(8082, protocol="udp", hostIP="127.0.0.1"))
 
 
@@ -86,14 +86,14 @@ def test_calls_import_what_the_list_names_and_nothing_else(
 
 @pytest.mark.parametrize("verb", ["ADD", "CHECK", "DEL"])
 def test_a_call_starts_no_process_and_reads_no_record_but_its_own(
-    attachment: Attachment, neighbour: Container, verb: str, tmp_path: Path
+    attachment: Attachment, other_container: Container, verb: str, tmp_path: Path
 ) -> None:
     if verb != "ADD":
         attachment.add()
     seen = watch(attachment, verb, tmp_path / "report")
     assert seen["started"] == []
     records = [path for path in seen["opened"] if "/attachments" in path]
-    assert not [path for path in records if neighbour.id in path or path.endswith("/attachments")]
+    assert not [path for path in records if other_container.id in path or path.endswith("/attachments")]
 
 
 def test_the_watch_sees_what_it_looks_for(attachment: Attachment, host: Host, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from .plugin import Plugin, PluginError, publish
-from .world import BRIDGES, CLIENT, HOST, OTHER_HOST, Container, Host, Namespace
+from .topology import BRIDGES, CLIENT, HOST, HOST_SECONDARY, Container, Host, Namespace
 
 pytestmark = pytest.mark.behaviour
 both_families = pytest.mark.parametrize("family", [4, 6])
@@ -22,7 +22,7 @@ def test_a_client_outside_reaches_a_published_port_and_the_server_sees_its_addre
     assert client.is_refused(HOST[family], 8080)
     plugin.add(container, publish(8080, protocol=protocol))
     assert client.ask(HOST[family], 8080, protocol) == ("web", CLIENT[family])
-    assert client.ask(OTHER_HOST[family], 8080, protocol) == ("web", CLIENT[family])
+    assert client.ask(HOST_SECONDARY[family], 8080, protocol) == ("web", CLIENT[family])
 
 
 @pytest.mark.frozen
@@ -54,19 +54,19 @@ def test_the_protocol_is_tcp_when_absent_and_the_case_of_keys_does_not_matter(
 def test_a_host_ip_mapping_answers_on_that_address_only(
     client: Namespace, container: Container, plugin: Plugin, family: int
 ) -> None:
-    plugin.add(container, publish(8080, hostIP=OTHER_HOST[family]))
-    assert client.ask(OTHER_HOST[family], 8080).server == "web"
+    plugin.add(container, publish(8080, hostIP=HOST_SECONDARY[family]))
+    assert client.ask(HOST_SECONDARY[family], 8080).server == "web"
     assert client.is_refused(HOST[family], 8080)
 
 
 @both_families
 def test_a_host_ip_mapping_comes_before_a_wildcard_one(
-    client: Namespace, container: Container, neighbour: Container, plugin: Plugin, family: int
+    client: Namespace, container: Container, other_container: Container, plugin: Plugin, family: int
 ) -> None:
-    neighbour.serve("specific", 80)
+    other_container.serve("specific", 80)
     plugin.add(container, publish(8080))
-    plugin.add(neighbour, publish(8080, hostIP=OTHER_HOST[family]))
-    assert client.ask(OTHER_HOST[family], 8080).server == "specific"
+    plugin.add(other_container, publish(8080, hostIP=HOST_SECONDARY[family]))
+    assert client.ask(HOST_SECONDARY[family], 8080).server == "specific"
     assert client.ask(HOST[family], 8080).server == "web"
 
 
@@ -76,7 +76,7 @@ def test_a_wildcard_host_ip_means_any_address_of_its_family(
 ) -> None:
     plugin.add(container, publish(8080, hostIP=host_ip))
     for family in (4, 6):
-        for address in (HOST[family], OTHER_HOST[family]):
+        for address in (HOST[family], HOST_SECONDARY[family]):
             if family in open_families:
                 assert client.ask(address, 8080).server == "web"
             else:
@@ -111,18 +111,18 @@ def test_the_host_reaches_a_port_at_its_own_address(
 def test_a_container_reaches_itself_and_its_neighbour_through_the_host(
     host: Host,
     container: Container,
-    neighbour: Container,
+    other_container: Container,
     plugin: Plugin,
     protocol: str,
     family: int,
     bridge_filter: str,
 ) -> None:
-    host.filter_bridges(bridge_filter)
+    host.set_bridge_netfilter(bridge_filter)
     plugin.add(container, publish(8080, protocol=protocol))
-    plugin.add(neighbour)
+    plugin.add(other_container)
     for address in (HOST[family], GATEWAY[family]):
         assert container.ask(address, 8080, protocol).server == "web"
-        assert neighbour.ask(address, 8080, protocol).server == "web"
+        assert other_container.ask(address, 8080, protocol).server == "web"
 
 
 @pytest.mark.parametrize("bridge_filter", ["0", "1"])
@@ -130,7 +130,7 @@ def test_a_container_reaches_itself_and_its_neighbour_through_the_host(
 def test_a_container_on_another_bridge_reaches_a_port_through_the_host(
     host: Host, container: Container, plugin: Plugin, family: int, bridge_filter: str
 ) -> None:
-    host.filter_bridges(bridge_filter)
+    host.set_bridge_netfilter(bridge_filter)
     stranger = host.container("cni1")
     plugin.add(container, publish(8080))
     plugin.add(stranger, network="other")
@@ -159,12 +159,12 @@ def test_with_masq_all_the_server_sees_the_host(
 
 @both_families
 def test_without_snat_a_client_outside_is_served_and_a_neighbour_is_not_masqueraded(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin, family: int
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin, family: int
 ) -> None:
     plugin.add(container, publish(8080), snat=False)
     assert client.ask(HOST[family], 8080) == ("web", CLIENT[family])
-    host.filter_bridges("1")  # or the answer would take the short way, and have the wrong source
-    assert neighbour.ask(HOST[family], 8080) == ("web", neighbour.address[family])
+    host.set_bridge_netfilter("1")  # or the answer would take the short way, and have the wrong source
+    assert other_container.ask(HOST[family], 8080) == ("web", other_container.address[family])
 
 
 def test_without_snat_localhost_is_not_touched(host: Host, container: Container, plugin: Plugin) -> None:
@@ -180,7 +180,7 @@ def test_traffic_that_only_passes_through_on_a_published_port_is_left_alone(
     """CVE-2025-67499: a rule that matched the port alone took what was for somebody else."""
     somebody = host.container("cni1")
     somebody.serve("somebody", 8080)
-    host.show_client_the_way("cni1")
+    host.add_client_routes("cni1")
     plugin.add(container, publish(8080))
     plugin.add(somebody, network="other")
     assert client.ask(somebody.address[family], 8080).server == "somebody"

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from .plugin import publish
-from .world import HOST
+from .topology import HOST
 
 if TYPE_CHECKING:
     from .plugin import Attachment, Plugin
-    from .world import Container, Host, Namespace
+    from .topology import Container, Host, Namespace
 
 MIB = 1 << 20
 
@@ -53,9 +53,9 @@ def with_keys(attachment: Attachment, **keys: Any) -> bytes:
     ids=lambda value: repr(value[:20]) if isinstance(value, bytes) else None,
 )
 def test_what_is_no_configuration_is_refused_and_changes_nothing(
-    host: Host, container: Container, neighbour: Container, plugin: Plugin, command: str, raw: bytes, code: int
+    host: Host, container: Container, other_container: Container, plugin: Plugin, command: str, raw: bytes, code: int
 ) -> None:
-    plugin.add(neighbour, publish(8081))
+    plugin.add(other_container, publish(8081))
     before = host.ruleset()
     status, answer = send(plugin.attachment(container, publish(8080)), raw, command)
     assert (status, answer["code"]) == (1, code)
@@ -69,11 +69,11 @@ INJECTIONS = ['"', ";", "\n", "'", "\\", "} }; flush ruleset #", '" : drop } #',
 @pytest.mark.behaviour
 @pytest.mark.parametrize("text", INJECTIONS)
 def test_nothing_that_is_given_is_read_as_syntax(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin, text: str
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin, text: str
 ) -> None:
     """Not when it is added, and not when everything is written anew after the rules were lost."""
-    neighbour.serve("neighbour", 80)
-    plugin.add(neighbour, publish(8081))
+    other_container.serve("other", 80)
+    plugin.add(other_container, publish(8081))
     web = plugin.attachment(container, publish(8080, hostIP=f"127.0.0.1{text}"))
     attempts = [
         (with_keys(web), {}),
@@ -96,7 +96,7 @@ def test_nothing_that_is_given_is_read_as_syntax(
         host.run(host.backend, "-t", "nat", "-F")
     sound.add().check()
     assert client.ask(HOST[4], 8080).server == "web"
-    assert client.ask(HOST[4], 8081).server == "neighbour"
+    assert client.ask(HOST[4], 8081).server == "other"
     assert plugin.operate("reconcile", "--dry-run").returncode == 0
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from .peer import Refused
 from .plugin import Plugin, PluginError, publish
-from .world import CLIENT, HOST, Container, Host, Namespace
+from .topology import CLIENT, HOST, Container, Host, Namespace
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,14 +34,14 @@ def make_mark_chain(host: Host) -> None:
 
 @both_variants
 def test_after_a_flush_that_left_the_chains_the_next_add_of_anything_puts_everything_back(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     client.serve("outside", 80)
     web = plugin.add(container, publish(8080), publish(8081, hostIP="127.0.0.1"))
     before = sorted(host.iptables_rules())
     for table in ("nat", "raw", "filter"):
         iptables(host, "-t", table, "-F")
-    other = plugin.add(neighbour, publish(9000))
+    other = plugin.add(other_container, publish(9000))
     web.check()
     for family in (4, 6):
         assert client.ask(HOST[family], 8080).server == "web"
@@ -52,11 +52,11 @@ def test_after_a_flush_that_left_the_chains_the_next_add_of_anything_puts_everyt
 
 @both_variants
 def test_where_only_a_containers_own_rules_are_missing_no_other_record_is_put_back(
-    host: Host, container: Container, neighbour: Container, plugin: Plugin
+    host: Host, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     """What iptables-save lists is compared with what we wrote, word for word: a variant that says it otherwise costs time."""
     web = plugin.add(container, publish(8080))
-    kept = plugin.add(neighbour, publish(9000))
+    kept = plugin.add(other_container, publish(9000))
     (plugin.state_directory / "rebuilt").unlink()
     before = sorted(host.iptables_rules())
     iptables(host, "-t", "nat", "-D", "QUANTUM-INBOUND", "1")
@@ -70,12 +70,12 @@ def test_where_only_a_containers_own_rules_are_missing_no_other_record_is_put_ba
 @both_variants
 @pytest.mark.parametrize("orphan", [False, True])
 def test_a_chain_that_is_gone_is_made_again_and_no_rule_is_there_twice(
-    host: Host, container: Container, neighbour: Container, plugin: Plugin, orphan: bool
+    host: Host, container: Container, other_container: Container, plugin: Plugin, orphan: bool
 ) -> None:
     web = plugin.add(container, publish(8080))
-    other = plugin.add(neighbour, publish(9000))
+    other = plugin.add(other_container, publish(9000))
     if orphan:
-        shutil.rmtree(plugin.state_directory / "attachments" / neighbour.id)
+        shutil.rmtree(plugin.state_directory / "attachments" / other_container.id)
     iptables(host, "-t", "nat", "-D", "OUTPUT", "-m", "addrtype", "--dst-type", "LOCAL", "-j", "QUANTUM-OUTPUT")
     iptables(host, "-t", "nat", "-F", "QUANTUM-OUTPUT")
     iptables(host, "-t", "nat", "-X", "QUANTUM-OUTPUT")
@@ -87,17 +87,17 @@ def test_a_chain_that_is_gone_is_made_again_and_no_rule_is_there_twice(
     other.delete()
     web.delete()
     third.delete()
-    assert host.holdings() == set()
+    assert host.installed() == set()
 
 
 @both_variants
 def test_a_port_that_was_taken_over_from_the_dead_stays_with_its_heir_after_a_flush(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
-    neighbour.serve("heir", 80)
+    other_container.serve("heir", 80)
     plugin.add(container, publish(8080))
     container.remove()
-    heir = plugin.add(neighbour, publish(8080))
+    heir = plugin.add(other_container, publish(8080))
     assert client.ask(HOST[4], 8080).server == "heir"
     for option in ("-F", "-X"):
         iptables(host, "-t", "nat", option)
@@ -109,10 +109,10 @@ def test_a_port_that_was_taken_over_from_the_dead_stays_with_its_heir_after_a_fl
 
 @both_variants
 def test_what_one_network_needs_and_is_gone_keeps_no_other_from_being_put_back(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     make_mark_chain(host)
-    marked = plugin.add(neighbour, publish(9000), network="marked", externalSetMarkChain="MARK-MASQ")
+    marked = plugin.add(other_container, publish(9000), network="marked", externalSetMarkChain="MARK-MASQ")
     web = plugin.add(container, publish(8080))
     for option in ("-F", "-X"):
         iptables(host, "-t", "nat", option)
@@ -129,14 +129,19 @@ def test_what_one_network_needs_and_is_gone_keeps_no_other_from_being_put_back(
 @both_variants
 @pytest.mark.parametrize("keys", [{}, {"markMasqBit": 5}])
 def test_conditions_about_addresses_go_with_marks_and_host_addresses(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin, keys: dict[str, Any]
+    host: Host,
+    client: Namespace,
+    container: Container,
+    other_container: Container,
+    plugin: Plugin,
+    keys: dict[str, Any],
 ) -> None:
     client.ip("address add 198.51.100.77/24 dev uplink")
     conditions = ["!", "-s", "198.51.100.77", "!", "-d", "203.0.113.0/24", "-m", "comment", "--comment", "x/y/z"]
     web = plugin.add(container, publish(8080, hostIP=HOST[4]), publish(8081), conditionsV4=conditions, **keys)
     for port in (8080, 8081):
         assert client.ask(HOST[4], port, source=CLIENT[4]) == ("web", CLIENT[4])
-        assert neighbour.ask(HOST[4], port) == ("web", "10.88.0.1")
+        assert other_container.ask(HOST[4], port) == ("web", "10.88.0.1")
         assert host.ask(HOST[4], port).server == "web"
         with pytest.raises(Refused):
             client.ask(HOST[4], port, source="198.51.100.77")
@@ -144,18 +149,18 @@ def test_conditions_about_addresses_go_with_marks_and_host_addresses(
     web.check()
     iptables(host, "-t", "nat", "-F", "QUANTUM-INBOUND")
     web.delete()
-    assert host.holdings() == set()
+    assert host.installed() == set()
 
 
 @nft_variant
 def test_a_port_of_a_dead_container_of_the_other_backend_is_taken_over(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     for number, (dead, heir) in enumerate((("nftables", "iptables"), ("iptables", "nftables"))):
         port, old = 8080 + number, host.container()
         attachment = plugin.add(old, publish(port), network=f"{dead}-net", backend=dead)
         old.remove()
-        young = container if number else neighbour
+        young = container if number else other_container
         young.serve(f"heir{number}", 81)
         made = plugin.add(young, publish(port, 81), network=f"{heir}-net", backend=heir)
         for _ in range(2):
@@ -182,7 +187,7 @@ def test_an_add_that_the_kernel_refuses_leaves_neither_record_nor_rule(
     with pytest.raises(PluginError, match="iptables") as caught:
         plugin.call("ADD", request, container, before=WITHOUT_RIGHTS)
     assert caught.value.code in (50, 101)
-    assert host.holdings() == set()
+    assert host.installed() == set()
     assert not list(plugin.state_directory.glob("attachments/*"))
 
 

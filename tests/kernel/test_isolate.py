@@ -10,7 +10,7 @@ import pytest
 
 from .peer import inside
 from .plugin import publish
-from .world import CLIENT, HOST, Container, Host, Namespace
+from .topology import CLIENT, HOST, Container, Host, Namespace
 
 if TYPE_CHECKING:
     from .plugin import Plugin
@@ -37,7 +37,7 @@ def stranger(host: Host) -> Container:
 
 @pytest.fixture(autouse=True)
 def _routes(host: Host) -> None:
-    host.show_client_the_way()
+    host.add_client_routes()
 
 
 @pytest.mark.frozen
@@ -56,23 +56,23 @@ def test_a_port_that_is_not_published_is_not_reached_by_routing_to_the_container
 
 
 def test_nor_is_a_published_one_but_by_its_host_port(
-    plugin: Plugin, container: Container, client: Namespace, stranger: Container, neighbour: Container, host: Host
+    plugin: Plugin, container: Container, client: Namespace, stranger: Container, other_container: Container, host: Host
 ) -> None:
     plugin.add(container, publish(8080), isolate=True)
     for family in (4, 6):
         assert client.cannot_reach(container.address[family], 80)
-        for asking in (client, stranger, neighbour, host, container):
+        for asking in (client, stranger, other_container, host, container):
             assert asking.ask(HOST[family], 8080).server == "web"
     assert host.ask("127.0.0.1", 8080).server == "web"
 
 
 def test_its_own_network_and_the_host_reach_all_of_it(
-    plugin: Plugin, container: Container, neighbour: Container, host: Host
+    plugin: Plugin, container: Container, other_container: Container, host: Host
 ) -> None:
-    host.filter_bridges("1")
+    host.set_bridge_netfilter("1")
     plugin.add(container, isolate=True)
     for family, protocol in PROTOCOLS:
-        for asking in (neighbour, host):
+        for asking in (other_container, host):
             assert asking.ask(container.address[family], HIDDEN, protocol).server == "hidden"
 
 

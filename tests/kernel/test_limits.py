@@ -13,11 +13,11 @@ from cni_quantum_nat.model.attachments import Attachment, AttachmentId, Inbound,
 from cni_quantum_nat.state.directory import State
 
 from .plugin import PluginError, publish
-from .world import HOST
+from .topology import HOST
 
 if TYPE_CHECKING:
     from .plugin import Plugin
-    from .world import Container, Host, Namespace
+    from .topology import Container, Host, Namespace
 
 ATTACHMENTS = 2_000
 FIRST, PORTS = 30_000, 28_000
@@ -25,7 +25,7 @@ RANGE = f"{FIRST}-{FIRST + PORTS - 1}"
 
 
 def test_28000_ports_of_one_container_fill_a_range_and_the_next_one_is_refused(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     wanted = ({"containerPort": 1 + number} for number in range(PORTS))
     web = plugin.add(container, *wanted, portRange=RANGE)
@@ -34,14 +34,14 @@ def test_28000_ports_of_one_container_fill_a_range_and_the_next_one_is_refused(
     web.check()
     before = host.owners()
     with pytest.raises(PluginError, match="no tcp port is free") as caught:
-        plugin.add(neighbour, {"containerPort": 80}, portRange=RANGE)
+        plugin.add(other_container, {"containerPort": 80}, portRange=RANGE)
     assert caught.value.code == 107
     with pytest.raises(PluginError, match="no tcp port is free"):
         plugin.add(container, *({"containerPort": 1 + number} for number in range(PORTS + 1)), portRange=RANGE)
     assert host.owners() == before
     assert client.ask(HOST[4], int(port_of_80)).server == "web"
     host.run("nft", "flush ruleset")
-    plugin.add(neighbour, publish(20000))
+    plugin.add(other_container, publish(20000))
     assert client.ask(HOST[4], int(port_of_80)).server == "web"
     web.delete()
     assert client.is_refused(HOST[4], int(port_of_80))

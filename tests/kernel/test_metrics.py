@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from .peer import inside
 from .plugin import Plugin, PluginError, publish
-from .world import CLIENT, HOST, OTHER_HOST, SUBNETS, Container, Host, Namespace
+from .topology import CLIENT, HOST, HOST_SECONDARY, SUBNETS, Container, Host, Namespace
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -80,9 +80,11 @@ def test_rules_and_calls_are_counted_from_add_to_del(plugin: Plugin, container: 
 
 
 @pytest.mark.behaviour
-def test_durations_are_a_histogram_of_all_calls(plugin: Plugin, container: Container, neighbour: Container) -> None:
-    for place in (container, neighbour):
-        plugin.add(place)
+def test_durations_are_a_histogram_of_all_calls(
+    plugin: Plugin, container: Container, other_container: Container
+) -> None:
+    for namespace in (container, other_container):
+        plugin.add(namespace)
     seen = scrape(plugin)
     where = {"operation": "ADD", "network": "net"}
     assert seen.sum("nat_operation_duration_seconds_count", **where) == 2
@@ -94,16 +96,18 @@ def test_durations_are_a_histogram_of_all_calls(plugin: Plugin, container: Conta
 @pytest.mark.frozen
 @pytest.mark.behaviour
 def test_a_failed_call_is_counted_by_its_code(
-    plugin: Plugin, container: Container, neighbour: Container, backend: str
+    plugin: Plugin, container: Container, other_container: Container, backend: str
 ) -> None:
     plugin.add(container, publish(8080))
     for _ in range(2):
         with pytest.raises(PluginError, match="8080/tcp is held"):
-            plugin.add(neighbour, publish(8080))
+            plugin.add(other_container, publish(8080))
     with pytest.raises(PluginError, match="masquerade"):
-        plugin.add(neighbour, masquerade="sometimes")
+        plugin.add(other_container, masquerade="sometimes")
     with pytest.raises(PluginError, match="no such network namespace"):
-        plugin.call("ADD", plugin.attachment(neighbour).configuration, neighbour, CNI_NETNS="/run/netns/nobody")
+        plugin.call(
+            "ADD", plugin.attachment(other_container).configuration, other_container, CNI_NETNS="/run/netns/nobody"
+        )
     seen = scrape(plugin)
     where = {"operation": "ADD", "network": "net", "backend": BACKEND[backend]}
     assert seen.sum("nat_operations_total", **where) == 5
@@ -115,16 +119,16 @@ def test_a_failed_call_is_counted_by_its_code(
 @pytest.mark.frozen
 @pytest.mark.behaviour
 def test_connections_are_counted_by_type_and_stay_when_the_container_goes(
-    plugin: Plugin, client: Namespace, container: Container, neighbour: Container
+    plugin: Plugin, client: Namespace, container: Container, other_container: Container
 ) -> None:
     client.serve("outside", 90)
     web = plugin.add(container, publish(8080))
-    fixed = plugin.add(neighbour, network="fixed", snatAddress=OTHER_HOST[4])
+    fixed = plugin.add(other_container, network="fixed", snatAddress=HOST_SECONDARY[4])
     for family in (4, 6):
         client.ask(HOST[family], 8080)
     container.ask(CLIENT[4], 90, "udp")
     container.ask(CLIENT[6], 90)
-    neighbour.ask(CLIENT[4], 90)
+    other_container.ask(CLIENT[4], 90)
     totals = scrape(plugin)
     assert totals.connections("dnat", network="net") == 2
     assert totals.connections("masquerade", network="net") == 2
@@ -144,10 +148,10 @@ def kept(seen: Exposition) -> dict[tuple[str, str], float]:
 
 @pytest.mark.frozen
 def test_what_came_after_the_last_scrape_counts_too_when_del_sees_it_go(
-    plugin: Plugin, client: Namespace, container: Container, neighbour: Container
+    plugin: Plugin, client: Namespace, container: Container, other_container: Container
 ) -> None:
     """And a container that gets what another had does not take the count along."""
-    web, other = plugin.add(container, publish(8080)), plugin.add(neighbour, publish(8081))
+    web, other = plugin.add(container, publish(8080)), plugin.add(other_container, publish(8081))
     client.ask(HOST[4], 8080)
     assert scrape(plugin).connections("dnat") == 1
     client.ask(HOST[4], 8080)
@@ -163,7 +167,7 @@ def test_what_came_after_the_last_scrape_counts_too_when_del_sees_it_go(
 @pytest.mark.frozen
 @pytest.mark.behaviour
 def test_a_flushed_ruleset_takes_no_count_back(
-    plugin: Plugin, host: Host, client: Namespace, container: Container, neighbour: Container, backend: str
+    plugin: Plugin, host: Host, client: Namespace, container: Container, other_container: Container, backend: str
 ) -> None:
     plugin.add(container, publish(8080))
     client.ask(HOST[4], 8080)
@@ -171,7 +175,7 @@ def test_a_flushed_ruleset_takes_no_count_back(
     assert scrape(plugin).connections("dnat") == 2
     flush(host, backend)
     assert scrape(plugin).connections("dnat") == 2
-    plugin.add(neighbour)
+    plugin.add(other_container)
     assert scrape(plugin).connections("dnat") == 2
     client.ask(HOST[4], 8080)
     assert scrape(plugin).connections("dnat") == 3
@@ -187,13 +191,13 @@ def flush(host: Host, backend: str) -> None:
 
 
 def test_what_a_rebuild_finds_in_a_damaged_table_counts(
-    plugin: Plugin, host: Host, client: Namespace, container: Container, neighbour: Container
+    plugin: Plugin, host: Host, client: Namespace, container: Container, other_container: Container
 ) -> None:
     """No scrape saw it: it is read before the table is replaced."""
     plugin.add(container, publish(8080))
     client.ask(HOST[4], 8080)
-    host.lower_guard()
-    plugin.add(neighbour)
+    host.disable_guard()
+    plugin.add(other_container)
     assert scrape(plugin).connections("dnat") == 1
 
 
@@ -260,10 +264,10 @@ def test_the_python_api_counts_as_a_network_of_its_own(
 
 
 def test_a_network_without_metrics_has_rules_and_no_counts(
-    plugin: Plugin, client: Namespace, container: Container, neighbour: Container
+    plugin: Plugin, client: Namespace, container: Container, other_container: Container
 ) -> None:
     quiet = plugin.add(container, publish(8080), network="quiet", metrics=False)
-    plugin.add(neighbour)
+    plugin.add(other_container)
     client.ask(HOST[4], 8080)
     seen = scrape(plugin)
     assert seen.sum("nat_port_mappings_total", network="quiet") == 1
@@ -286,10 +290,10 @@ def test_conntrack_use_is_what_the_kernel_says(
 
 
 def test_a_damaged_record_is_told_and_counted_and_stops_nothing(
-    plugin: Plugin, container: Container, neighbour: Container
+    plugin: Plugin, container: Container, other_container: Container
 ) -> None:
-    for place in (container, neighbour):
-        plugin.add(place, publish(8080 if place is container else 8081))
+    for namespace in (container, other_container):
+        plugin.add(namespace, publish(8080 if namespace is container else 8081))
     record = plugin.state_directory / "attachments" / container.id / "net:eth0.json"
     record.write_text("{")
     done = run_metrics(plugin)
@@ -300,7 +304,7 @@ def test_a_damaged_record_is_told_and_counted_and_stops_nothing(
     assert seen.sum("nat_port_mappings_total") == 1
     record.write_text(
         json.dumps(
-            {**json.loads((record.parent.parent / neighbour.id / record.name).read_text()), "createdAt": "today"}
+            {**json.loads((record.parent.parent / other_container.id / record.name).read_text()), "createdAt": "today"}
         )
     )
     assert Exposition(run_metrics(plugin).stdout).sum("nat_damaged_records") == 1

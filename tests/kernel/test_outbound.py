@@ -10,7 +10,7 @@ import pytest
 
 from .peer import open_socket
 from .plugin import Plugin, PluginError, publish
-from .world import BRIDGES, CLIENT, HOST, OTHER_HOST, Container, Host, Namespace
+from .topology import BRIDGES, CLIENT, HOST, HOST_SECONDARY, Container, Host, Namespace
 
 pytestmark = pytest.mark.behaviour
 both_families = pytest.mark.parametrize("family", [4, 6])
@@ -47,19 +47,19 @@ def test_what_leaves_the_host_has_the_hosts_address(
 @pytest.mark.usefixtures("outside")
 def test_after_del_nothing_is_masqueraded(host: Host, container: Container, plugin: Plugin, family: int) -> None:
     plugin.add(container).delete()
-    host.show_client_the_way()
+    host.add_client_routes()
     assert container.ask(CLIENT[family], 80).source == container.address[family]
 
 
 @both_families
 def test_within_the_containers_subnet_nothing_is_masqueraded(
-    host: Host, container: Container, neighbour: Container, plugin: Plugin, family: int
+    host: Host, container: Container, other_container: Container, plugin: Plugin, family: int
 ) -> None:
     plugin.add(container)
-    plugin.add(neighbour)
+    plugin.add(other_container)
     for bridge_filter in ("0", "1"):
-        host.filter_bridges(bridge_filter)
-        assert neighbour.ask(container.address[family], 80) == ("web", neighbour.address[family])
+        host.set_bridge_netfilter(bridge_filter)
+        assert other_container.ask(container.address[family], 80) == ("web", other_container.address[family])
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_the_own_subnet_is_as_long_as_the_address_says(
     """Ends that differ in the last bit but one, and in the last bit of the prefix: all of them are reached by routing."""
     own = ip_interface(f"{container.address[family]}/{length}")
     container.networks[family] = str(own)
-    host.show_client_the_way()
+    host.add_client_routes()
     plugin.add(container)
     bits = own.max_prefixlen
     for differing, is_own in ((2, True), (1 << bits - length, False)):
@@ -138,7 +138,7 @@ def _join(namespace: Namespace, listening: socket.socket, family: int, group: st
 def test_only_what_leaves_by_the_external_interface_is_masqueraded(
     host: Host, container: Container, plugin: Plugin, external: object, first: bool, second: bool, family: int
 ) -> None:
-    host.show_client_the_way()
+    host.add_client_routes()
     keys: dict[str, Any] = {"externalInterface": external} if external else {}
     plugin.add(container, **keys)
     own = container.address[family]
@@ -160,12 +160,12 @@ def test_a_default_interface_without_a_default_route_is_an_error(
 def test_a_static_source_address_takes_the_place_of_the_interfaces(
     host: Host, container: Container, plugin: Plugin, family: int
 ) -> None:
-    host.show_client_the_way()
-    plugin.add(container, snatAddress=list(OTHER_HOST.values()), externalInterface="uplink")
-    assert container.ask(CLIENT[family], 80).source == OTHER_HOST[family]
+    host.add_client_routes()
+    plugin.add(container, snatAddress=list(HOST_SECONDARY.values()), externalInterface="uplink")
+    assert container.ask(CLIENT[family], 80).source == HOST_SECONDARY[family]
     assert container.ask(SECOND_CLIENT[family], 80).source == container.address[family]
-    plugin.add(container, snatAddress=[OTHER_HOST[family]])
-    assert container.ask(SECOND_CLIENT[family], 80).source == OTHER_HOST[family]
+    plugin.add(container, snatAddress=[HOST_SECONDARY[family]])
+    assert container.ask(SECOND_CLIENT[family], 80).source == HOST_SECONDARY[family]
     assert container.ask(CLIENT[10 - family], 80).source == HOST[10 - family]
 
 
@@ -174,7 +174,7 @@ def test_a_static_source_address_takes_the_place_of_the_interfaces(
 def test_masquerade_is_for_the_families_that_it_names(
     host: Host, container: Container, plugin: Plugin, masquerade: object, families: tuple[int, ...]
 ) -> None:
-    host.show_client_the_way()
+    host.add_client_routes()
     plugin.add(container, publish(8080), masquerade=masquerade)
     for family in (4, 6):
         expected = HOST[family] if family in families else container.address[family]
@@ -185,7 +185,7 @@ def test_masquerade_is_for_the_families_that_it_names(
 def test_without_ports_and_masquerade_nothing_is_installed(host: Host, container: Container, plugin: Plugin) -> None:
     forwarding = host.sysctl("ipv4/ip_forward")
     plugin.add(container, masquerade=False)
-    assert host.holdings() == set()
+    assert host.installed() == set()
     assert host.sysctl("ipv4/ip_forward") == forwarding
     assert not list(plugin.state_directory.glob("attachments/*/*"))
 
@@ -234,8 +234,8 @@ def test_every_address_of_a_container_gets_out(container: Container, plugin: Plu
 
 @pytest.mark.usefixtures("outside")
 def test_a_container_without_an_attachment_is_left_alone(
-    host: Host, container: Container, neighbour: Container, plugin: Plugin
+    host: Host, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
-    host.show_client_the_way()
+    host.add_client_routes()
     plugin.add(container)
-    assert neighbour.ask(CLIENT[4], 80).source == neighbour.address[4]
+    assert other_container.ask(CLIENT[4], 80).source == other_container.address[4]

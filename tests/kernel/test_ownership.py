@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from .plugin import Plugin, PluginError, publish
-from .world import CLIENT, HOST, Container, Host, Namespace, on_second_network
+from .topology import CLIENT, HOST, Container, Host, Namespace, connect_second_network
 
 pytestmark = pytest.mark.behaviour
 both_families = pytest.mark.parametrize("family", [4, 6])
@@ -43,19 +43,19 @@ def test_del_keeps_an_address_that_another_container_now_owns(
 
 @pytest.mark.frozen
 def test_a_port_held_by_a_living_container_is_an_error_that_names_it_and_changes_nothing(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     plugin.add(container, publish(8080))
-    before = host.holdings()
+    before = host.installed()
     with pytest.raises(PluginError, match=container.id) as caught:
-        plugin.add(neighbour, publish(9000), publish(8080))
+        plugin.add(other_container, publish(9000), publish(8080))
     assert caught.value.code >= 100
     assert "8080" in caught.value.message
     assert client.ask(HOST[4], 8080).server == "web"
     assert client.is_refused(HOST[4], 9000)
-    assert host.holdings() == before
-    assert neighbour.id not in str(host.owners())
-    assert not list(plugin.state_directory.glob(f"attachments/{neighbour.id}*"))
+    assert host.installed() == before
+    assert other_container.id not in str(host.owners())
+    assert not list(plugin.state_directory.glob(f"attachments/{other_container.id}*"))
 
 
 @pytest.mark.parametrize(
@@ -77,26 +77,26 @@ def test_a_port_wanted_twice_in_one_request_is_an_error(
 
 
 def test_one_port_on_two_protocols_and_two_addresses_is_no_conflict(
-    client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+    client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
-    neighbour.serve("neighbour", 80)
+    other_container.serve("other", 80)
     plugin.add(container, publish(8080, hostIP=HOST[4]))
-    plugin.add(neighbour, publish(8080, hostIP=HOST[6]), publish(8080, protocol="udp"))
+    plugin.add(other_container, publish(8080, hostIP=HOST[6]), publish(8080, protocol="udp"))
     assert client.ask(HOST[4], 8080).server == "web"
-    assert client.ask(HOST[6], 8080).server == "neighbour"
-    assert client.ask(HOST[4], 8080, "udp").server == "neighbour"
+    assert client.ask(HOST[6], 8080).server == "other"
+    assert client.ask(HOST[4], 8080, "udp").server == "other"
 
 
 def test_a_port_of_a_container_whose_namespace_is_gone_is_taken_over(
-    client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+    client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
-    neighbour.serve("neighbour", 80)
+    other_container.serve("other", 80)
     dead = plugin.add(container, publish(8080))
     container.remove()
-    heir = plugin.add(neighbour, publish(8080))
-    assert client.ask(HOST[4], 8080).server == "neighbour"
+    heir = plugin.add(other_container, publish(8080))
+    assert client.ask(HOST[4], 8080).server == "other"
     dead.delete()
-    assert client.ask(HOST[4], 8080).server == "neighbour"
+    assert client.ask(HOST[4], 8080).server == "other"
     heir.check()
 
 
@@ -106,7 +106,7 @@ def test_a_containers_second_network_wants_the_same_ports_and_takes_over_when_th
 ) -> None:
     """Podman sends the same portMappings to both networks."""
     first = plugin.add(container, publish(8080))
-    second = plugin.add(on_second_network(container), publish(8080), network="second")
+    second = plugin.add(connect_second_network(container), publish(8080), network="second")
     first.check()
     second.check()
     for _ in range(2):
@@ -124,21 +124,21 @@ def test_a_containers_first_network_keeps_the_ports_when_the_second_goes(
     client: Namespace, container: Container, plugin: Plugin
 ) -> None:
     first = plugin.add(container, publish(8080))
-    plugin.add(on_second_network(container), publish(8080), network="second").delete()
+    plugin.add(connect_second_network(container), publish(8080), network="second").delete()
     assert client.ask(HOST[4], 8080).server == "web"
     first.check()
 
 
 def test_del_without_a_record_removes_what_the_call_names_and_nothing_else(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
-    neighbour.serve("neighbour", 80)
+    other_container.serve("other", 80)
     lost = plugin.add(container, publish(8080))
-    kept = plugin.add(neighbour, publish(8081))
+    kept = plugin.add(other_container, publish(8081))
     shutil.rmtree(plugin.state_directory / "attachments" / container.id)
     lost.delete()
     assert client.is_refused(HOST[4], 8080)
-    assert client.ask(HOST[4], 8081).server == "neighbour"
+    assert client.ask(HOST[4], 8081).server == "other"
     assert host.owners() == {kept.owner}
 
 

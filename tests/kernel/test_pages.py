@@ -14,7 +14,7 @@ from .plugin import publish
 
 if TYPE_CHECKING:
     from .plugin import Plugin
-    from .world import Container, Host
+    from .topology import Container, Host
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -13,7 +13,7 @@ import pytest
 
 from .peer import inside
 from .plugin import Plugin, PluginError, publish
-from .world import HOST, OTHER_HOST, Container, Host, Namespace, on_second_network
+from .topology import HOST, HOST_SECONDARY, Container, Host, Namespace, connect_second_network
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,12 +33,12 @@ sys.stdin.read()
 
 @contextmanager
 def process_on(
-    place: Namespace, port: int, address: str = "0.0.0.0", protocol: str = "tcp", *more: str
+    namespace: Namespace, port: int, address: str = "0.0.0.0", protocol: str = "tcp", *more: str
 ) -> Iterator[int]:
     """Let another process hold a port, and yield its number."""
     pipe = subprocess.PIPE
     line = [sys.executable, "-I", "-c", HOLDER, protocol, address, str(port), *more]
-    with inside(place.path):
+    with inside(namespace.path):
         process = subprocess.Popen(line, stdin=pipe, stdout=pipe, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
@@ -101,13 +101,13 @@ def test_port_wants_a_container_that_is_on_record(plugin: Plugin, container: Con
 
 @pytest.mark.behaviour
 def test_each_container_gets_another_port_and_a_freed_one_is_not_the_next(
-    client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+    client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
-    neighbour.serve("neighbour", 80)
+    other_container.serve("other", 80)
     first = plugin.add(container, ask_for_any(), ask_for_any(81), portRange="40000-40009")
-    plugin.add(neighbour, ask_for_any(), portRange="40000-40009")
+    plugin.add(other_container, ask_for_any(), portRange="40000-40009")
     assert recorded_ports(plugin, container) == [40000, 40001]
-    assert client.ask(HOST[4], 40002).server == "neighbour"
+    assert client.ask(HOST[4], 40002).server == "other"
     first.delete()
     plugin.add(container, ask_for_any(), portRange="40000-40009")
     assert client.ask(HOST[4], 40003).server == "web"
@@ -119,7 +119,7 @@ def test_an_attachment_added_again_and_a_second_network_get_the_same_port(
 ) -> None:
     first = plugin.add(container, ask_for_any())
     first.add()
-    second = plugin.add(on_second_network(container), ask_for_any(), network="second")
+    second = plugin.add(connect_second_network(container), ask_for_any(), network="second")
     assert recorded_ports(plugin, container) == [32768, 32768]
     first.check()
     second.check()
@@ -149,7 +149,7 @@ def test_what_the_host_listens_on_or_reserves_is_not_given_out(
 
 
 def test_a_listener_on_another_address_is_in_nobodys_way(host: Host, container: Container, plugin: Plugin) -> None:
-    with process_on(host, 40000, OTHER_HOST[4]):
+    with process_on(host, 40000, HOST_SECONDARY[4]):
         plugin.add(container, ask_for_any(hostIP=HOST[4]), portRange="40000-40000")
     assert recorded_ports(plugin, container) == [40000]
 
@@ -157,17 +157,17 @@ def test_a_listener_on_another_address_is_in_nobodys_way(host: Host, container: 
 @pytest.mark.behaviour
 @pytest.mark.frozen
 def test_a_full_range_is_an_error_that_names_it_and_changes_nothing(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     plugin.add(container, ask_for_any(), ask_for_any(), portRange="40000-40001")
-    before = host.holdings()
+    before = host.installed()
     with pytest.raises(PluginError, match="no tcp port is free in portRange 40000-40001") as caught:
-        plugin.add(neighbour, publish(9000), ask_for_any(), portRange="40000-40001")
+        plugin.add(other_container, publish(9000), ask_for_any(), portRange="40000-40001")
     assert caught.value.code == 107
-    assert host.holdings() == before
+    assert host.installed() == before
     assert client.is_refused(HOST[4], 9000)
-    assert not (plugin.state_directory / "attachments" / neighbour.id).exists()
-    plugin.add(neighbour, ask_for_any(protocol="udp"), portRange="40000-40001")
+    assert not (plugin.state_directory / "attachments" / other_container.id).exists()
+    plugin.add(other_container, ask_for_any(protocol="udp"), portRange="40000-40001")
 
 
 @pytest.mark.behaviour
@@ -182,14 +182,14 @@ def test_ports_that_were_counted_and_never_taken_come_back_when_the_range_seems_
 
 
 def test_without_the_counts_no_port_is_given_out_twice(
-    client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+    client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     plugin.add(container, ask_for_any())
     (plugin.state_directory / "claims" / "tcp").unlink()
-    neighbour.serve("neighbour", 80)
-    plugin.add(neighbour, ask_for_any())
+    other_container.serve("other", 80)
+    plugin.add(other_container, ask_for_any())
     assert client.ask(HOST[4], 32768).server == "web"
-    assert client.ask(HOST[4], 32769).server == "neighbour"
+    assert client.ask(HOST[4], 32769).server == "other"
 
 
 @pytest.mark.frozen
@@ -210,7 +210,7 @@ def test_a_port_that_the_host_listens_on_is_refused_and_the_process_is_named(
 def test_what_a_mapping_cannot_shadow_is_no_conflict(host: Host, container: Container, plugin: Plugin) -> None:
     only_ipv4 = host.container(families=(4,))
     with (
-        process_on(host, 8080, OTHER_HOST[4]),
+        process_on(host, 8080, HOST_SECONDARY[4]),
         process_on(host, 8081, "::1"),
         process_on(host, 8082, HOST[6]),
         process_on(container, 8083),
@@ -236,7 +236,7 @@ def host_socket_in_use(host: Host, port: int) -> Iterator[None]:
 @pytest.mark.behaviour
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
 def test_the_runtimes_own_reservation_is_no_conflict(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin, protocol: str
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin, protocol: str
 ) -> None:
     """Podman's conmon holds the ports, with the container's ID on its command line, while DEL and ADD run."""
     web = plugin.attachment(container, publish(8080, protocol=protocol))
@@ -247,17 +247,17 @@ def test_the_runtimes_own_reservation_is_no_conflict(
         assert client.ask(HOST[4], 8080, protocol).server == "web"
         web.delete()
         with pytest.raises(PluginError, match="is in use on the host"):
-            plugin.add(neighbour, publish(8080, protocol=protocol))
+            plugin.add(other_container, publish(8080, protocol=protocol))
 
 
 def test_a_reservation_for_another_container_is_named_by_that_container(
-    host: Host, container: Container, neighbour: Container, plugin: Plugin
+    host: Host, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     web = plugin.attachment(container, publish(8080))
     with process_on(host, 8080, "0.0.0.0", "tcp", "-c", container.id):
         web.add()
         with pytest.raises(PluginError, match=f"8080/tcp is held by container {container.id}"):
-            plugin.add(neighbour, publish(8080))
+            plugin.add(other_container, publish(8080))
 
 
 def test_a_wrong_range_is_refused(container: Container, plugin: Plugin) -> None:

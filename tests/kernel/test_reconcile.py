@@ -14,7 +14,7 @@ from .peer import Refused, inside
 from .plugin import Plugin, publish
 from .talk import Talk
 from .test_shared import backends, served
-from .world import CLIENT, HOST, SUBNETS, Container, Host, Namespace, keep_tracking, on_second_network
+from .topology import CLIENT, HOST, SUBNETS, Container, Host, Namespace, connect_second_network, keep_conntrack_enabled
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -59,12 +59,12 @@ def test_everything_that_was_flushed_is_there_again(
 ) -> None:
     client.serve("outside", 80)
     plugin.add(container, publish(8080))
-    held = host.holdings()
+    held = host.installed()
     flush(host)
     assert rehearse(plugin)
     assert client.is_refused(HOST[4], 8080), "a rehearsal changes nothing"
     heal(plugin)
-    assert host.holdings() == held
+    assert host.installed() == held
     for family in (4, 6):
         assert client.ask(HOST[family], 8080).server == "web"
         assert container.ask(CLIENT[family], 80).source == HOST[family]
@@ -75,7 +75,7 @@ def test_where_all_is_well_nothing_is_said_to_differ(host: Host, plugin: Plugin)
     one, other = host.container(), host.container()
     plugin.add(one, publish(8080), publish(9090, hostIP="127.0.0.1"), publish(53, 53, protocol="udp"))
     plugin.add(other, publish(8081))
-    with_second_interface = on_second_network(other)
+    with_second_interface = connect_second_network(other)
     plugin.add(with_second_interface, publish(8081), network="second")
     assert rehearse(plugin) == []
     done = plugin.operate("reconcile")
@@ -85,24 +85,24 @@ def test_where_all_is_well_nothing_is_said_to_differ(host: Host, plugin: Plugin)
 def test_a_port_that_either_network_of_a_container_may_have_is_not_called_wrong(host: Host, plugin: Plugin) -> None:
     container = host.container()
     first = plugin.add(container, publish(8080))
-    plugin.add(on_second_network(container), publish(8080), network="second")
+    plugin.add(connect_second_network(container), publish(8080), network="second")
     first.add()  # younger now by its record than the one that waits for its port
     assert rehearse(plugin) == []
 
 
 def test_elements_that_are_missing_or_changed_are_put_right_and_others_left_alone(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
-    neighbour.serve("other", 80)
+    other_container.serve("other", 80)
     plugin.add(container, publish(8080))
-    plugin.add(neighbour, publish(8081))
+    plugin.add(other_container, publish(8081))
     client.ask(HOST[4], 8081)
     nft(host, f"delete element inet quantum endpoints4 {{ {PORT} }}")
     nft(host, f"delete element inet quantum endpoints6 {{ {PORT} }}")
     comment = f"net/{container.id}/eth0"
     nft(
         host,
-        f'add element inet quantum endpoints6 {{ {PORT} comment "{comment}" : {neighbour.address[6]} . 80 }}',
+        f'add element inet quantum endpoints6 {{ {PORT} comment "{comment}" : {other_container.address[6]} . 80 }}',
     )
     assert {(d["change"], d["what"].split()[0], d["owner"]) for d in rehearse(plugin)} == {
         ("add", "endpoints4", comment),
@@ -122,7 +122,7 @@ def test_what_no_record_accounts_for_is_removed(host: Host, client: Namespace, p
     living.serve("living", 80)
     lost.serve("lost", 80)
     plugin.add(living, publish(8080))
-    before = host.holdings()
+    before = host.installed()
     plugin.add(lost, publish(8081))
     (plugin.state_directory / "attachments" / lost.id / "net:eth0.json").unlink()
     assert client.ask(HOST[4], 8081).server == "lost"
@@ -133,7 +133,7 @@ def test_what_no_record_accounts_for_is_removed(host: Host, client: Namespace, p
     if plugin.host.backend == "nftables":
         assert host.owners() == {f"net/{living.id}/eth0"}
     else:
-        assert host.holdings() == before
+        assert host.installed() == before
 
 
 def test_elements_that_somebody_added_by_hand_go(host: Host, container: Container, plugin: Plugin) -> None:
@@ -146,10 +146,10 @@ def test_elements_that_somebody_added_by_hand_go(host: Host, container: Containe
 
 
 def test_what_belongs_to_a_record_that_cannot_be_read_stays(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     plugin.add(container, publish(8080))
-    plugin.add(neighbour, publish(8081))
+    plugin.add(other_container, publish(8081))
     (plugin.state_directory / "attachments" / container.id / "net:eth0.json").write_text("{")
     nft(host, f"delete element inet quantum endpoints4 {{ {PORT[:-4]}8081 }}")
     done = plugin.operate("reconcile")
@@ -237,7 +237,7 @@ def test_a_client_that_sent_meanwhile_reaches_the_container_and_who_was_served_s
     stack: ExitStack, host: Host, client: Namespace, container: Container, plugin: Plugin, family: int
 ) -> None:
     """Conntrack knows the datagrams that nobody translated, and would leave those that follow alone too."""
-    keep_tracking(host)
+    keep_conntrack_enabled(host)
     host.serve("host", 8080)
     plugin.add(container, publish(8080, protocol="udp"), hostPortConflict="allow")
     served_before = Talk(stack, client, HOST[family], 8080)
@@ -257,7 +257,7 @@ def test_a_client_that_sent_meanwhile_reaches_the_container_and_who_was_served_s
 def test_what_a_container_sent_meanwhile_is_masqueraded_from_then_on(
     stack: ExitStack, host: Host, client: Namespace, container: Container, plugin: Plugin, family: int
 ) -> None:
-    keep_tracking(host)
+    keep_conntrack_enabled(host)
     client.serve("outside", 80)
     plugin.add(container)
     nft(host, "delete table inet quantum")
@@ -271,12 +271,12 @@ def test_a_directory_without_records_is_refused_before_everything_is_removed(
     host: Host, container: Container, plugin: Plugin
 ) -> None:
     plugin.add(container, publish(8080))
-    held = host.holdings()
+    held = host.installed()
     plugin.state_directory.rename(plugin.state_directory.with_name("elsewhere"))
     done = plugin.operate("reconcile")
     assert done.returncode == 1
     assert "no records in" in done.stderr
-    assert host.holdings() == held
+    assert host.installed() == held
     assert not plugin.state_directory.exists()
 
 

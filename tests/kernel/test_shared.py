@@ -10,7 +10,7 @@ import pytest
 from .peer import Refused
 from .plugin import Attachment, Plugin, PluginError, publish
 from .talk import Talk
-from .world import CLIENT, HOST, Container, Host, Namespace, on_second_network
+from .topology import CLIENT, HOST, Container, Host, Namespace, connect_second_network
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -46,8 +46,8 @@ def test_new_connections_spread_evenly(host: Host, client: Namespace, plugin: Pl
 @pytest.mark.parametrize("address", [HOST[4], HOST[6], "127.0.0.1"])
 def test_every_way_in_leads_to_all(host: Host, client: Namespace, plugin: Plugin, address: str, protocol: str) -> None:
     backends(host, plugin, 2)
-    place = host if address == "127.0.0.1" else client
-    counts = served(place, address, 64, protocol)
+    namespace = host if address == "127.0.0.1" else client
+    counts = served(namespace, address, 64, protocol)
     # A datagram from a port that was used a moment ago belongs to the flow of that time, and is not dealt again.
     assert len(counts) == 2
     assert all(abs(times - 32) <= 3 for times in counts.values()), counts
@@ -80,7 +80,7 @@ def test_with_affinity_a_client_stays_with_one_container(
     client.ip(
         *(f"address add {_client(family, number)}/{24 if family == 4 else 64} dev uplink" for number in range(20))
     )
-    host.wait_for([_client(family, number) for number in range(20)])
+    host.wait_for_replies([_client(family, number) for number in range(20)])
     met = set()
     for number in range(20):
         counts = served(client, HOST[family], 4, source=_client(family, number))
@@ -166,11 +166,11 @@ def test_a_port_is_not_shared_with_who_does_not_want_to_share_it_so(
 
 
 def test_a_port_that_somebody_has_alone_is_not_shared(
-    container: Container, neighbour: Container, plugin: Plugin
+    container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     plugin.add(container, publish(8080))
     with pytest.raises(PluginError, match=f"held by container {container.id}"):
-        plugin.add(neighbour, publish(8080), network="other", **SHARED)
+        plugin.add(other_container, publish(8080), network="other", **SHARED)
 
 
 def test_a_container_on_two_networks_has_one_part(
@@ -178,7 +178,7 @@ def test_a_container_on_two_networks_has_one_part(
 ) -> None:
     backends(host, plugin, 1)
     first = plugin.add(container, publish(8080), **SHARED)
-    second = plugin.add(on_second_network(container), publish(8080), network="second", **SHARED)
+    second = plugin.add(connect_second_network(container), publish(8080), network="second", **SHARED)
     assert served(client, HOST[4], 64)["web"] == 32
     first.check()
     second.check()
@@ -196,10 +196,10 @@ def test_a_lost_table_is_dealt_again(host: Host, client: Namespace, container: C
 
 
 def test_a_failed_join_leaves_the_slots_as_they_were(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     backends(host, plugin, 2)
-    plugin.add(neighbour, publish(9000))
+    plugin.add(other_container, publish(9000))
     before = host.elements()["slots4"]
     with pytest.raises(PluginError, match="9000"):
         plugin.add(container, publish(8080), publish(9000), **SHARED)

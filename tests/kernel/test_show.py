@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from .plugin import Plugin, publish
-from .world import HOST, Container, Namespace
+from .topology import HOST, Container, Namespace
 
 
 def command(plugin: Plugin, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -30,10 +30,10 @@ def as_json(plugin: Plugin, *arguments: str) -> list[dict[str, Any]]:
 @pytest.mark.frozen
 @pytest.mark.behaviour
 def test_list_counts_the_connections_of_each_attachment(
-    client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+    client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     plugin.add(container, publish(8080))
-    plugin.add(neighbour, network="other")
+    plugin.add(other_container, network="other")
     for _ in range(2):
         assert client.ask(HOST[4], 8080) is not None
     connections = {record["network"]: record["connections"] for record in as_json(plugin, "list")}
@@ -67,8 +67,8 @@ def test_show_names_an_element_that_is_gone(container: Container, plugin: Plugin
     assert [d for d in shown["differences"] if "endpoints4" in d and "missing" in d] == shown["differences"] != []
 
 
-def test_show_has_the_slots_of_a_shared_port(container: Container, neighbour: Container, plugin: Plugin) -> None:
-    for each in (container, neighbour):
+def test_show_has_the_slots_of_a_shared_port(container: Container, other_container: Container, plugin: Plugin) -> None:
+    for each in (container, other_container):
         plugin.add(each, publish(8080), sharedPorts=[8080])
     (shown,) = as_json(plugin, "show", container.id)
     slots = [element for element in shown["elements"] if element["set"] == "slots4"]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from .plugin import Plugin, PluginError, publish
-from .world import CLIENT, HOST, Container, Host, Namespace
+from .topology import CLIENT, HOST, Container, Host, Namespace
 
 PARALLEL = 50
 
@@ -54,9 +54,14 @@ def test_a_network_name_that_could_leave_the_directory_is_refused(
     ],
 )
 def test_an_add_that_is_refused_leaves_neither_record_nor_element(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin, broken: dict[str, Any]
+    host: Host,
+    client: Namespace,
+    container: Container,
+    other_container: Container,
+    plugin: Plugin,
+    broken: dict[str, Any],
 ) -> None:
-    other = plugin.add(neighbour, publish(8081))
+    other = plugin.add(other_container, publish(8081))
     with pytest.raises(PluginError) as caught:
         _add_with(plugin, container, broken)
     assert caught.value.code == 7
@@ -83,9 +88,9 @@ def test_an_add_that_the_kernel_refuses_leaves_neither_record_nor_element(
 
 @pytest.mark.behaviour
 def test_an_add_whose_last_step_fails_leaves_neither_record_nor_element(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
-    other = plugin.add(neighbour)
+    other = plugin.add(other_container)
     host.set_sysctl("ipv4/conf/cni0/route_localnet", "0")
     read_only = 'mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec "$@"'
     request = plugin.attachment(container, publish(8080)).configuration
@@ -98,46 +103,46 @@ def test_an_add_whose_last_step_fails_leaves_neither_record_nor_element(
 
 @pytest.mark.behaviour
 def test_an_add_again_that_fails_keeps_what_was_there(
-    client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+    client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
-    neighbour.serve("neighbour", 80)
-    plugin.add(neighbour, publish(9000))
+    other_container.serve("other", 80)
+    plugin.add(other_container, publish(9000))
     web = plugin.add(container, publish(8080))
-    with pytest.raises(PluginError, match=neighbour.id):
+    with pytest.raises(PluginError, match=other_container.id):
         plugin.add(container, publish(8081), publish(9000))
     assert client.ask(HOST[4], 8080).server == "web"
     assert client.is_refused(HOST[4], 8081)
-    assert client.ask(HOST[4], 9000).server == "neighbour"
+    assert client.ask(HOST[4], 9000).server == "other"
     web.check()
 
 
 @pytest.mark.frozen
 @pytest.mark.parametrize("loss", ["flush ruleset", "delete table inet quantum", "flush chain inet quantum prerouting"])
 def test_after_a_lost_ruleset_the_next_add_of_anything_puts_everything_back(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin, loss: str
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin, loss: str
 ) -> None:
     client.serve("outside", 80)
-    neighbour.serve("neighbour", 80)
-    attachments = [plugin.add(container, publish(8080)), plugin.add(neighbour, publish(8081, hostIP=HOST[6]))]
+    other_container.serve("other", 80)
+    attachments = [plugin.add(container, publish(8080)), plugin.add(other_container, publish(8081, hostIP=HOST[6]))]
     host.run("nft", loss)
     assert client.is_refused(HOST[4], 8080)
     attachments.append(plugin.add(host.container("cni1"), network="other"))
     for family in (4, 6):
         assert client.ask(HOST[family], 8080).server == "web"
-        assert neighbour.ask(CLIENT[family], 80).source == HOST[family]
-    assert client.ask(HOST[6], 8081).server == "neighbour"
+        assert other_container.ask(CLIENT[family], 80).source == HOST[family]
+    assert client.ask(HOST[6], 8081).server == "other"
     assert host.ask("127.0.0.1", 8080).server == "web"
     for attachment in attachments:
         attachment.check()
 
 
 def test_an_add_that_is_refused_for_a_conflict_puts_a_lost_ruleset_back_all_the_same(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     web = plugin.add(container, publish(8080))
     host.run("nft", "flush ruleset")
     with pytest.raises(PluginError, match=container.id):
-        plugin.add(neighbour, publish(8080))
+        plugin.add(other_container, publish(8080))
     assert client.ask(HOST[4], 8080).server == "web", "a refused ADD heals too"
     web.check()
 

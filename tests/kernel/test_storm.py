@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from .plugin import Attachment, Plugin, PluginError, publish
-from .world import HOST, Container, Host, Namespace, run, wait_until
+from .topology import HOST, Container, Host, Namespace, run, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -190,12 +190,12 @@ def _fill(ballast: Path) -> None:
 
 
 def test_on_a_full_disk_an_add_changes_nothing_and_a_del_works(
-    client: Namespace, container: Container, neighbour: Container, plugin: Plugin, small_disk: Path
+    client: Namespace, container: Container, other_container: Container, plugin: Plugin, small_disk: Path
 ) -> None:
     web = plugin.add(container, publish(8080))
     _fill(small_disk / "ballast")
     with pytest.raises(PluginError, match="No space left") as caught:
-        plugin.add(neighbour, publish(8081))
+        plugin.add(other_container, publish(8081))
     assert caught.value.code == FULL_DISK
     assert client.is_refused(HOST[4], 8081)
     with pytest.raises(PluginError, match="No space left"):

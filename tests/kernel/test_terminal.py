@@ -10,7 +10,7 @@ from cni_quantum_nat.commands.cli import _COMMANDS
 from .plugin import Plugin, publish
 from .terminal import on_terminal
 from .test_show import command
-from .world import Container
+from .topology import Container
 
 _COLUMNS = 80
 _PLAIN = {"TERM": "xterm", "NO_COLOR": "1"}
@@ -57,14 +57,14 @@ def test_show_on_a_terminal_says_the_same_as_in_a_pipe(container: Container, plu
 
 
 def test_an_abbreviation_of_two_containers_names_both(
-    container: Container, neighbour: Container, plugin: Plugin
+    container: Container, other_container: Container, plugin: Plugin
 ) -> None:
-    for each in (container, neighbour):
+    for each in (container, other_container):
         plugin.add(each)
     status, shown = on_terminal(plugin, "show", container.id[:3])
     assert status == 1
     assert container.id in shown
-    assert neighbour.id in shown
+    assert other_container.id in shown
     assert "Traceback" not in shown
 
 

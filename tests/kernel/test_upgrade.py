@@ -18,7 +18,7 @@ from conformance.faults_driver.flow import ECHO_PORT, Echo, Flow
 
 from .peer import inside
 from .plugin import Plugin, PluginError, publish
-from .world import HOST, Container, Host, Namespace, wait_until
+from .topology import HOST, Container, Host, Namespace, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -124,13 +124,13 @@ def test_no_connection_is_lost_while_the_table_is_replaced(
 
 
 def test_an_older_program_touches_nothing_that_a_newer_one_made(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin, newer: Plugin
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin, newer: Plugin
 ) -> None:
     web = newer.add(container, publish(8080))
     web.plugin = plugin
     before = host.ruleset()
     calls = (
-        lambda: plugin.add(neighbour, publish(8081)),
+        lambda: plugin.add(other_container, publish(8081)),
         web.add,
         web.delete,
         web.check,

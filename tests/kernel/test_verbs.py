@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from .plugin import Attachment, Plugin, PluginError, publish
-from .world import HOST, Container, Host, Namespace
+from .topology import HOST, Container, Host, Namespace
 
 
 @pytest.mark.frozen
@@ -45,13 +45,13 @@ def test_add_without_prev_result_is_an_error(container: Container, plugin: Plugi
 
 @pytest.mark.behaviour
 def test_addresses_of_other_interfaces_are_not_the_containers(
-    client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+    client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
-    neighbour.serve("neighbour", 80)
+    other_container.serve("other", 80)
     web = plugin.attachment(container, publish(8080))
     result = web.configuration["prevResult"]
     result["interfaces"].append({"name": "eth9", "sandbox": str(container.path)})
-    result["ips"].insert(0, {"interface": 2, "address": neighbour.networks[4]})
+    result["ips"].insert(0, {"interface": 2, "address": other_container.networks[4]})
     result["ips"].insert(0, {"interface": 0, "address": "10.88.0.1/24"})
     web.add()
     assert client.ask(HOST[4], 8080).server == "web"
@@ -144,12 +144,12 @@ def _valid(*attachments: Attachment) -> list[dict[str, Any]]:
 @pytest.mark.behaviour
 @pytest.mark.parametrize("key", ["cni.dev/valid-attachments", "cni.dev/attachments"])
 def test_gc_keeps_the_valid_attachments_and_those_of_other_networks(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin, key: str
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin, key: str
 ) -> None:
     other = host.container("cni1")
     other.serve("other", 80)
     kept = plugin.add(container, publish(8080))
-    plugin.add(neighbour, publish(8081))
+    plugin.add(other_container, publish(8081))
     stranger = plugin.add(other, publish(8082), network="other")
     plugin.gc({key: _valid(kept)})
     assert client.ask(HOST[4], 8080).server == "web"
@@ -161,10 +161,10 @@ def test_gc_keeps_the_valid_attachments_and_those_of_other_networks(
 
 @pytest.mark.behaviour
 def test_gc_removes_elements_that_have_no_record(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     plugin.add(container, publish(8080))
-    kept = plugin.add(neighbour, publish(8081))
+    kept = plugin.add(other_container, publish(8081))
     shutil.rmtree(plugin.state_directory / "attachments" / container.id)
     plugin.gc({"cni.dev/valid-attachments": _valid(kept)})
     assert client.is_refused(HOST[4], 8080)
@@ -184,11 +184,11 @@ def test_gc_with_null_removes_all_of_the_network(
 
 @pytest.mark.behaviour
 def test_gc_with_no_list_removes_those_whose_namespace_is_gone(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     kept = plugin.add(container, publish(8080))
-    plugin.add(neighbour, publish(8081))
-    neighbour.remove()
+    plugin.add(other_container, publish(8081))
+    other_container.remove()
     plugin.gc()
     assert client.ask(HOST[4], 8080).server == "web"
     assert client.is_refused(HOST[4], 8081)

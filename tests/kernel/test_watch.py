@@ -18,7 +18,7 @@ from .conftest import programs_of
 from .peer import Refused, TimedOut, open_socket
 from .plugin import Plugin, publish
 from .test_reconcile import flush, nft
-from .world import CLIENT, HOST, Container, Host, Namespace, wait_until
+from .topology import CLIENT, HOST, Container, Host, Namespace, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

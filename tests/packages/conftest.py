@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.kernel.plugin import Plugin, publish
-from tests.kernel.world import Container, Host
+from tests.kernel.topology import Container, Host
 
 from .root import LINKS, STATE, Root
 

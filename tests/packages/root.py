@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.kernel.world import run
+from tests.kernel.topology import run
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -24,14 +24,14 @@ _ENVIRON = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND": "noninte
 class Root:
     """The release's root directory, with this machine's processes, devices and network namespaces."""
 
-    def __init__(self, suite: str, place: Path, stack: ExitStack) -> None:
-        layers = place / "layers"
-        self.path = place / "root"
-        for directory in (layers, self.path):
-            directory.mkdir()
+    def __init__(self, suite: str, directory: Path, stack: ExitStack) -> None:
+        layers = directory / "layers"
+        self.path = directory / "root"
+        for made in (layers, self.path):
+            made.mkdir()
         self._mount(stack, layers, "-t", "tmpfs", "none")
-        for directory in (layers / "changes", layers / "work"):
-            directory.mkdir()
+        for made in (layers / "changes", layers / "work"):
+            made.mkdir()
         options = f"lowerdir={ROOTS / suite},upperdir={layers / 'changes'},workdir={layers / 'work'}"
         self._mount(stack, self.path, "-t", "overlay", "-o", options, "overlay")
         self._mount(stack, self.path / "run", "-t", "tmpfs", "none")

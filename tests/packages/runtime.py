@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.kernel.plugin import Plugin, PluginError
-from tests.kernel.world import Container, Host, wait_until
+from tests.kernel.topology import Container, Host, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kernel.world import wait_until
+from tests.kernel.topology import wait_until
 
 from .root import LINKS, NEXT, PROGRAM, RELEASES, STATE, Root, built, derived
 from .runtime import reaches_web, under_load, waits_for_lock
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.kernel.plugin import Plugin
-    from tests.kernel.world import Container, Host
+    from tests.kernel.topology import Container, Host
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.world import run
+from tests.kernel.topology import run
 
 from .test_install import PROGRAM, unpacked
 

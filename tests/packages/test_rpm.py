@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kernel.world import run
+from tests.kernel.topology import run
 
 from .root import LINKS, NEXT, RELEASES, STATE, Root, built, derived_tree
 from .runtime import reaches_web, under_load
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from tests.kernel.plugin import Plugin
-    from tests.kernel.world import Container, Host
+    from tests.kernel.topology import Container, Host
 
 PROJECT = Path(__file__).parents[2]
 
@@ -33,8 +33,8 @@ def made(target: Path, version: str, layout: int | None = None) -> Path:
 @pytest.fixture(scope="module")
 def versions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Return two versions' packages, the older one first."""
-    place = tmp_path_factory.mktemp("rpm")
-    return made(place / "old", "1.0-1"), made(place / "new", NEXT)
+    directory = tmp_path_factory.mktemp("rpm")
+    return made(directory / "old", "1.0-1"), made(directory / "new", NEXT)
 
 
 def rpm(root: Root, *arguments: str) -> subprocess.CompletedProcess[str]:
