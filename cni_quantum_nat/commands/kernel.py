@@ -1,4 +1,4 @@
-"""What the kernel has in the name of attachments, of either backend; None where it cannot be read."""
+"""Read from the kernel what is installed for attachments, with either backend."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from ..state.directory import State
 
 
-class Held(NamedTuple):
-    """The rules of one attachment.
+class Installed(NamedTuple):
+    """What is installed for one attachment.
 
-    elements: of table inet quantum; rules: as iptables-save prints them. differences: what is missing, or other than
-    it should be. flows: how many connections were counted.
+    elements: of table inet quantum. rules: as iptables-save prints them. differences: from the record. flows: the number of
+    connections so far.
     """
 
     elements: list[Element]
@@ -29,7 +29,7 @@ class Held(NamedTuple):
 
 
 def flows_by_owner(attachments: Iterable[Attachment]) -> dict[str, int]:
-    """Return by owner how many connections the kernel has counted; whose backend cannot be read is left out."""
+    """Return the number of connections so far by owner; attachments are left out if their backend cannot be read."""
     by_backend: dict[str, list[str]] = {}
     for attachment in attachments:
         by_backend.setdefault(attachment.backend, []).append(attachment.id.owner)
@@ -52,7 +52,7 @@ def _count_elements() -> dict[str, int] | None:
         for _, owner, _, flows in table.counted_flows():
             counted[owner] = counted.get(owner, 0) + flows
     except (CniError, OSError):
-        return None  # not root, mostly: the records are still worth showing
+        return None  # usually not root; the records are still useful
     finally:
         table.close()
     return counted
@@ -72,14 +72,12 @@ def _count_rules() -> dict[str, int] | None:
     return counted
 
 
-def held_by(attachment: Attachment, state: State) -> Held:
-    """Look up the rules of one attachment; CniError where they cannot be read."""
-    return (
-        _held_by_iptables(attachment, state) if attachment.backend == IPTABLES else _held_by_nftables(attachment, state)
-    )
+def installed_for(attachment: Attachment, state: State) -> Installed:
+    """Return what is installed for one attachment; raise CniError if it cannot be read."""
+    return _by_iptables(attachment, state) if attachment.backend == IPTABLES else _by_nftables(attachment, state)
 
 
-def _held_by_nftables(attachment: Attachment, state: State) -> Held:
+def _by_nftables(attachment: Attachment, state: State) -> Installed:
     from ..backends.nftables.layout import SLOTS
     from ..backends.nftables.provider import NftablesBackend
     from ..backends.nftables.rules import plan_rules, plan_shares
@@ -96,10 +94,10 @@ def _held_by_nftables(attachment: Attachment, state: State) -> Held:
         backend.close()
         table.close()
     own = [element for element in elements if element.owner == attachment.id.owner]
-    return Held(elements, [], differences, sum(element.flows for element in own if element.is_counted))
+    return Installed(elements, [], differences, sum(element.flows for element in own if element.is_counted))
 
 
-def _held_by_iptables(attachment: Attachment, state: State) -> Held:
+def _by_iptables(attachment: Attachment, state: State) -> Installed:
     from ..backends.iptables import counts as iptables_counts
     from ..backends.iptables.programs import PREFIXES, list_rules
     from ..backends.iptables.provider import IptablesBackend
@@ -116,6 +114,6 @@ def _held_by_iptables(attachment: Attachment, state: State) -> Held:
         for table, line in list_rules(family).rules
         if owner_of(line) == owner
     ]
-    return Held(
+    return Installed(
         [], rules, differences, sum(iptables_counts.flows_by_owner(family).get(owner, 0) for family in PREFIXES)
     )

@@ -1,4 +1,7 @@
-"""Network namespaces."""
+"""Network namespaces.
+
+A pod's start waits for this module.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import posix
 
 
 def namespace_identity(path: str) -> tuple[int, int] | None:
-    """Return device and inode of the network namespace that a path names, None when the path is gone."""
+    """Return the device and inode of the network namespace at a path; None if the path does not exist."""
     try:
         status = posix.stat(path)
     except (OSError, ValueError):

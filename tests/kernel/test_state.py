@@ -23,7 +23,7 @@ def test_the_state_directory_is_its_users_alone(container: Container, plugin: Pl
 
 
 @pytest.mark.parametrize("container_id", ["../../escape", "a/b", "..", ".hidden", "a:b"])
-def test_a_container_id_that_could_leave_the_directory_is_refused(
+def test_a_container_id_that_could_escape_the_directory_is_refused(
     container: Container, plugin: Plugin, container_id: str
 ) -> None:
     container.id = container_id

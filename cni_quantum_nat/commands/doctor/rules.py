@@ -1,4 +1,4 @@
-"""Checks of our own: the records, the table, what is in it."""
+"""Checks of our own records, table and elements."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ _REFUSED = "refused"
 
 
 def check_kernel(_host: Snapshot) -> Iterator[Finding]:
-    """Whether the kernel takes the table, in a network namespace where nobody is."""
+    """Check that the kernel accepts the table, in a new network namespace."""
     refused = _reference().get(_REFUSED)
     if refused:
         yield Finding(
             "the kernel",
-            f"it does not take table inet {TABLE}: {refused}",
-            "Linux 5.7 or newer with nf_tables, nft_nat, nft_masq, nft_fib_inet and nft_numgen; or backend iptables.",
+            f"it refuses table inet {TABLE}: {refused}",
+            "Use Linux 5.7 or newer with nf_tables, nft_nat, nft_masq, nft_fib_inet and nft_numgen, or backend iptables.",
         )
 
 
 def check_table(host: Snapshot) -> Iterator[Finding]:
-    """Whether the table and its chains are there, and are what we made."""
+    """Check that the table and its chains exist and are unchanged."""
     rebuilds = [entry for _, entry in _compared(host) if entry.change == "rebuild"]
     for entry in rebuilds:
         yield Finding(entry.what, entry.why, _RECONCILE)
@@ -52,20 +52,18 @@ def check_table(host: Snapshot) -> Iterator[Finding]:
     kinds = tuple(f"chain {policy.kind}_" for policy in ORDINARY)
     for name in found.keys() - ours.keys():
         if not name.startswith(kinds) and not name.startswith("ct timeout"):
-            yield Finding(
-                f"table inet {TABLE}", f"{name} is none of ours", f"nft delete table inet {TABLE}; {_RECONCILE}"
-            )
+            yield Finding(f"table inet {TABLE}", f"{name} is not ours", f"nft delete table inet {TABLE}; {_RECONCILE}")
 
 
 def check_elements(host: Snapshot) -> Iterator[Finding]:
-    """Whether each record has its elements, or rules, and each of those has a record."""
+    """Check that each record has its elements or rules, and that each of those has a record."""
     for backend, entry in _compared(host):
         if entry.change != "rebuild":
-            yield Finding(f"{backend} {entry.what}", f"{entry.why} ({entry.owner or 'of nobody'})", _RECONCILE)
+            yield Finding(f"{backend} {entry.what}", f"{entry.why} ({entry.owner or 'no owner'})", _RECONCILE)
 
 
 def check_records(host: Snapshot) -> Iterator[Finding]:
-    """Whether the state directory is ours alone, and all records in it can be read and are of this boot."""
+    """Check that the state directory is ours alone, and that its records are readable and from this boot."""
     try:
         host.state.check()
     except CniError as error:
@@ -78,14 +76,14 @@ def check_records(host: Snapshot) -> Iterator[Finding]:
         count = len(host.records.leftovers)
         yield Finding(
             "state directory",
-            f"{count} record{'' if count == 1 else 's'} of an earlier boot, which count for nothing",
-            "quantum-nat gc; a stateDir on tmpfs has none.",
+            f"{count} record{'' if count == 1 else 's'} from an earlier boot, without effect",
+            "quantum-nat gc",
         )
-    yield from _find_strangers(host.state.directory)
+    yield from _find_writable_parents(host.state.directory)
 
 
-def _find_strangers(directory: str) -> Iterator[Finding]:
-    """Find what makes others able to lead us elsewhere: only root should be able to change what is above the directory."""
+def _find_writable_parents(directory: str) -> Iterator[Finding]:
+    """Find parent directories in which other users can replace the state directory."""
     for parent in Path(directory).parents:
         try:
             status = parent.stat()
@@ -94,27 +92,27 @@ def _find_strangers(directory: str) -> Iterator[Finding]:
         if status.st_uid not in (0, os.geteuid()) or (status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX):
             yield Finding(
                 str(parent),
-                f"user {status.st_uid} and mode {stat.S_IMODE(status.st_mode):04o} let others replace the state directory",
-                "Give stateDir a path that only root can change.",
+                f"owner {status.st_uid} and mode {stat.S_IMODE(status.st_mode):04o} let others replace the state directory",
+                "Set stateDir to a path that only root can change.",
             )
 
 
 def check_namespaces(host: Snapshot) -> Iterator[Finding]:
-    """Whether the attachments' network namespaces are still there."""
+    """Check that the attachments' network namespaces still exist."""
     for attachment in host.records.attachments:
         if not is_alive(attachment):
             yield Finding(str(attachment.id), f"its network namespace {attachment.netns} is gone", "quantum-nat gc")
 
 
 def _compared(host: Snapshot) -> list[Any]:
-    """Compare kernel and records, once for both checks that want it."""
+    """Compare the kernel with the records, once for both checks."""
     if "compared" not in host.kept:
         host.kept["compared"] = reconcile(host.state, dry_run=True).disagreements if host.state.exists() else []
     return list(host.kept["compared"])
 
 
 def _content(listed: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return what the table is made of, by name; without handles, and without what containers add."""
+    """Return the table's content by name, without handles and without containers' elements."""
     content: dict[str, Any] = {}
     for kind, item in ((kind, item) for entry in listed for kind, item in entry.items()):
         if kind == "rule":
@@ -126,7 +124,7 @@ def _content(listed: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _reference() -> dict[str, Any]:
-    """Return what the table should be made of, as the kernel says it where nobody else is."""
+    """Return the expected content of the table, as the kernel lists it in a new network namespace."""
     return dict(ask_in_new_namespace(_build_and_list))
 
 

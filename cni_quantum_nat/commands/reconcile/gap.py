@@ -1,7 +1,7 @@
-"""Flows that began while the rules were not there: conntrack remembers them as they were, and would for as long as they go on.
+"""Delete the conntrack entries of connections that began while the rules were missing.
 
-A client that kept sending is not translated afterwards either, nor is a container's request on its way out. Both begin
-anew once their flow is forgotten. A flow that was translated before the gap is left alone, and goes on.
+Such an entry keeps its connection untranslated for as long as packets arrive: a client's to a host port, or a container's to
+the outside. Once it is deleted, the next packet is translated. Connections translated before the gap are left alone.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     Target = tuple[int, Address, int]
 
 
-def forget_flows_of_the_gap(attachments: list[Attachment]) -> int:
-    """Forget those of these attachments, and return how many; CniError(101) when conntrack cannot be read."""
+def delete_untranslated_entries(attachments: list[Attachment]) -> int:
+    """Delete those of these attachments, and return their number; raise CniError(101) if conntrack cannot be read."""
     families = {family for attachment in attachments for family in (4, 6) if _is_concerned(attachment, family)}
     if not families or not is_tracking():
         return 0
     targets, sources = _targets(attachments), _sources(attachments)
-    forgotten = 0
+    deleted = 0
     with ConnectionTracker() as tracker:
         for family in families:
             flows = [flow for flow in tracker.flows(Selection(family)) if _is_of_the_gap(flow, targets, sources)]
             tracker.delete(flows)
-            forgotten += len(flows)
-    return forgotten
+            deleted += len(flows)
+    return deleted
 
 
 def _is_concerned(attachment: Attachment, family: int) -> bool:
@@ -47,7 +47,7 @@ def _is_of_the_gap(flow: Flow, targets: set[Target], sources: set[Address]) -> b
 
 
 def _targets(attachments: list[Attachment]) -> set[Target]:
-    """Return where the host ports are: protocol, address, port."""
+    """Return the published host ports: protocol number, address, port."""
     local = local_addresses({4, 6})
     targets = set()
     for attachment in attachments:
@@ -60,7 +60,7 @@ def _targets(attachments: list[Attachment]) -> set[Target]:
 
 
 def _sources(attachments: list[Attachment]) -> set[Address]:
-    """Return the addresses that are masqueraded; those of whole networks are too many to be listed."""
+    """Return the masqueraded addresses, without those of network CIDRs, which are too many to list."""
     return {
         endpoint.address
         for attachment in attachments

@@ -1,4 +1,4 @@
-"""What the documentation names is there."""
+"""Links, and the tests and files that the documentation names, exist."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """Return what a page's headings are called in links."""
+    """Return the anchors of a page's headings."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^a-z0-9 _-]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_tests_that_are_named_exist(page: Path) -> None:
+def test_named_tests_exist(page: Path) -> None:
     for path, name in re.findall(r"`([a-z_/]+\.py)(?:::(test_\w+))?`", page.read_text()):
         file = ROOT / path
         if name or path.startswith("tests/"):
