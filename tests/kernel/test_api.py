@@ -1,4 +1,4 @@
-"""The Python API, by what packets do; and the examples of the documentation, run as they are."""
+"""The Python API, tested with packets, and the examples of the documentation, run unchanged."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.behaviour
 
 @pytest.fixture
 def manager(plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> Callable[..., NatManager]:
-    """Return a manager over the plugin's records, with other keys of the configuration."""
+    """Returns a function that makes a manager for the plugin's records, with the given configuration keys."""
     if plugin.programs is not None:
         monkeypatch.setenv("PATH", str(plugin.programs), prepend=":")
 
@@ -189,13 +189,13 @@ def test_the_examples_run(host: Host, example: Path) -> None:
         (lambda _: Network("a/b", "10.0.0.0/8"), "network name 'a/b'"),
         (lambda _: Network("n", "10.0.0.1/8"), "has host bits set"),
         (lambda _: Network("n", "10.0.0.0/8", "11.0.0.1"), "gateway 11.0.0.1 is not in 10.0.0.0/8"),
-        (lambda _: Network("n", "0.0.0.0/0"), "is everything there is"),
+        (lambda _: Network("n", "0.0.0.0/0"), "contains all addresses"),
         (lambda api: api(masquerade="ipv4").enable_outbound_connectivity(Network("n", "fd00::/64")), "is IPv6"),
         (lambda api: api().create_port_mapping("../x", "10.88.0.2", 80), "container ID '../x'"),
         (lambda api: api().create_port_mapping("x", "10.88.0.2", 0), "containerPort is 0"),
         (lambda api: api().create_port_mapping("x", "10.88.0.2", 80, 70000), "hostPort is 70000"),
         (lambda api: api().create_port_mapping("x", "10.88.0.2", 80, protocol="icmp"), "protocol is 'icmp'"),
-        (lambda api: api().create_port_mapping("x", "10.88.0.2", 80, host_ip="::"), "not of one family"),
+        (lambda api: api().create_port_mapping("x", "10.88.0.2", 80, host_ip="::"), "of different address families"),
         (lambda api: api().create_port_mapping("x", "example", 80), "'example' does not appear to be"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Other programs that filter and translate on the same host: their traffic and ours both work, or the doctor says what blocks."""
+"""Other programs with filters and NAT on the same host: both kinds of traffic work, or the doctor names what blocks."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_it_flushes_the_rules_of_iptables_and_reconcile_puts_them_back(
 ) -> None:
     plugin.add(container, publish(8080))
     firewalld.call("--reload")
-    with pytest.raises(OSError, match="No route"):  # what firewalld says to what is for the host itself
+    with pytest.raises(OSError, match="No route"):  # firewalld's reject for traffic to the host itself
         client.ask(HOST[4], 8080)
     assert "quantum-nat reconcile" in {finding["remedy"].rstrip(".") for finding in findings(plugin)}
     assert plugin.operate("reconcile").returncode == 0

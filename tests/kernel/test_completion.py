@@ -1,4 +1,4 @@
-"""What real shells complete, with the script that the command prints."""
+"""Completion in real shells, with the script that the command prints."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ each_shell = pytest.mark.parametrize("shell", _SCRIPTS)
 
 
 def complete(shell: str, plugin: Plugin, typed: str, directory: Path) -> list[str]:
-    """Return what the shell offers for a line, without descriptions and white space."""
+    """Return the shell's completions of a line, without descriptions and white space."""
     programs = directory / "bin"
     programs.mkdir(exist_ok=True)
     program = programs / "quantum-nat"

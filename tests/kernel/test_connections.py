@@ -1,4 +1,4 @@
-"""`quantum-nat connections`: what is translated right now, for whom."""
+"""`quantum-nat connections`: the translated connections of containers."""
 
 from __future__ import annotations
 
@@ -81,4 +81,4 @@ def test_udp_and_a_neighbour_through_the_host(
 def test_a_container_that_is_not_on_record_is_an_error(plugin: Plugin) -> None:
     done = connections(plugin, "nobody")
     assert done.returncode == 1
-    assert "no container on record" in done.stderr
+    assert "no container ID begins with" in done.stderr

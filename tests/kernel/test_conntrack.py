@@ -1,4 +1,4 @@
-"""Flows that would outlive a mapping or a container are forgotten; everybody else's go on."""
+"""Conntrack entries of a mapping or a container are deleted with it; all other connections continue."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FIREWALL = """table inet firewall {
 
 
 def send(namespace: Namespace, source_port: int, address: str, port: int) -> None:
-    """Send one datagram from a given port."""
+    """Send a datagram from a given port."""
     with open_socket(namespace.path, "udp", 6 if ":" in address else 4) as sender:
         sender.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sender.bind(("::" if ":" in address else "0.0.0.0", source_port))
@@ -169,7 +169,7 @@ def test_every_way_of_forgetting_finds_the_same_flows(
 
 
 def ports_tracked(host: Host, family: int) -> set[int]:
-    """Return the source ports of all tracked flows."""
+    """Return the source ports of all conntrack entries."""
     with inside(host.path), ConnectionTracker() as tracker:
         flows = list(tracker.flows(Selection(family)))
     ports = [flow._field(conntrack._ORIGINAL, conntrack._TUPLE_PROTO, _SOURCE_PORT) for flow in flows]
@@ -186,7 +186,7 @@ def test_flows_from_before_a_lost_table_are_forgotten_too(
     plugin: Plugin,
     family: int,
 ) -> None:
-    """The counters of the new table say that nobody ever came."""
+    """The counters of the new table are 0, as if there had been no connections."""
     old = plugin.add(container, publish(8080, protocol="udp"))
     talk = Talk(stack, client, HOST[family], 8080)
     assert talk.ask() == "web"

@@ -1,4 +1,4 @@
-"""Records that are not what we wrote: each is named, none is followed, and everybody else's traffic goes on."""
+"""Damaged and foreign records: each is reported, no link is followed, and all other containers keep working."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_damaged_record_is_named_and_everything_else_goes_on(
     DAMAGES[damage](record, elsewhere)
     places = {elsewhere: _contents(elsewhere)}
 
-    assert client.ask(HOST[4], 8080).server == "web", "the rules are what they were"
+    assert client.ask(HOST[4], 8080).server == "web", "the rules are unchanged"
     doctor = plugin.operate("doctor")
     assert str(record.parent) in doctor.stdout
     assert "is damaged" in doctor.stdout
@@ -98,7 +98,7 @@ def test_a_damaged_record_is_named_and_everything_else_goes_on(
     other.check()
     host.run("nft", "flush ruleset")
     third = plugin.add(host.container(), publish(8082))
-    assert client.ask(HOST[4], 8081).server == "other", "an ADD heals what can be read"
+    assert client.ask(HOST[4], 8081).server == "other", "an ADD repairs what it can read"
     third.delete()
 
     web.add()
@@ -153,7 +153,7 @@ def test_a_record_of_a_newer_program_is_left_alone(
     plugin.add(other_container, publish(8081)).delete()
     assert "format 99" in plugin.operate("doctor").stdout
     plugin.operate("reconcile")
-    assert client.ask(HOST[4], 8080).server == "web", "nothing is taken away that is not understood"
+    assert client.ask(HOST[4], 8080).server == "web", "nothing of an unknown format is removed"
 
 
 def test_a_record_of_the_first_format_is_understood_and_upgraded_by_the_next_add(
@@ -166,7 +166,7 @@ def test_a_record_of_the_first_format_is_understood_and_upgraded_by_the_next_add
     web.check()
     host.run("nft", "flush ruleset")
     plugin.add(host.container())
-    assert client.ask(HOST[4], 8080).server == "web", "it heals from the old record"
+    assert client.ask(HOST[4], 8080).server == "web", "it is repaired from the old record"
     web.add()
     upgraded = json.loads(record.read_text())
     assert upgraded["format"] == content["format"]
@@ -233,7 +233,7 @@ def test_a_cached_configuration_that_is_damaged_is_made_anew(container: Containe
 def test_what_an_earlier_boot_left_holds_no_port_and_heals_nothing(
     host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
-    """With a stateDir on disk: the path of its namespace may be there again, for another container."""
+    """With a stateDir on disk: the path of its namespace may exist again, for another container."""
     old = plugin.add(container, publish(8080))
     gone = plugin.add(host.container(), publish(8083))
     for attachment in (old, gone):

@@ -1,4 +1,4 @@
-"""`quantum-nat doctor`: each test breaks one thing, sees that very check tell it, and does what it says."""
+"""`quantum-nat doctor`: each test breaks one thing, expects a finding of that check, and follows its advice."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def findings(plugin: Plugin) -> list[dict[str, str]]:
-    """Return what the doctor found, and see that its status says whether it did."""
+    """Return the doctor's findings, and check that its exit status agrees."""
     done = plugin.operate("doctor", "--json")
     reports: list[dict[str, str]] = json.loads(done.stdout)
     wrong = [report for report in reports if report["status"] != "ok"]
@@ -29,14 +29,14 @@ def findings(plugin: Plugin) -> list[dict[str, str]]:
 
 
 def only_finding(plugin: Plugin, check: str) -> dict[str, str]:
-    """Return the one thing that is wrong, which this check has found."""
+    """Return the only finding, which must be of this check."""
     found = findings(plugin)
     assert {entry["check"] for entry in found} == {check}, found
     return found[0]
 
 
 def follow_advice(plugin: Plugin, remedy: str) -> None:
-    """Do what the doctor says, where it says a command, and see that it is content."""
+    """Run the command that the doctor advises, if any, and check that the finding is gone."""
     for command in remedy.split("; "):
         words = command.split()
         if words[0] == "quantum-nat":
@@ -51,7 +51,7 @@ def follow_advice(plugin: Plugin, remedy: str) -> None:
 
 @pytest.fixture
 def healthy(host: Host, client: Namespace, plugin: Plugin) -> Container:
-    """A container with published ports, on a host where nothing is wrong."""
+    """A container with published ports, on a host without problems."""
     container = host.container()
     container.serve("web", 80)
     client.serve("outside", 80)
@@ -155,7 +155,7 @@ def test_an_attachment_whose_namespace_is_gone(plugin: Plugin, healthy: Containe
 def test_a_table_of_connections_that_is_nearly_full(
     host: Host, client: Namespace, plugin: Plugin, healthy: Container, tmp_path: Path
 ) -> None:
-    """Only the first network namespace can set the limit: the doctor reads another one, which is mounted in its place."""
+    """Only the initial network namespace can set the limit, so the doctor reads a file that is mounted over it."""
     for _ in range(10):
         client.ask(HOST[4], 8080)
     tracked = int(host.sysctl("netfilter/nf_conntrack_count"))
@@ -203,7 +203,7 @@ def test_an_external_interface_that_is_gone_or_no_longer_the_right_one(host: Hos
     assert findings(plugin) == []
     host.ip("route replace default via 203.0.113.2 dev second")
     found = only_finding(plugin, "external interface")
-    assert "default route is by second now" in found["problem"]
+    assert "default route is now via second" in found["problem"]
     host.ip(f"route replace default via {CLIENT[4]} dev uplink")
     host.ip("link delete second")
     found = only_finding(plugin, "external interface")
@@ -298,7 +298,7 @@ def test_a_filter_that_drops_what_is_forwarded(
     block(host, variant)
     if drops_inbound:
         assert client.cannot_reach(HOST[4], 8080)
-    with pytest.raises((TimedOut, OSError)):  # a rejection says that there is no route
+    with pytest.raises((TimedOut, OSError)):  # a reject is "no route to host"
         healthy.ask(CLIENT[4], 80, timeout=0.3)
     found = only_finding(plugin, "forward filters")
     assert " drops " in found["problem"]
@@ -337,8 +337,8 @@ def test_another_plugin_that_translates_the_same_port(
 ) -> None:
     host.run(*command, stdin=rules)
     found = only_finding(plugin, "other plugins")
-    assert f"{who} translates host port 8080/tcp too" in found["problem"]
-    assert "Quantum NAT comes first" in found["problem"]
+    assert f"{who} also translates host port 8080/tcp" in found["problem"]
+    assert "Quantum NAT takes precedence" in found["problem"]
     assert client.ask(HOST[4], 8080).server == "web"
 
 
@@ -353,7 +353,7 @@ def test_a_service_of_the_host_that_gets_nothing_any_more(
 
 @pytest.mark.usefixtures("healthy")
 def test_a_check_that_cannot_be_done_is_not_called_well(host: Host, plugin: Plugin) -> None:
-    """A person without root may neither look into the records nor ask the kernel."""
+    """Without root, neither the records nor the kernel can be read."""
     line = [
         "setpriv",
         "--reuid",
@@ -404,13 +404,13 @@ def test_a_packet_is_followed_to_the_container(
 
 
 CASES: list[tuple[str, tuple[str, ...], str, str]] = [
-    ("tcp:198.51.100.1:8081", (), "refused", "nobody has host port"),
+    ("tcp:198.51.100.1:8081", (), "refused", "is not published"),
     ("udp:198.51.100.1:5353", (), "refused", "nothing listens on"),
     ("tcp:127.0.0.1:9090", (), "delivered", "80/tcp"),
     ("tcp:127.0.0.1:9090", ("--from", "198.51.100.2"), "dropped", "guard"),
-    ("tcp:198.51.100.1:9090", (), "refused", "nobody has host port"),
-    ("tcp:[::1]:8080", (), "refused", "nobody has host port"),
-    ("tcp:203.0.113.77:8080", (), "unknown", "no address of this host"),
+    ("tcp:198.51.100.1:9090", (), "refused", "is not published"),
+    ("tcp:[::1]:8080", (), "refused", "is not published"),
+    ("tcp:203.0.113.77:8080", (), "unknown", "is not an address of this host"),
 ]
 
 
@@ -445,11 +445,11 @@ def test_a_packet_that_a_filter_drops(host: Host, client: Namespace, plugin: Plu
 
 def test_whose_the_source_becomes(host: Host, client: Namespace, plugin: Plugin, healthy: Container) -> None:
     assert client.ask(HOST[4], 8080).source == CLIENT[4]
-    assert "stays as it is" in "".join(followed(plugin, f"tcp:{HOST[4]}:8080", "--from", CLIENT[4])["steps"])
+    assert "stays unchanged" in "".join(followed(plugin, f"tcp:{HOST[4]}:8080", "--from", CLIENT[4])["steps"])
     other_container = host.container()
     assert other_container.ask(HOST[4], 8080).source != other_container.address[4]
     steps = followed(plugin, f"tcp:{HOST[4]}:8080", "--from", other_container.address[4])["steps"]
-    assert "the container sees the host as its source" in "".join(steps)
+    assert "the source becomes an address of the host" in "".join(steps)
     assert healthy
 
 
@@ -476,4 +476,4 @@ def test_a_fixed_source_is_told(host: Host, plugin: Plugin) -> None:
 def test_what_is_no_packet_is_refused(plugin: Plugin, text: str) -> None:
     done = plugin.operate("doctor", "--packet", text)
     assert done.returncode == 1
-    assert "Write tcp:" in done.stderr or "is not an IP address" in done.stderr
+    assert "is not PROTOCOL:ADDRESS:PORT" in done.stderr or "is not an IP address" in done.stderr

@@ -1,4 +1,4 @@
-"""How `quantum-nat metrics` hands them over: to promtool, to node_exporter's directory, to a Prometheus that scrapes."""
+"""`quantum-nat metrics` with promtool, node_exporter's textfile directory and a real Prometheus."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PROMETHEUS = ROOT / ".cache" / "debian" / "prometheus" / "usr" / "bin"  # tests/run puts it there
+PROMETHEUS = ROOT / ".cache" / "debian" / "prometheus" / "usr" / "bin"  # see tests/run
 SCRAPE_TIMEOUT_S = 30
 
 
@@ -39,7 +39,7 @@ def promtool(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[st
 def have_some_of_everything(
     plugin: Plugin, client: Namespace, container: Container, other_container: Container
 ) -> None:
-    """See to it that no metric is without a sample."""
+    """Make traffic and calls so that every metric has a sample."""
     plugin.add(container, publish(8080))
     with pytest.raises(PluginError):
         plugin.add(other_container, publish(8080))
@@ -48,7 +48,7 @@ def have_some_of_everything(
 
 @contextmanager
 def exporter(plugin: Plugin, address: str = "127.0.0.1:0") -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """Serve metrics, on a port that the kernel chooses; yields the process and the port."""
+    """Serve metrics on a port chosen by the kernel; yield the process and the port."""
     process = subprocess.Popen(command(plugin, "--listen", address), stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None
@@ -64,7 +64,7 @@ def exporter(plugin: Plugin, address: str = "127.0.0.1:0") -> Iterator[tuple[sub
 def get(
     namespace: Namespace, address: str, port: int, path: str, headers: dict[str, str] | None = None
 ) -> tuple[int, str]:
-    """Ask over HTTP; the status and the body."""
+    """Send an HTTP request; return status and body."""
     with inside(namespace.path):
         connection = HTTPConnection(address, port, timeout=20)
         connection.connect()
@@ -94,7 +94,7 @@ def test_a_text_file_appears_whole_and_readable_by_all(plugin: Plugin, container
     directory.mkdir()
     path = directory / "quantum-nat.prom"
     path.write_text("old\n")
-    with path.open() as reader:  # whoever has the old one open keeps it, since it was renamed over and not written to
+    with path.open() as reader:  # a reader with the old file open still reads the old content
         line = ["sh", "-c", 'umask 077; exec "$0" "$@"', *command(plugin, "--textfile", str(path))]
         done = subprocess.run(line, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -179,7 +179,7 @@ class Prometheus:
         self._host, self._port = host, port
 
     def query(self, expression: str) -> list[float]:
-        """Return the values of what an expression selects, none before the first scrape."""
+        """Return the values of an expression; none before the first scrape."""
         path = f"/api/v1/query?{urllib.parse.urlencode({'query': expression})}"
         answer: dict[str, Any] = json.loads(get(self._host, "127.0.0.1", self._port, path)[1])
         return [float(result["value"][1]) for result in answer["data"]["result"]]
@@ -196,7 +196,7 @@ class Prometheus:
 
 @contextmanager
 def prometheus(host: Host, directory: Path, scraped_port: int) -> Iterator[Prometheus]:
-    """Run Debian's Prometheus with the rules of the documentation; its process ends with the test."""
+    """Run Debian's Prometheus with the alert rules of the documentation."""
     directory.mkdir()
     configuration = {
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
@@ -252,7 +252,7 @@ METRIC = re.compile(r"\b(?:nat|process)_[a-z_]+\b")
 
 @pytest.fixture
 def exposed(plugin: Plugin, client: Namespace, container: Container, other_container: Container) -> set[str]:
-    """The names of all samples that there can be."""
+    """The names of all possible samples."""
     have_some_of_everything(plugin, client, container, other_container)
     return {sample.name for sample in scrape(plugin).samples}
 

@@ -1,4 +1,4 @@
-"""Ways in: published ports, from outside, from the host, from containers."""
+"""Published ports, from outside, from the host and from containers."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_without_snat_a_client_outside_is_served_and_a_neighbour_is_not_masquera
 ) -> None:
     plugin.add(container, publish(8080), snat=False)
     assert client.ask(HOST[family], 8080) == ("web", CLIENT[family])
-    host.set_bridge_netfilter("1")  # or the answer would take the short way, and have the wrong source
+    host.set_bridge_netfilter("1")  # otherwise the reply bypasses the host, and has the wrong source
     assert other_container.ask(HOST[family], 8080) == ("web", other_container.address[family])
 
 
@@ -177,7 +177,7 @@ def test_without_snat_localhost_is_not_touched(host: Host, container: Container,
 def test_traffic_that_only_passes_through_on_a_published_port_is_left_alone(
     host: Host, client: Namespace, container: Container, plugin: Plugin, family: int
 ) -> None:
-    """CVE-2025-67499: a rule that matched the port alone took what was for somebody else."""
+    """CVE-2025-67499: a rule that matched only the port took traffic to other hosts."""
     somebody = host.container("cni1")
     somebody.serve("somebody", 8080)
     host.add_client_routes("cni1")

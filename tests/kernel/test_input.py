@@ -19,7 +19,7 @@ MIB = 1 << 20
 
 
 def send(attachment: Attachment, raw: bytes, command: str = "ADD", **variables: str) -> tuple[int, dict[str, Any]]:
-    """Make a call with these bytes on standard input, and return exit status and answer."""
+    """Run a call with these bytes on standard input, and return its exit status and answer."""
     plugin, container = attachment.plugin, attachment.container
     environment = {**plugin.environ, "CNI_COMMAND": command, "CNI_CONTAINERID": container.id, "CNI_PATH": "/opt"}
     environment |= {"CNI_NETNS": str(container.path), "CNI_IFNAME": "eth0", **variables}
@@ -71,7 +71,7 @@ INJECTIONS = ['"', ";", "\n", "'", "\\", "} }; flush ruleset #", '" : drop } #',
 def test_nothing_that_is_given_is_read_as_syntax(
     host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin, text: str
 ) -> None:
-    """Not when it is added, and not when everything is written anew after the rules were lost."""
+    """Neither by ADD, nor when the rules are rebuilt after a flush."""
     other_container.serve("other", 80)
     plugin.add(other_container, publish(8081))
     web = plugin.attachment(container, publish(8080, hostIP=f"127.0.0.1{text}"))

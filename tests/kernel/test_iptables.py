@@ -1,4 +1,4 @@
-"""What is peculiar to the iptables backend; what all backends have in common is marked `behaviour` elsewhere."""
+"""The iptables backend only; tests for all backends are marked `behaviour` elsewhere."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GUARDED = ("-D PREROUTING -j QUANTUM-GUARD", "QUANTUM-GUARD")
 
 
 def count_calls(plugin: Plugin, directory: Path) -> Path:
-    """Put a program that writes down each call before the programs of iptables, and return what it writes to."""
+    """Wrap the iptables programs to log each call, and return the log file."""
     assert plugin.programs is not None
     calls, wrapped = directory / "calls", directory / "wrapped"
     wrapped.mkdir()

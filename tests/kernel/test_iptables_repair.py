@@ -1,4 +1,4 @@
-"""Backend iptables where something is in the way: flushed tables, lost records, other programs' chains, dead holders."""
+"""The iptables backend with flushed tables, lost records, other programs' chains, and ports of dead containers."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ WITHOUT_RIGHTS = ("setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-net
 
 
 def iptables(host: Host, *words: str) -> None:
-    """Run iptables and ip6tables, in the variant that the test is about."""
+    """Run iptables and ip6tables in the variant of the test."""
     for prefix in ("iptables", "ip6tables"):
         host.run(f"{prefix}-{host.backend.removeprefix('iptables-')}", *words)
 
 
 def make_mark_chain(host: Host) -> None:
-    """Make what kube-proxy does: a chain that marks, and a rule that masquerades what is marked."""
+    """Make kube-proxy's chain that marks packets, and its rule that masquerades them."""
     iptables(host, "-t", "nat", "-N", "MARK-MASQ")
     iptables(host, "-t", "nat", "-A", "MARK-MASQ", "-j", "MARK", "--or-mark", "0x4000")
     iptables(host, "-t", "nat", "-A", "POSTROUTING", "-m", "mark", "--mark", "0x4000/0x4000", "-j", "MASQUERADE")
@@ -54,7 +54,7 @@ def test_after_a_flush_that_left_the_chains_the_next_add_of_anything_puts_everyt
 def test_where_only_a_containers_own_rules_are_missing_no_other_record_is_put_back(
     host: Host, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
-    """What iptables-save lists is compared with what we wrote, word for word: a variant that says it otherwise costs time."""
+    """iptables-save's output is compared with our rules word by word: a variant with other output would cost time."""
     web = plugin.add(container, publish(8080))
     kept = plugin.add(other_container, publish(9000))
     (plugin.state_directory / "rebuilt").unlink()
@@ -94,17 +94,17 @@ def test_a_chain_that_is_gone_is_made_again_and_no_rule_is_there_twice(
 def test_a_port_that_was_taken_over_from_the_dead_stays_with_its_heir_after_a_flush(
     host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
-    other_container.serve("heir", 80)
+    other_container.serve("successor", 80)
     plugin.add(container, publish(8080))
     container.remove()
-    heir = plugin.add(other_container, publish(8080))
-    assert client.ask(HOST[4], 8080).server == "heir"
+    successor = plugin.add(other_container, publish(8080))
+    assert client.ask(HOST[4], 8080).server == "successor"
     for option in ("-F", "-X"):
         iptables(host, "-t", "nat", option)
     plugin.add(host.container("cni1"), network="other")
     for family in (4, 6):
-        assert client.ask(HOST[family], 8080).server == "heir"
-    heir.check()
+        assert client.ask(HOST[family], 8080).server == "successor"
+    successor.check()
 
 
 @both_variants
@@ -156,16 +156,16 @@ def test_conditions_about_addresses_go_with_marks_and_host_addresses(
 def test_a_port_of_a_dead_container_of_the_other_backend_is_taken_over(
     host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
-    for number, (dead, heir) in enumerate((("nftables", "iptables"), ("iptables", "nftables"))):
+    for number, (dead, successor) in enumerate((("nftables", "iptables"), ("iptables", "nftables"))):
         port, old = 8080 + number, host.container()
         attachment = plugin.add(old, publish(port), network=f"{dead}-net", backend=dead)
         old.remove()
         young = container if number else other_container
-        young.serve(f"heir{number}", 81)
-        made = plugin.add(young, publish(port, 81), network=f"{heir}-net", backend=heir)
+        young.serve(f"successor{number}", 81)
+        made = plugin.add(young, publish(port, 81), network=f"{successor}-net", backend=successor)
         for _ in range(2):
             for family in (4, 6):
-                assert client.ask(HOST[family], port).server == f"heir{number}"
+                assert client.ask(HOST[family], port).server == f"successor{number}"
             attachment.delete()
         made.check()
 

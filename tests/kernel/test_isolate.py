@@ -1,4 +1,4 @@
-"""isolate: from other networks, a container is reached by its host ports and by nothing else."""
+"""isolate: other networks reach a container only through its host ports."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PROTOCOLS = [(family, protocol) for family in (4, 6) for protocol in ("tcp", "ud
 
 @pytest.fixture
 def container(host: Host) -> Container:
-    """A container with a server that is published, and one that is not."""
+    """A container with one published and one unpublished server."""
     made = host.container()
     made.serve("web", 80)
     made.serve("hidden", HIDDEN)
@@ -31,7 +31,7 @@ def container(host: Host) -> Container:
 
 @pytest.fixture
 def stranger(host: Host) -> Container:
-    """A container on another network of the same host, which routes."""
+    """A container on another network of the same host."""
     return host.container("cni1")
 
 
@@ -102,7 +102,7 @@ def test_packets_of_no_connection_are_dropped_as_well(plugin: Plugin, container:
 
     def null_packets_that_arrive() -> int:
         _send_null_packet(client, container.address[4])
-        assert client.ask(HOST[4], 8080).server == "web"  # which was sent later, by the same way
+        assert client.ask(HOST[4], 8080).server == "web"  # sent later, on the same path
         return int(container.run("nft", "list chain ip seen input").partition("packets ")[2].partition(" ")[0])
 
     attachment = plugin.add(container, publish(8080))
@@ -122,7 +122,7 @@ _COUNT_NULL_PACKETS = """table ip seen {
 
 
 def _send_null_packet(client: Namespace, address: str) -> None:
-    """Send a TCP segment without any flag, which conntrack calls invalid."""
+    """Send a TCP segment without flags, which is invalid for conntrack."""
     with inside(client.path):
         raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
     with raw:

@@ -1,4 +1,4 @@
-"""What happens at the limits: all of it is there, or an error says why and nothing is."""
+"""Limits: a call succeeds completely, or fails with an error and changes nothing."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_28000_ports_of_one_container_fill_a_range_and_the_next_one_is_refused(
 def test_2000_attachments_are_healed_all_at_once_and_each_goes_alone(
     host: Host, client: Namespace, container: Container, plugin: Plugin
 ) -> None:
-    """Written as records: the first ADD finds no table and builds it with all of them."""
+    """The attachments exist only as records: the first ADD finds no table, and builds it for all of them."""
     _record_many(plugin, container)
     web = plugin.add(container, publish(8080), network="web")
     assert len(host.owners()) == ATTACHMENTS + 1

@@ -1,4 +1,4 @@
-"""127.0.0.1: open to the host, and to nobody else."""
+"""127.0.0.1 is reachable from the host only."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_ipv6_localhost_is_refused_at_once(host: Host, container: Container, plu
 def test_a_neighbour_does_not_reach_services_of_the_hosts_localhost(
     host: Host, container: Container, other_container: Container, plugin: Plugin, protocol: str
 ) -> None:
-    """CVE-2020-8558: route_localnet opens 127.0.0.0/8 to whoever is on the wire."""
+    """CVE-2020-8558: route_localnet opens 127.0.0.0/8 to everyone on the link."""
     secret = host.serve("secret", 9090, "127.0.0.1")
     plugin.add(container, publish(8080))
     other_container.send_martians(CNI0)
@@ -52,12 +52,12 @@ def test_a_neighbour_does_not_pass_for_the_host_itself(
 ) -> None:
     service = host.serve("service", 9090)
     plugin.add(container, publish(8080))
-    host.set_sysctl("ipv4/conf/cni0/accept_local", "1")  # without it the kernel itself is the guard
+    host.set_sysctl("ipv4/conf/cni0/accept_local", "1")  # otherwise the kernel itself drops them
     other_container.spoof_localhost(9090)
     assert other_container.cannot_reach(CNI0, 9090, "udp")
     assert service.seen == []
     host.disable_guard()
-    assert other_container.cannot_reach(CNI0, 9090, "udp"), "an answer to 127.0.0.1 stays on the host"
+    assert other_container.cannot_reach(CNI0, 9090, "udp"), "a reply to 127.0.0.1 stays on the host"
     wait_until(lambda: service.seen == ["127.0.0.1"], "the attack itself works")
 
 
@@ -81,7 +81,7 @@ def test_an_outside_host_does_not_reach_the_hosts_localhost_where_route_localnet
 def test_a_mapping_on_127_0_0_1_is_open_to_the_host_alone(
     host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin, protocol: str
 ) -> None:
-    """moby#45610: tried with success against portmap v1.9.1."""
+    """moby#45610: portmap v1.9.1 is vulnerable."""
     plugin.add(container, publish(8080, protocol=protocol, hostIP="127.0.0.1"))
     assert host.ask("127.0.0.1", 8080, protocol).server == "web"
     assert host.is_refused(HOST[4], 8080, protocol)
@@ -104,7 +104,7 @@ def test_a_mapping_on_127_0_0_1_is_not_reached_by_routing_to_the_container(
     stranger = host.container("cni1")
     assert client.cannot_reach(container.address[4], 80, protocol)
     assert stranger.cannot_reach(container.address[4], 80, protocol)
-    assert client.ask(container.address[4], 81, protocol).server == "open", "the way itself must work"
+    assert client.ask(container.address[4], 81, protocol).server == "open", "routing itself must work"
     assert other_container.ask(container.address[4], 80, protocol).server == "web"
     assert host.ask(container.address[4], 80, protocol).server == "web"
 

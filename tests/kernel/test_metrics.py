@@ -1,4 +1,4 @@
-"""`quantum-nat metrics`: what is counted, by real calls and packets, and that it never goes backwards."""
+"""`quantum-nat metrics`: counts of real calls and packets, which never decrease."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Exposition:
         self.samples = [sample for family in self.families.values() for sample in family.samples]
 
     def sum(self, name: str, **labels: str) -> float:
-        """Add up the samples that have these labels, among others."""
+        """Return the sum of the samples with these labels."""
         return sum(s.value for s in self.samples if s.name == name and labels.items() <= s.labels.items())
 
     def connections(self, kind: str, **labels: str) -> float:
@@ -62,7 +62,7 @@ def test_rules_and_calls_are_counted_from_add_to_del(plugin: Plugin, container: 
     web = plugin.add(container, publish(8080), publish(8081, hostIP=HOST[4]))
     present = scrape(plugin)
     assert present.sum("nat_port_mappings_total", **where) == 2
-    assert present.sum("nat_rules_total", type="dnat", **where) == 3  # 8080 of both families, 8081 of one
+    assert present.sum("nat_rules_total", type="dnat", **where) == 3  # 8080 for both families, 8081 for one
     assert present.sum("nat_rules_total", type="masquerade", **where) == 2
     web.check()
     web.delete()
@@ -150,7 +150,7 @@ def kept(seen: Exposition) -> dict[tuple[str, str], float]:
 def test_what_came_after_the_last_scrape_counts_too_when_del_sees_it_go(
     plugin: Plugin, client: Namespace, container: Container, other_container: Container
 ) -> None:
-    """And a container that gets what another had does not take the count along."""
+    """A container that takes over an address or port starts its count at 0."""
     web, other = plugin.add(container, publish(8080)), plugin.add(other_container, publish(8081))
     client.ask(HOST[4], 8080)
     assert scrape(plugin).connections("dnat") == 1
@@ -193,7 +193,7 @@ def flush(host: Host, backend: str) -> None:
 def test_what_a_rebuild_finds_in_a_damaged_table_counts(
     plugin: Plugin, host: Host, client: Namespace, container: Container, other_container: Container
 ) -> None:
-    """No scrape saw it: it is read before the table is replaced."""
+    """No scrape has seen it: it is read before the table is replaced."""
     plugin.add(container, publish(8080))
     client.ask(HOST[4], 8080)
     host.disable_guard()
@@ -208,9 +208,9 @@ def test_garbage_and_what_a_newcomer_takes_over_count(
     plugin.add(container, publish(8080))
     client.ask(HOST[4], 8080)
     container.remove()
-    heir = host.container()
-    heir.serve("heir", 80)
-    plugin.add(heir, publish(8080), network="second")
+    successor = host.container()
+    successor.serve("successor", 80)
+    plugin.add(successor, publish(8080), network="second")
     assert scrape(plugin).connections("dnat", network="net") == 1
     client.ask(HOST[4], 8080)
     plugin.gc({"cni.dev/valid-attachments": []})

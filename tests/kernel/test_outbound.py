@@ -1,4 +1,4 @@
-"""Ways out: masquerade, static source addresses, forwarding."""
+"""Outbound NAT: masquerade, static source addresses, forwarding."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def outside(client: Namespace) -> Namespace:
 
 @pytest.fixture
 def second_uplink(host: Host, outside: Namespace) -> Namespace:
-    """The client, at the end of a second wire too."""
+    """The client, also connected by a second uplink."""
     host.add_uplink("second", SECOND_HOST, SECOND_CLIENT)
     return outside
 
@@ -69,7 +69,7 @@ def test_within_the_containers_subnet_nothing_is_masqueraded(
 def test_the_own_subnet_is_as_long_as_the_address_says(
     host: Host, container: Container, outside: Namespace, plugin: Plugin, family: int, length: int
 ) -> None:
-    """Ends that differ in the last bit but one, and in the last bit of the prefix: all of them are reached by routing."""
+    """Destinations differ in the second-last bit of the address or the last bit of the prefix; all are reached by routing."""
     own = ip_interface(f"{container.address[family]}/{length}")
     container.networks[family] = str(own)
     host.add_client_routes()

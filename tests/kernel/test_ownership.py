@@ -1,4 +1,4 @@
-"""Who owns an address, who owns a host port, and what DEL may take away."""
+"""Ownership of addresses and host ports, and what DEL removes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ both_families = pytest.mark.parametrize("family", [4, 6])
 
 
 def _same_address_again(host: Host, container: Container) -> Container:
-    """Let the container lose its interface, and give its addresses to a new one."""
+    """Remove the container's interface, and give its addresses to a new container."""
     container.ip("link del eth0")
     number = int(container.address[4].rpartition(".")[2])
     newcomer = host.container(number=number)
@@ -93,18 +93,18 @@ def test_a_port_of_a_container_whose_namespace_is_gone_is_taken_over(
     other_container.serve("other", 80)
     dead = plugin.add(container, publish(8080))
     container.remove()
-    heir = plugin.add(other_container, publish(8080))
+    successor = plugin.add(other_container, publish(8080))
     assert client.ask(HOST[4], 8080).server == "other"
     dead.delete()
     assert client.ask(HOST[4], 8080).server == "other"
-    heir.check()
+    successor.check()
 
 
 @both_families
 def test_a_containers_second_network_wants_the_same_ports_and_takes_over_when_the_first_goes(
     host: Host, client: Namespace, container: Container, plugin: Plugin, family: int
 ) -> None:
-    """Podman sends the same portMappings to both networks."""
+    """podman sends the same portMappings to both networks."""
     first = plugin.add(container, publish(8080))
     second = plugin.add(connect_second_network(container), publish(8080), network="second")
     first.check()

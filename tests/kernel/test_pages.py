@@ -1,4 +1,4 @@
-"""What the pages tell a reader to type works: each block of shell commands is run, or is run by what the table names."""
+"""Every block of shell commands in the documentation works: it is run here, or by the file named in ELSEWHERE."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 
 
 class Block(NamedTuple):
-    """Commands, as a page shows them."""
+    """A block of commands on a page."""
 
     page: str
     commands: str
@@ -32,7 +32,7 @@ class Block(NamedTuple):
 
 
 class Elsewhere(NamedTuple):
-    """Where a block is run, or something that stands for it: a file, and words that it has."""
+    """A file that runs a block, or its equivalent, and words that must be in that file."""
 
     page: str
     beginning: str
@@ -90,7 +90,7 @@ def test_commands_work_as_they_stand_there(
     script = f"""
 set -euo pipefail
 mount -t tmpfs none {tmp_path}/layers
-for place in /etc /usr/local /var/lib; do  # what is written there goes with this mount namespace
+for place in /etc /usr/local /var/lib; do  # changes there are discarded with this mount namespace
     mkdir -p {tmp_path}/layers$place/{{upper,work}}
     mount -t overlay none -o lowerdir=$place,upperdir={tmp_path}/layers$place/upper,workdir={tmp_path}/layers$place/work $place
 done

@@ -22,7 +22,7 @@ KERNELS_OWN_S = 432000
 
 
 def establish(stack: ExitStack, namespace: Namespace, address: str, port: int) -> int:
-    """Open a TCP connection that stays, and return its source port."""
+    """Open a TCP connection, keep it open, and return its source port."""
     opened = stack.enter_context(open_socket(namespace.path, "tcp", 6 if ":" in address else 4))
     opened.settimeout(3)
     opened.connect((address, port))
@@ -30,7 +30,7 @@ def establish(stack: ExitStack, namespace: Namespace, address: str, port: int) -
 
 
 def listen(stack: ExitStack, namespace: Namespace, port: int, family: int) -> None:
-    """Accept connections, and keep them."""
+    """Accept connections, and keep them open."""
     listening = stack.enter_context(open_socket(namespace.path, "tcp", family))
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listening.bind(("::" if family == 6 else "0.0.0.0", port))
@@ -38,7 +38,7 @@ def listen(stack: ExitStack, namespace: Namespace, port: int, family: int) -> No
 
 
 def remaining_s(host: Host, family: int, source_port: int) -> int:
-    """Return how long the host's conntrack remembers the flow from this port."""
+    """Return the remaining time-out of the host's conntrack entry for this source port."""
     listed = host.run("conntrack", "-L", "-f", f"ipv{family}", "-p", "tcp", "--orig-port-src", str(source_port))
     found = re.search(r"tcp\s+6\s+(\d+) ESTABLISHED", listed)
     assert found, listed
@@ -106,7 +106,7 @@ def test_conditions_let_only_matching_connections_in(
 def test_conditions_of_one_network_do_not_bind_another(
     client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
-    """With portmap, the last network's conditions hold for all."""
+    """With portmap, the last network's conditions apply to all."""
     other_container.serve("other", 80)
     plugin.add(container, publish(8080))
     plugin.add(other_container, publish(8081), network="other", conditionsV4=["ip saddr 192.0.2.1"])

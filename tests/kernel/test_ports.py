@@ -1,4 +1,4 @@
-"""Host ports that are given out, and host ports that the host itself needs."""
+"""Allocation of host ports, and host ports that the host itself uses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .topology import HOST, HOST_SECONDARY, Container, Host, Namespace, connect_
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Holds a port and says so; what it is given beside that is only to be seen in its command line.
+# Uses a port and reports that; further arguments only appear on its command line.
 HOLDER = """
 import socket, sys
 family = socket.AF_INET6 if ":" in sys.argv[2] else socket.AF_INET
@@ -35,7 +35,7 @@ sys.stdin.read()
 def process_on(
     namespace: Namespace, port: int, address: str = "0.0.0.0", protocol: str = "tcp", *more: str
 ) -> Iterator[int]:
-    """Let another process hold a port, and yield its number."""
+    """Let another process use a port, and yield the process ID."""
     pipe = subprocess.PIPE
     line = [sys.executable, "-I", "-c", HOLDER, protocol, address, str(port), *more]
     with inside(namespace.path):
@@ -54,7 +54,7 @@ def ask_for_any(container_port: int = 80, **more: Any) -> dict[str, Any]:
 
 
 def command(plugin: Plugin, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the operator's command over the plugin's records."""
+    """Run an operator's command on the plugin's records."""
     line = [*plugin.command, "--state-dir", str(plugin.state_directory), *arguments]
     return subprocess.run(line, capture_output=True, text=True, check=False)
 
@@ -83,20 +83,20 @@ def test_a_mapping_without_a_host_port_gets_the_first_of_the_range_and_port_says
     assert command(plugin, "port", container.id, "80/udp").stdout == "0.0.0.0:32768\n[::]:32768\n"
     assert json.loads(command(plugin, "port", "--json", container.id, "80").stdout)[0]["hostPort"] == 32768
     missing = command(plugin, "port", container.id, "81")
-    assert (missing.returncode, missing.stderr) == (1, f"quantum-nat: {container.id} does not publish 81\n")
+    assert (missing.returncode, missing.stderr) == (1, f"quantum-nat: {container.id} does not publish port 81\n")
 
 
 def test_port_says_that_a_container_publishes_none(plugin: Plugin, container: Container) -> None:
     plugin.add(container)
     missing = command(plugin, "port", container.id)
-    assert (missing.returncode, missing.stderr) == (1, f"quantum-nat: {container.id} publishes no port\n")
+    assert (missing.returncode, missing.stderr) == (1, f"quantum-nat: {container.id} publishes no ports\n")
 
 
 def test_port_wants_a_container_that_is_on_record(plugin: Plugin, container: Container) -> None:
     plugin.add(container, publish(8080))
     done = command(plugin, "port", "nobody")
     assert done.returncode == 1
-    assert "no container on record has an ID that begins with 'nobody'" in done.stderr
+    assert "no container ID begins with 'nobody'" in done.stderr
 
 
 @pytest.mark.behaviour
@@ -174,7 +174,7 @@ def test_a_full_range_is_an_error_that_names_it_and_changes_nothing(
 def test_ports_that_were_counted_and_never_taken_come_back_when_the_range_seems_full(
     container: Container, plugin: Plugin
 ) -> None:
-    """What a call leaves that was killed between its count and its record."""
+    """A call that is killed between its count and its record leaves such counts."""
     plugin.add(container, publish(8080))
     (plugin.state_directory / "claims" / "tcp").write_bytes(b"\1" * 65536)
     plugin.add(container, ask_for_any())
@@ -224,7 +224,7 @@ def test_what_a_mapping_cannot_shadow_is_no_conflict(host: Host, container: Cont
 
 @contextmanager
 def host_socket_in_use(host: Host, port: int) -> Iterator[None]:
-    """Let the host be a client of somebody, from this UDP port."""
+    """Let the host be a client on this UDP port."""
     from .peer import open_socket
 
     with open_socket(host.path, "udp", 4) as connected:
@@ -238,7 +238,7 @@ def host_socket_in_use(host: Host, port: int) -> Iterator[None]:
 def test_the_runtimes_own_reservation_is_no_conflict(
     host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin, protocol: str
 ) -> None:
-    """Podman's conmon holds the ports, with the container's ID on its command line, while DEL and ADD run."""
+    """podman's conmon holds the ports while DEL and ADD run; the container ID is on its command line."""
     web = plugin.attachment(container, publish(8080, protocol=protocol))
     with process_on(host, 8080, "0.0.0.0", protocol, "--api-version", "1", "-c", container.id, "-n", "web"):
         web.add()

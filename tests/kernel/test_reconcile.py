@@ -1,4 +1,4 @@
-"""`quantum-nat reconcile`: the kernel is made to agree with the records, whatever somebody did to it."""
+"""`quantum-nat reconcile`: the kernel matches the records again after any damage."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PORT = "tcp . 8080"
 
 
 def flush(host: Host) -> None:
-    """Lose everything, as a reload of a firewall does."""
+    """Flush everything, as a reload of a firewall does."""
     if host.backend == "iptables-legacy":
         for prefix in ("iptables", "ip6tables"):
             host.run(f"{prefix}-legacy", "-t", "nat", "-F")
@@ -36,8 +36,8 @@ def nft(host: Host, command: str) -> None:
     host.run("nft", command)
 
 
-def rehearse(plugin: Plugin) -> list[dict[str, Any]]:
-    """Return what a rehearsal says differs, and see that its status says so too."""
+def dry_run(plugin: Plugin) -> list[dict[str, Any]]:
+    """Return the differences of a dry run, and check that its exit status agrees."""
     done = plugin.operate("reconcile", "--dry-run", "--json")
     differences: list[dict[str, Any]] = json.loads(done.stdout)["differences"]
     assert done.returncode == (1 if differences else 0), done.stderr
@@ -48,7 +48,7 @@ def heal(plugin: Plugin) -> dict[str, Any]:
     done = plugin.operate("reconcile", "--json")
     assert done.returncode == 0, done.stderr
     outcome: dict[str, Any] = json.loads(done.stdout)
-    assert rehearse(plugin) == []
+    assert dry_run(plugin) == []
     return outcome
 
 
@@ -61,8 +61,8 @@ def test_everything_that_was_flushed_is_there_again(
     plugin.add(container, publish(8080))
     held = host.installed()
     flush(host)
-    assert rehearse(plugin)
-    assert client.is_refused(HOST[4], 8080), "a rehearsal changes nothing"
+    assert dry_run(plugin)
+    assert client.is_refused(HOST[4], 8080), "a dry run changes nothing"
     heal(plugin)
     assert host.installed() == held
     for family in (4, 6):
@@ -77,17 +77,17 @@ def test_where_all_is_well_nothing_is_said_to_differ(host: Host, plugin: Plugin)
     plugin.add(other, publish(8081))
     with_second_interface = connect_second_network(other)
     plugin.add(with_second_interface, publish(8081), network="second")
-    assert rehearse(plugin) == []
+    assert dry_run(plugin) == []
     done = plugin.operate("reconcile")
-    assert (done.returncode, done.stdout) == (0, "The kernel agrees with the 3 attachments on record.\n")
+    assert (done.returncode, done.stdout) == (0, "The kernel matches the records (3 attachments).\n")
 
 
 def test_a_port_that_either_network_of_a_container_may_have_is_not_called_wrong(host: Host, plugin: Plugin) -> None:
     container = host.container()
     first = plugin.add(container, publish(8080))
     plugin.add(connect_second_network(container), publish(8080), network="second")
-    first.add()  # younger now by its record than the one that waits for its port
-    assert rehearse(plugin) == []
+    first.add()  # by its record, it is now newer than the one that waits for its port
+    assert dry_run(plugin) == []
 
 
 def test_elements_that_are_missing_or_changed_are_put_right_and_others_left_alone(
@@ -104,7 +104,7 @@ def test_elements_that_are_missing_or_changed_are_put_right_and_others_left_alon
         host,
         f'add element inet quantum endpoints6 {{ {PORT} comment "{comment}" : {other_container.address[6]} . 80 }}',
     )
-    assert {(d["change"], d["what"].split()[0], d["owner"]) for d in rehearse(plugin)} == {
+    assert {(d["change"], d["what"].split()[0], d["owner"]) for d in dry_run(plugin)} == {
         ("add", "endpoints4", comment),
         ("replace", "endpoints6", comment),
     }
@@ -112,7 +112,7 @@ def test_elements_that_are_missing_or_changed_are_put_right_and_others_left_alon
     for family in (4, 6):
         assert client.ask(HOST[family], 8080).server == "web"
         assert client.ask(HOST[family], 8081).server == "other"
-    # The counter of the other one's element goes on: it was not made anew.
+    # The other element's counter continues: the element was not replaced.
     assert "packets 2" in host.run("nft", "list map inet quantum endpoints4")
 
 
@@ -126,7 +126,7 @@ def test_what_no_record_accounts_for_is_removed(host: Host, client: Namespace, p
     plugin.add(lost, publish(8081))
     (plugin.state_directory / "attachments" / lost.id / "net:eth0.json").unlink()
     assert client.ask(HOST[4], 8081).server == "lost"
-    assert {entry["owner"] for entry in rehearse(plugin)} == {f"net/{lost.id}/eth0"}
+    assert {entry["owner"] for entry in dry_run(plugin)} == {f"net/{lost.id}/eth0"}
     heal(plugin)
     assert client.is_refused(HOST[4], 8081)
     assert client.ask(HOST[4], 8080).server == "living"
@@ -139,7 +139,7 @@ def test_what_no_record_accounts_for_is_removed(host: Host, client: Namespace, p
 def test_elements_that_somebody_added_by_hand_go(host: Host, container: Container, plugin: Plugin) -> None:
     plugin.add(container, publish(8080))
     nft(host, "add element inet quantum masqueraded4 { 10.99.0.1 }")
-    (entry,) = rehearse(plugin)
+    (entry,) = dry_run(plugin)
     assert (entry["change"], entry["owner"], "10.99.0.1" in entry["what"]) == ("delete", "", True)
     heal(plugin)
     assert "10.99.0.1" not in host.ruleset()
@@ -175,7 +175,7 @@ def test_chains_that_were_altered_are_made_anew(
     listed = host.run("nft", "-a", "list", "chain", "inet", "quantum", "postrouting")
     handle = next(line for line in listed.splitlines() if "nfproto" in line).rpartition(" ")[2]
     nft(host, damage.format(handle=handle))
-    assert {entry["change"] for entry in rehearse(plugin)} == {"rebuild"}
+    assert {entry["change"] for entry in dry_run(plugin)} == {"rebuild"}
     heal(plugin)
     assert client.ask(HOST[4], 8080).server == "web"
     assert container.ask(CLIENT[4], 80).source == HOST[4]
@@ -185,7 +185,7 @@ def test_slots_of_a_shared_port_that_are_lost_are_dealt_again_and_the_others_sta
     host: Host, client: Namespace, plugin: Plugin
 ) -> None:
     made = backends(host, plugin, 2)
-    assert rehearse(plugin) == []
+    assert dry_run(plugin) == []
     before = {tuple(map(str, e[0]["elem"]["val"]["concat"])): e[1] for e in host.elements()["slots4"]}
     for number in range(20):
         nft(host, f"delete element inet quantum slots4 {{ {PORT} . {number} }}")
@@ -223,9 +223,9 @@ def test_whole_networks_of_the_python_api_agree_and_come_back(
     with inside(host.path):
         api.enable_outbound_connectivity(Network("fabric", SUBNETS["cni0"][family]))
         api.enable_outbound_connectivity(Network("other", SUBNETS["cni1"][family]))
-    assert rehearse(plugin) == []
+    assert dry_run(plugin) == []
     nft(host, f"delete element inet quantum cidr_outbound{family} {{ {SUBNETS['cni0'][family]} }}")
-    (entry,) = rehearse(plugin)
+    (entry,) = dry_run(plugin)
     assert (entry["change"], entry["owner"]) == ("add", "python-api/fabric/network")
     heal(plugin)
     assert container.ask(CLIENT[family], 80).source == HOST[family]
@@ -236,7 +236,7 @@ def test_whole_networks_of_the_python_api_agree_and_come_back(
 def test_a_client_that_sent_meanwhile_reaches_the_container_and_who_was_served_still_is(
     stack: ExitStack, host: Host, client: Namespace, container: Container, plugin: Plugin, family: int
 ) -> None:
-    """Conntrack knows the datagrams that nobody translated, and would leave those that follow alone too."""
+    """Conntrack has an entry for the untranslated datagrams, and would not translate those that follow either."""
     keep_conntrack_enabled(host)
     host.serve("host", 8080)
     plugin.add(container, publish(8080, protocol="udp"), hostPortConflict="allow")
@@ -248,7 +248,7 @@ def test_a_client_that_sent_meanwhile_reaches_the_container_and_who_was_served_s
         host.run("nft", f"flush chain {'ip' if family == 4 else 'ip6'} nat PREROUTING")
     begun_meanwhile = Talk(stack, client, HOST[family], 8080)
     assert begun_meanwhile.ask() == "host"
-    assert heal(plugin)["forgottenFlows"] == 1
+    assert heal(plugin)["deletedConntrackEntries"] == 1
     assert begun_meanwhile.ask() == "web"
     assert served_before.ask() == "web"
 
@@ -262,7 +262,7 @@ def test_what_a_container_sent_meanwhile_is_masqueraded_from_then_on(
     plugin.add(container)
     nft(host, "delete table inet quantum")
     talk = Talk(stack, container, CLIENT[family], 80)
-    assert talk.ask() is None, "the client has no way back to the container"
+    assert talk.ask() is None, "the client has no route to the container"
     heal(plugin)
     assert talk.ask() == "outside"
 
@@ -275,7 +275,7 @@ def test_a_directory_without_records_is_refused_before_everything_is_removed(
     plugin.state_directory.rename(plugin.state_directory.with_name("elsewhere"))
     done = plugin.operate("reconcile")
     assert done.returncode == 1
-    assert "no records in" in done.stderr
+    assert "there is no state directory" in done.stderr
     assert host.installed() == held
     assert not plugin.state_directory.exists()
 
@@ -304,7 +304,7 @@ def test_it_is_safe_beside_containers_that_come_and_go(host: Host, plugin: Plugi
         assert json.loads(plugin.operate("reconcile", "--json").stdout)["differences"] == []
     assert failures == []
     stays.check()
-    assert rehearse(plugin) == []
+    assert dry_run(plugin) == []
 
 
 def test_counts_of_ports_that_a_killed_call_left_too_high_are_right_again(
@@ -354,4 +354,4 @@ def test_it_says_what_it_did(host: Host, container: Container, plugin: Plugin) -
     lines = done.stdout.splitlines()
     assert lines[0].split() == ["CHANGE", "WHAT", "OWNER", "WHY"]
     assert "the table is missing" in lines[1]
-    assert lines[2].startswith("Put right 1 difference for 1 attachment in ")
+    assert lines[2].startswith("Repaired 1 difference for 1 attachment in ")

@@ -20,7 +20,7 @@ SHARED: dict[str, Any] = {"sharedPorts": [8080]}
 
 
 def backends(host: Host, plugin: Plugin, count: int, **keys: Any) -> list[Attachment]:
-    """Let so many containers share port 8080, each with a server that has the name of its address."""
+    """Let `count` containers share port 8080, each with a server named after its address."""
     made = []
     for _ in range(count):
         container = host.container()
@@ -48,7 +48,7 @@ def test_every_way_in_leads_to_all(host: Host, client: Namespace, plugin: Plugin
     backends(host, plugin, 2)
     namespace = host if address == "127.0.0.1" else client
     counts = served(namespace, address, 64, protocol)
-    # A datagram from a port that was used a moment ago belongs to the flow of that time, and is not dealt again.
+    # A datagram from a recently used port belongs to the old connection, and is not distributed again.
     assert len(counts) == 2
     assert all(abs(times - 32) <= 3 for times in counts.values()), counts
 

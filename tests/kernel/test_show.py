@@ -1,4 +1,4 @@
-"""`quantum-nat show` and `quantum-nat list`: what is on record, and what the kernel has of it."""
+"""`quantum-nat show` and `quantum-nat list`: the records, and what the kernel has for them."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_show_says_that_the_kernel_has_what_is_on_record(container: Container, p
         assert shown["rules"]
         assert all(attachment.owner in rule for rule in shown["rules"])
     printed = command(plugin, "show", container.id).stdout
-    assert "In the kernel: as it should be" in printed
+    assert "In the kernel: matches the record" in printed
     assert "Port:          8080->80/tcp" in printed
 
 
@@ -79,4 +79,4 @@ def test_show_has_the_slots_of_a_shared_port(container: Container, other_contain
 def test_show_of_nobody_is_an_error_in_one_line(plugin: Plugin) -> None:
     done = command(plugin, "show", "nobody")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "no container on record has an ID that begins with 'nobody'" in done.stderr
+    assert "no container ID begins with 'nobody'" in done.stderr

@@ -1,4 +1,4 @@
-"""The state directory, failures half-way, lost rulesets, and many calls at once."""
+"""The state directory, partial failures, lost rulesets, and concurrent calls."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_an_add_that_is_refused_for_a_conflict_puts_a_lost_ruleset_back_all_the_
     host.run("nft", "flush ruleset")
     with pytest.raises(PluginError, match=container.id):
         plugin.add(other_container, publish(8080))
-    assert client.ask(HOST[4], 8080).server == "web", "a refused ADD heals too"
+    assert client.ask(HOST[4], 8080).server == "web", "a refused ADD repairs too"
     web.check()
 
 
@@ -168,7 +168,7 @@ def test_many_adds_at_once_and_many_dels_at_once_leave_nothing(
 
 
 def _addresses(number: int, container: Container) -> list[dict[str, Any]]:
-    """Give each attachment addresses of its own; the container answers to all IPv4 ones."""
+    """Return addresses for an attachment, each different; the container answers to all IPv4 ones."""
     container.ip(f"address add 10.88.0.{100 + number}/24 dev eth0")
     return [{"interface": 1, "address": f"10.88.0.{100 + number}/24"}]
 

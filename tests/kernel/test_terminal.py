@@ -1,4 +1,4 @@
-"""What a person sees on a terminal of 80 columns, and what a pipe gets."""
+"""Output on a terminal of 80 columns and in a pipe."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_header_is_bold_on_a_terminal_and_never_coloured(plugin: Plugin) -> 
 def test_show_on_a_terminal_says_the_same_as_in_a_pipe(container: Container, plugin: Plugin) -> None:
     plugin.add(container, publish(8080))
     _, shown = on_terminal(plugin, "show", container.id, environment={"TERM": "xterm"})
-    assert "In the kernel: as it should be" in shown
+    assert "In the kernel: matches the record" in shown
     assert "\x1b" not in shown
 
 

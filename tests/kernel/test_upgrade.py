@@ -1,4 +1,4 @@
-"""Two programs of different versions on one host: the newer one changes the table under traffic, the older one leaves it alone."""
+"""Two versions on one host: the newer one replaces the table under traffic, the older one leaves it alone."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ADDED_CHAIN = '\tchain added_by_the_newer {{\n\t\tcomment "nothing yet"\n\t}}\n\
 
 @pytest.fixture
 def newer(plugin: Plugin, tmp_path: Path) -> Plugin:
-    """The same plugin as its next version would be: another layout, and a chain more."""
+    """The plugin with another layout version and one more chain, like a next version."""
     copy = tmp_path / "newer" / "cni_quantum_nat"
     shutil.copytree(PACKAGE, copy)
     _change(copy / "backends" / "nftables" / "layout.py", f"\nLAYOUT = {LAYOUT}\n", f"\nLAYOUT = {LAYOUT + 1}\n")
@@ -48,7 +48,7 @@ def _change(file: Path, before: str, after: str) -> None:
 
 
 class Clients:
-    """A client that connects anew again and again, until it is told to stop; `refused` is how often in vain."""
+    """A client that keeps making new connections until it is stopped; `refused` counts failures."""
 
     def __init__(self, client: Namespace, port: int) -> None:
         self.answered = 0
@@ -58,7 +58,7 @@ class Clients:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        wait_until(lambda: self.answered > 0, "the client is answered")
+        wait_until(lambda: self.answered > 0, "the client gets an answer")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -77,7 +77,7 @@ class Clients:
 
 @pytest.fixture
 def flow(host: Host, client: Namespace, plugin: Plugin) -> Iterator[Flow]:
-    """A connection that is open all the time."""
+    """A connection that stays open."""
     container = host.container()
     echo = Echo(container)
     plugin.add(container, publish(8007, ECHO_PORT))
@@ -99,7 +99,7 @@ def test_a_newer_program_replaces_the_table_in_one_transaction_and_no_connection
         else:
             assert newer.operate("reconcile").returncode == 0
         flow.say()
-        wait_until(lambda: clients.answered > before + 20, "clients go on")
+        wait_until(lambda: clients.answered > before + 20, "clients continue")
     assert clients.refused == []
     assert "chain added_by_the_newer" in host.ruleset()
     for attachment in attachments:
@@ -111,7 +111,7 @@ def test_a_newer_program_replaces_the_table_in_one_transaction_and_no_connection
 def test_no_connection_is_lost_while_the_table_is_replaced(
     host: Host, client: Namespace, container: Container, plugin: Plugin
 ) -> None:
-    """Replaced in one transaction and with no copy that translates meanwhile, about 1 of 100 lost a connection."""
+    """Without a temporary copy that translates meanwhile, about 1 of 100 replacements lost a connection."""
     plugin.add(container, publish(8080))
     with ExitStack() as stack:
         clients = [stack.enter_context(Clients(client, 8080)) for _ in range(3)]
@@ -140,7 +140,7 @@ def test_an_older_program_touches_nothing_that_a_newer_one_made(
     for call in calls:
         with pytest.raises(PluginError, match=f"version {LAYOUT + 1}") as caught:
             call()
-        assert caught.value.code in (NEWER_VERSION, 106)  # GC lists what kept it
+        assert caught.value.code in (NEWER_VERSION, 106)  # GC lists the errors
     reconciled = plugin.operate("reconcile")
     assert reconciled.returncode == 1
     assert f"version {LAYOUT + 1}" in reconciled.stderr
@@ -169,7 +169,7 @@ def test_a_table_from_before_it_said_its_version_is_replaced(
 def test_after_a_downgrade_that_was_meant_the_older_program_goes_on(
     host: Host, client: Namespace, container: Container, plugin: Plugin, newer: Plugin
 ) -> None:
-    """As the message says: delete the table, then reconcile."""
+    """As the message advises: delete the table, then reconcile."""
     newer.add(container, publish(8080))
     host.run("nft", "delete table inet quantum")
     assert plugin.operate("reconcile").returncode == 0

@@ -1,4 +1,4 @@
-"""What a runtime asks besides: DEL again, CHECK, GC, STATUS."""
+"""The other calls of a runtime: repeated DEL, CHECK, GC, STATUS."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_every_version_of_the_specification_is_spoken(
 
 
 def test_add_without_prev_result_is_an_error(container: Container, plugin: Plugin) -> None:
-    with pytest.raises(PluginError, match="must be chained") as caught:
+    with pytest.raises(PluginError, match="is a chained plugin") as caught:
         plugin.call("ADD", plugin.configuration(), container)
     assert caught.value.code == 7
 

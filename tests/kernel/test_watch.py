@@ -1,4 +1,4 @@
-"""`quantum-nat reconcile --watch`: what flushes the rules is undone at once, and connections go on."""
+"""`quantum-nat reconcile --watch`: flushed rules are repaired at once, and connections continue."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Watch:
-    """The process, which has looked once and is ready."""
+    """The process, after its first comparison."""
 
     def __init__(self, plugin: Plugin, directory: Path, *arguments: str, before: tuple[str, ...] = ()) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
@@ -56,8 +56,8 @@ class Watch:
         self._output.close()
         self._errors.close()
 
-    def healings(self) -> list[dict[str, Any]]:
-        """Return what it says it put right."""
+    def repairs(self) -> list[dict[str, Any]]:
+        """Return the logged repairs."""
         self._output.seek(0)
         return [entry for line in self._output if "differences" in (entry := json.loads(line))]
 
@@ -65,12 +65,12 @@ class Watch:
         self._errors.seek(0)
         return self._errors.read()
 
-    def wait_for_healing(self, count: int = 1) -> None:
-        wait_until(lambda: len(self.healings()) >= count, f"{count} healings; {self.complaints()}")
+    def wait_for_repair(self, count: int = 1) -> None:
+        wait_until(lambda: len(self.repairs()) >= count, f"{count} repairs; {self.complaints()}")
 
 
 class Conversation:
-    """A TCP connection on which somebody asks and is answered all the time. worst_s: the longest that an answer took."""
+    """A TCP connection with constant requests and replies. worst_s: the longest time until a reply."""
 
     def __init__(self, stack: ExitStack, client: Namespace, server: Namespace, address: str, port: int) -> None:
         family = 6 if ":" in address else 4
@@ -93,7 +93,7 @@ class Conversation:
         self._ends = True
         answer, ask = self._threads
         ask.join(10)
-        # Both: where the connection is broken, one does not hear that the other has ended it.
+        # Both ends: over a broken connection, neither learns that the other has closed it.
         for side in (self._asking, self._answering):
             with suppress(OSError):
                 side.shutdown(socket.SHUT_RDWR)
@@ -124,13 +124,13 @@ def watch(plugin: Plugin, tmp_path: Path) -> Iterator[Watch]:
 
 
 def first_answer_s(client: Namespace, address: str, port: int) -> float:
-    """Ask until somebody answers, and return how long nobody did."""
+    """Send requests until there is an answer, and return the time that took, in seconds."""
     started = time.monotonic()
     while True:
         try:
             client.ask(address, port, timeout=0.5)
         except (Refused, TimedOut):
-            assert time.monotonic() < started + 10, "nobody has healed it"
+            assert time.monotonic() < started + 10, "the rules were not repaired"
             continue
         return time.monotonic() - started
 
@@ -147,11 +147,11 @@ def test_a_flush_under_traffic_breaks_no_connection_and_new_ones_are_translated_
         for times in range(1, 4):
             flush(host)
             outage_s = first_answer_s(client, HOST[family], 8081)
-            watch.wait_for_healing(times)
-            print(f"outage for new connections: {outage_s * 1000:.0f} ms")  # noqa: T201 - a figure for whoever looks
+            watch.wait_for_repair(times)
+            print(f"outage for new connections: {outage_s * 1000:.0f} ms")  # noqa: T201 - a figure for the reader
         assert container.ask(CLIENT[family], 80).source == HOST[family]
         before = talk.answers
-        wait_until(lambda: talk.answers > before + 10 or bool(talk.failure), "the conversation goes on")
+        wait_until(lambda: talk.answers > before + 10 or bool(talk.failure), "the connection continues")
         talk.end()
         assert talk.failure == ""
 
@@ -159,7 +159,7 @@ def test_a_flush_under_traffic_breaks_no_connection_and_new_ones_are_translated_
 def test_without_the_watch_the_same_flush_breaks_it(
     stack: ExitStack, host: Host, client: Namespace, container: Container, plugin: Plugin
 ) -> None:
-    """So that the test above is known to see what it looks for."""
+    """Shows that the test above can fail."""
     plugin.add(container, publish(8080, 81))
     talk = Conversation(stack, client, container, HOST[4], 81)
     flush(host)
@@ -182,7 +182,7 @@ def test_smaller_damage_is_noticed_too(
     plugin.add(container, publish(8080))
     assert client.ask(HOST[4], 8080).server == "web"
     nft(host, damage)
-    watch.wait_for_healing()
+    watch.wait_for_repair()
     assert client.ask(HOST[4], 8080).server == "web"
 
 
@@ -194,9 +194,9 @@ def test_containers_that_come_and_go_are_nothing_to_heal(host: Host, plugin: Plu
         attachment.delete()
     stays = plugin.add(host.container(), publish(8080))
     nft(host, "delete element inet quantum host_ports4 { tcp . 8080 }")
-    watch.wait_for_healing()
+    watch.wait_for_repair()
     stays.check()
-    assert [d["change"] for healing in watch.healings() for d in healing["differences"]] == ["add"]
+    assert [d["change"] for repair in watch.repairs() for d in repair["differences"]] == ["add"]
 
 
 def test_rules_of_iptables_are_watched_as_well(
@@ -208,7 +208,7 @@ def test_rules_of_iptables_are_watched_as_well(
     with Watch(plugin, tmp_path) as watch:
         for times, damage in enumerate((("nft", "flush", "ruleset"), ("iptables-nft", "-t", "nat", "-F")), 1):
             host.run(*damage)
-            watch.wait_for_healing(times)
+            watch.wait_for_repair(times)
             assert client.ask(HOST[4], 8080).server == "web"
 
 
@@ -218,7 +218,7 @@ def test_what_no_notification_tells_is_found_by_and_by(
     plugin.add(container, publish(8080))
     with Watch(plugin, tmp_path, "--interval", "0.2") as watch:
         nft(host, "add element inet quantum masqueraded4 { 10.99.0.1 }")
-        watch.wait_for_healing()
+        watch.wait_for_repair()
         assert "10.99.0.1" not in host.ruleset()
 
 
@@ -226,13 +226,13 @@ def test_what_no_notification_tells_is_found_by_and_by(
 def test_it_needs_no_more_than_its_service_has(
     host: Host, client: Namespace, container: Container, plugin: Plugin, tmp_path: Path
 ) -> None:
-    """See packaging/systemd: two capabilities; only nsenter, which enters the test's host, needs one more."""
+    """See packaging/systemd: two capabilities; only nsenter, for the test's host namespace, needs one more."""
     bounds = [f"+{c.removeprefix('CAP_').lower()}" for c in service_settings()["CapabilityBoundingSet"].split()]
     confined = ("setpriv", "--no-new-privs", "--bounding-set", ",".join(("-all", "+sys_admin", *bounds)))
     plugin.add(container, publish(8080))
     with Watch(plugin, tmp_path, before=confined) as watch:
         flush(host)
-        watch.wait_for_healing()
+        watch.wait_for_repair()
         assert client.ask(HOST[4], 8080).server == "web"
 
 
@@ -248,7 +248,7 @@ def test_it_waits_where_nothing_was_ever_added_and_ends_when_told_to(
     with Watch(plugin, tmp_path) as watch:
         plugin.add(container, publish(8080))
         host.run("nft", "flush", "ruleset")
-        watch.wait_for_healing()
+        watch.wait_for_repair()
         watch.process.send_signal(signal.SIGINT)
         assert watch.process.wait(10) == 0
         assert watch.complaints() == ""
@@ -271,5 +271,5 @@ def test_a_lock_that_somebody_holds_is_waited_for(
         flush(host)
         assert client.is_refused(HOST[4], 8080)
         holder.stdin.write(b"\n")
-    watch.wait_for_healing()
+    watch.wait_for_repair()
     assert client.ask(HOST[4], 8080).server == "web"
