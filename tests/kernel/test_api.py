@@ -42,7 +42,7 @@ def network(family: int, bridge: str = "cni0") -> Network:
 
 @pytest.mark.frozen
 @both_families
-def test_a_network_that_is_enabled_gets_out_and_stays_itself_within(
+def test_an_enabled_network_is_masqueraded_outside_and_not_within(
     host: Host,
     client: Namespace,
     container: Container,
@@ -81,7 +81,7 @@ def test_a_network_can_have_a_fixed_source_and_an_interface(
     assert container.cannot_reach(CLIENT[family], 80)
 
 
-def test_networks_that_overlap_are_refused(host: Host, manager: Callable[..., NatManager]) -> None:
+def test_overlapping_networks_are_refused(host: Host, manager: Callable[..., NatManager]) -> None:
     with inside(host.path):
         manager().enable_outbound_connectivity(Network("wide", "172.20.0.0/16"))
         manager().enable_outbound_connectivity(Network("next", "172.21.0.0/16"))
@@ -94,7 +94,7 @@ def test_networks_that_overlap_are_refused(host: Host, manager: Callable[..., Na
 
 @pytest.mark.frozen
 @both_families
-def test_a_port_mapping_leads_to_the_container_until_it_is_removed(
+def test_a_port_mapping_works_until_it_is_removed(
     host: Host,
     client: Namespace,
     container: Container,
@@ -126,7 +126,7 @@ def test_a_port_mapping_leads_to_the_container_until_it_is_removed(
         assert api.port_mappings() == []
 
 
-def test_the_api_and_the_plugin_know_of_each_other(
+def test_the_api_and_the_plugin_share_records(
     host: Host, container: Container, other_container: Container, plugin: Plugin, manager: Callable[..., NatManager]
 ) -> None:
     web = plugin.add(container, publish(8080))
@@ -145,7 +145,7 @@ def test_the_api_and_the_plugin_know_of_each_other(
     assert "8081->80/tcp" in listed
 
 
-def test_what_the_api_made_survives_a_lost_table(
+def test_api_attachments_survive_a_lost_table(
     host: Host,
     client: Namespace,
     container: Container,
@@ -199,7 +199,7 @@ def test_the_examples_run(host: Host, example: Path) -> None:
         (lambda api: api().create_port_mapping("x", "example", 80), "'example' does not appear to be"),
     ],
 )
-def test_what_cannot_be_says_why(
+def test_invalid_arguments_are_refused_with_a_reason(
     host: Host, manager: Callable[..., NatManager], make: Callable[[Callable[..., NatManager]], object], said: str
 ) -> None:
     with inside(host.path), pytest.raises(CniError) as caught:

@@ -23,7 +23,7 @@ def firewalld(host: Host, tmp_path: Path, stack: ExitStack) -> Firewalld:
     return Firewalld(host, tmp_path / "firewalld", stack)
 
 
-def test_under_firewalld_the_doctor_says_what_blocks_and_its_advice_survives_a_reload(
+def test_under_firewalld_the_doctors_advice_works_and_survives_a_reload(
     host: Host, client: Namespace, container: Container, plugin: Plugin, firewalld: Firewalld
 ) -> None:
     client.serve("outside", 80)
@@ -42,7 +42,7 @@ def test_under_firewalld_the_doctor_says_what_blocks_and_its_advice_survives_a_r
     assert findings(plugin) == []
 
 
-def test_a_reload_of_firewalld_loses_nothing_of_ours(
+def test_a_reload_of_firewalld_keeps_our_rules(
     host: Host, client: Namespace, container: Container, plugin: Plugin, firewalld: Firewalld, stack: ExitStack
 ) -> None:
     plugin.add(container, publish(8081, 81), publish(8080, 9000))
@@ -58,7 +58,7 @@ def test_a_reload_of_firewalld_loses_nothing_of_ours(
 
 
 @pytest.mark.parametrize("backend", ["iptables-nft"], indirect=True)
-def test_it_flushes_the_rules_of_iptables_and_reconcile_puts_them_back(
+def test_firewalld_flushes_iptables_rules_and_reconcile_restores_them(
     client: Namespace, container: Container, plugin: Plugin, firewalld: Firewalld
 ) -> None:
     plugin.add(container, publish(8080))
@@ -97,7 +97,7 @@ COMMIT
 
 @pytest.mark.behaviour
 @pytest.mark.parametrize("docker_first", [True, False], ids=["docker first", "docker later"])
-def test_docker_and_its_containers_work_beside_us(
+def test_docker_and_its_containers_keep_working(
     host: Host, client: Namespace, container: Container, plugin: Plugin, docker_first: bool
 ) -> None:
     of_docker = host.container("cni1")

@@ -35,7 +35,7 @@ def at(address: str, port: int) -> str:
 
 @pytest.mark.frozen
 @both_families
-def test_it_lists_both_directions_with_the_addresses_before_and_after(
+def test_both_directions_are_listed_with_addresses_before_and_after_translation(
     stack: ExitStack, host: Host, client: Namespace, plugin: Plugin, family: int
 ) -> None:
     container, other = host.container(), host.container()
@@ -66,7 +66,7 @@ def test_it_lists_both_directions_with_the_addresses_before_and_after(
     assert f"to {at(container.address[family], 80)}" in lines[1]
 
 
-def test_udp_and_a_neighbour_through_the_host(
+def test_udp_from_another_container_through_the_host(
     client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     plugin.add(container, publish(8080, protocol="udp"))
@@ -78,7 +78,7 @@ def test_udp_and_a_neighbour_through_the_host(
     assert states[other_container.address[4]]["newSource"].startswith("10.88.0.1:")
 
 
-def test_a_container_that_is_not_on_record_is_an_error(plugin: Plugin) -> None:
+def test_an_unknown_container_is_an_error(plugin: Plugin) -> None:
     done = connections(plugin, "nobody")
     assert done.returncode == 1
     assert "no container ID begins with" in done.stderr

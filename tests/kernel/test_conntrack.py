@@ -47,7 +47,7 @@ def same_address_again(host: Host, container: Container) -> Container:
 @pytest.mark.behaviour
 @both_families
 @pytest.mark.parametrize("specific", [False, True])
-def test_a_client_that_was_already_sending_reaches_the_container_at_once(
+def test_a_client_that_is_already_sending_reaches_the_container_at_once(
     stack: ExitStack,
     client: Namespace,
     container: Container,
@@ -66,7 +66,7 @@ def test_a_client_that_was_already_sending_reaches_the_container_at_once(
 @pytest.mark.behaviour
 @pytest.mark.frozen
 @both_families
-def test_after_del_the_next_owner_of_the_address_gets_nothing_of_an_old_flow(
+def test_after_del_the_next_owner_of_the_address_gets_no_packets_of_an_old_connection(
     stack: ExitStack, host: Host, client: Namespace, container: Container, plugin: Plugin, family: int
 ) -> None:
     old = plugin.add(container, publish(8080, protocol="udp"))
@@ -82,7 +82,7 @@ def test_after_del_the_next_owner_of_the_address_gets_nothing_of_an_old_flow(
 
 @pytest.mark.behaviour
 @both_families
-def test_after_del_a_late_answer_does_not_reach_the_next_owner_of_the_address(
+def test_after_del_a_late_reply_does_not_reach_the_next_owner_of_the_address(
     stack: ExitStack, host: Host, client: Namespace, container: Container, plugin: Plugin, family: int
 ) -> None:
     client.serve("outside", 53)
@@ -102,7 +102,7 @@ def test_after_del_a_late_answer_does_not_reach_the_next_owner_of_the_address(
 
 @pytest.mark.behaviour
 @both_families
-def test_a_late_del_keeps_the_flows_of_the_next_owner_of_the_address(
+def test_a_late_del_keeps_connections_of_the_next_owner_of_the_address(
     stack: ExitStack, host: Host, client: Namespace, container: Container, plugin: Plugin, family: int
 ) -> None:
     client.serve("outside", 53)
@@ -117,7 +117,7 @@ def test_a_late_del_keeps_the_flows_of_the_next_owner_of_the_address(
 
 
 @both_families
-def test_a_flow_of_the_host_to_the_same_port_elsewhere_is_left_alone(
+def test_a_connection_from_the_host_to_the_same_port_elsewhere_is_kept(
     stack: ExitStack, host: Host, client: Namespace, container: Container, plugin: Plugin, family: int
 ) -> None:
     """moby#46276: a host that publishes DNS must not lose its own DNS answers."""
@@ -134,7 +134,7 @@ def test_a_flow_of_the_host_to_the_same_port_elsewhere_is_left_alone(
 @pytest.mark.parametrize("kernel", ["new", "before 6.10", "many ports"])
 @pytest.mark.parametrize("shared", [False, True])
 @both_families
-def test_every_way_of_forgetting_finds_the_same_flows(
+def test_all_deletion_methods_select_the_same_entries(
     stack: ExitStack,
     host: Host,
     client: Namespace,
@@ -177,7 +177,7 @@ def ports_tracked(host: Host, family: int) -> set[int]:
 
 
 @both_families
-def test_flows_from_before_a_lost_table_are_forgotten_too(
+def test_entries_from_before_a_lost_table_are_deleted_too(
     stack: ExitStack,
     host: Host,
     client: Namespace,

@@ -77,7 +77,7 @@ def _record_of(attachment: Attachment) -> Path:
 
 @pytest.mark.frozen
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_record_is_named_and_everything_else_goes_on(
+def test_a_damaged_record_is_reported_and_everything_else_continues(
     host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin, damage: str
 ) -> None:
     other_container.serve("other", 80)
@@ -121,7 +121,7 @@ def _contents(place: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in files}
 
 
-def test_what_is_no_record_keeps_nobody_from_healing(
+def test_files_that_are_not_records_do_not_prevent_repair(
     host: Host, client: Namespace, container: Container, plugin: Plugin
 ) -> None:
     web = plugin.add(container, publish(8080))
@@ -137,7 +137,7 @@ def test_what_is_no_record_keeps_nobody_from_healing(
         assert name in doctor
 
 
-def test_a_record_of_a_newer_program_is_left_alone(
+def test_a_record_of_a_newer_version_is_left_alone(
     client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     web = plugin.add(container, publish(8080))
@@ -156,7 +156,7 @@ def test_a_record_of_a_newer_program_is_left_alone(
     assert client.ask(HOST[4], 8080).server == "web", "nothing of an unknown format is removed"
 
 
-def test_a_record_of_the_first_format_is_understood_and_upgraded_by_the_next_add(
+def test_a_record_in_the_first_format_is_read_and_upgraded_by_the_next_add(
     host: Host, client: Namespace, container: Container, plugin: Plugin
 ) -> None:
     web = plugin.add(container, publish(8080))
@@ -175,7 +175,7 @@ def test_a_record_of_the_first_format_is_understood_and_upgraded_by_the_next_add
 
 @pytest.mark.parametrize("part", ["", "attachments", "claims", "networks", "counters"])
 @pytest.mark.parametrize("kind", ["link", "file", "somebody else's"])
-def test_a_directory_that_is_none_of_ours_is_refused_and_not_entered(
+def test_a_foreign_directory_is_refused_and_not_used(
     container: Container, plugin: Plugin, part: str, kind: str
 ) -> None:
     web = plugin.add(container, publish(8080))
@@ -198,7 +198,7 @@ def test_a_directory_that_is_none_of_ours_is_refused_and_not_entered(
 
 
 @pytest.mark.parametrize("planted", ["link", "hard link", "pipe", "leftover"])
-def test_what_stands_where_a_file_is_written_first_is_never_written_through(
+def test_links_and_pipes_at_a_pending_file_are_never_written_through(
     container: Container, plugin: Plugin, planted: str
 ) -> None:
     plugin.state_directory.mkdir(mode=0o700)
@@ -217,7 +217,7 @@ def test_what_stands_where_a_file_is_written_first_is_never_written_through(
     assert not os.path.lexists(pending)
 
 
-def test_a_cached_configuration_that_is_damaged_is_made_anew(container: Container, plugin: Plugin) -> None:
+def test_a_damaged_cached_configuration_is_replaced(container: Container, plugin: Plugin) -> None:
     web = plugin.add(container, publish(8080))
     cache = plugin.state_directory / "networks" / "net.json"
     sound = json.loads(cache.read_text())
@@ -230,7 +230,7 @@ def test_a_cached_configuration_that_is_damaged_is_made_anew(container: Containe
 
 
 @pytest.mark.behaviour
-def test_what_an_earlier_boot_left_holds_no_port_and_heals_nothing(
+def test_records_of_an_earlier_boot_occupy_no_port_and_are_not_restored(
     host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     """With a stateDir on disk: the path of its namespace may exist again, for another container."""
@@ -252,7 +252,7 @@ def test_what_an_earlier_boot_left_holds_no_port_and_heals_nothing(
     assert "earlier boot" not in plugin.operate("doctor").stdout
 
 
-def test_gc_removes_what_an_earlier_boot_left(container: Container, plugin: Plugin) -> None:
+def test_gc_removes_records_of_an_earlier_boot(container: Container, plugin: Plugin) -> None:
     for collect in (lambda: plugin.operate("gc"), lambda: plugin.gc({"cni.dev/valid-attachments": []})):
         record = _record_of(plugin.add(container, publish(8080)))
         _change(record, bootId="11111111-2222-3333-4444-555555555555")

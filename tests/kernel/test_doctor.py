@@ -62,7 +62,7 @@ def healthy(host: Host, client: Namespace, plugin: Plugin) -> Container:
 
 @pytest.mark.frozen
 @pytest.mark.behaviour
-def test_a_healthy_host_has_nothing_wrong(host: Host, plugin: Plugin, healthy: Container) -> None:
+def test_a_healthy_host_has_no_problems(host: Host, plugin: Plugin, healthy: Container) -> None:
     if plugin.programs is None:
         plugin.add(host.container(), publish(8081), conntrackTimeout=77)
     before = host.run("nft", "--stateless", "list", "ruleset")
@@ -74,7 +74,7 @@ def test_a_healthy_host_has_nothing_wrong(host: Host, plugin: Plugin, healthy: C
     assert done.stdout.startswith("ok      kernel\n")
 
 
-def test_an_empty_host_has_nothing_wrong(plugin: Plugin) -> None:
+def test_an_empty_host_has_no_problems(plugin: Plugin) -> None:
     assert findings(plugin) == []
     assert not plugin.state_directory.exists()
 
@@ -88,7 +88,7 @@ SETTINGS: list[tuple[str, str, str]] = [
 
 @pytest.mark.usefixtures("healthy")
 @pytest.mark.parametrize(("check", "setting", "value"), SETTINGS)
-def test_a_setting_of_the_host_that_is_off(host: Host, plugin: Plugin, check: str, setting: str, value: str) -> None:
+def test_a_sysctl_that_is_off(host: Host, plugin: Plugin, check: str, setting: str, value: str) -> None:
     host.set_sysctl(setting, value)
     found = only_finding(plugin, check)
     assert "is off" in found["problem"]
@@ -107,7 +107,7 @@ DAMAGE: list[tuple[str, str, str]] = [
 
 @pytest.mark.usefixtures("healthy")
 @pytest.mark.parametrize(("check", "command", "named"), DAMAGE)
-def test_rules_that_are_not_what_they_were(host: Host, plugin: Plugin, check: str, command: str, named: str) -> None:
+def test_altered_rules(host: Host, plugin: Plugin, check: str, command: str, named: str) -> None:
     listed = host.run("nft", "-a", "list chain inet quantum guard")
     handle = re.search(r"ip daddr 127.* handle (\d+)", listed)
     assert handle is not None
@@ -117,7 +117,7 @@ def test_rules_that_are_not_what_they_were(host: Host, plugin: Plugin, check: st
     follow_advice(plugin, found["remedy"])
 
 
-def test_an_element_whose_record_is_lost(host: Host, plugin: Plugin, healthy: Container) -> None:
+def test_an_element_without_a_record(host: Host, plugin: Plugin, healthy: Container) -> None:
     lost = host.container()
     plugin.add(lost)
     (plugin.state_directory / "attachments" / lost.id / "net:eth0.json").unlink()
@@ -129,7 +129,7 @@ def test_an_element_whose_record_is_lost(host: Host, plugin: Plugin, healthy: Co
 
 @pytest.mark.behaviour
 @pytest.mark.usefixtures("healthy")
-def test_rules_that_are_gone(host: Host, plugin: Plugin) -> None:
+def test_missing_rules(host: Host, plugin: Plugin) -> None:
     if host.backend == "nftables":
         host.run("nft", "flush", "ruleset")
     else:
@@ -138,21 +138,21 @@ def test_rules_that_are_gone(host: Host, plugin: Plugin) -> None:
     follow_advice(plugin, found["remedy"])
 
 
-def test_a_record_that_cannot_be_read(plugin: Plugin, healthy: Container) -> None:
+def test_an_unreadable_record(plugin: Plugin, healthy: Container) -> None:
     record = plugin.state_directory / "attachments" / healthy.id / "net:eth0.json"
     record.write_text("{")
     found = only_finding(plugin, "records")
     assert str(record) in found["problem"]
 
 
-def test_an_attachment_whose_namespace_is_gone(plugin: Plugin, healthy: Container) -> None:
+def test_an_attachment_without_its_namespace(plugin: Plugin, healthy: Container) -> None:
     healthy.remove()
     found = only_finding(plugin, "namespaces")
     assert healthy.id in found["where"]
     follow_advice(plugin, found["remedy"])
 
 
-def test_a_table_of_connections_that_is_nearly_full(
+def test_a_nearly_full_conntrack_table(
     host: Host, client: Namespace, plugin: Plugin, healthy: Container, tmp_path: Path
 ) -> None:
     """Only the initial network namespace can set the limit, so the doctor reads a file that is mounted over it."""
@@ -172,7 +172,7 @@ def test_a_table_of_connections_that_is_nearly_full(
 
 
 @pytest.mark.usefixtures("healthy")
-def test_a_reverse_path_filter_that_drops_what_comes_in_by_a_second_uplink(host: Host, plugin: Plugin) -> None:
+def test_a_strict_reverse_path_filter_on_a_second_uplink(host: Host, plugin: Plugin) -> None:
     host.add_uplink("second", {4: "203.0.113.1", 6: "2001:db8:2::1"}, {4: "203.0.113.2", 6: "2001:db8:2::2"})
     host.ip("route add default via 203.0.113.2 dev second metric 500")
     assert findings(plugin) == []
@@ -196,7 +196,7 @@ def test_a_bridge_port_without_hairpin_mode(host: Host, plugin: Plugin, healthy:
     assert findings(plugin) == []
 
 
-def test_an_external_interface_that_is_gone_or_no_longer_the_right_one(host: Host, plugin: Plugin) -> None:
+def test_an_external_interface_that_is_missing_or_outdated(host: Host, plugin: Plugin) -> None:
     host.add_uplink("second", {4: "203.0.113.1", 6: "2001:db8:2::1"}, {4: "203.0.113.2", 6: "2001:db8:2::2"})
     plugin.add(host.container(), network="named", externalInterface="second")
     plugin.add(host.container(), network="found", externalInterface="default")
@@ -283,7 +283,7 @@ def allow_firewalld(host: Host, _variant: str) -> None:
     [(docker, allow_docker, True), (ufw, allow_ufw, True), (firewalld, allow_firewalld, False)],
     ids=["docker", "ufw", "firewalld"],
 )
-def test_a_filter_that_drops_what_is_forwarded(
+def test_a_filter_that_drops_forwarded_traffic(
     host: Host,
     client: Namespace,
     plugin: Plugin,
@@ -342,7 +342,7 @@ def test_another_plugin_that_translates_the_same_port(
     assert client.ask(HOST[4], 8080).server == "web"
 
 
-def test_a_service_of_the_host_that_gets_nothing_any_more(
+def test_a_service_on_the_host_shadowed_by_a_host_port(
     stack: ExitStack, host: Host, plugin: Plugin, healthy: Container
 ) -> None:
     listen(stack, host, 8080, 4)
@@ -352,7 +352,7 @@ def test_a_service_of_the_host_that_gets_nothing_any_more(
 
 
 @pytest.mark.usefixtures("healthy")
-def test_a_check_that_cannot_be_done_is_not_called_well(host: Host, plugin: Plugin) -> None:
+def test_a_failed_check_is_not_reported_as_ok(host: Host, plugin: Plugin) -> None:
     """Without root, neither the records nor the kernel can be read."""
     line = [
         "setpriv",
@@ -386,7 +386,7 @@ def followed(plugin: Plugin, packet: str, *arguments: str) -> dict[str, Any]:
 
 @pytest.mark.frozen
 @pytest.mark.parametrize("family", [4, 6])
-def test_a_packet_is_followed_to_the_container(
+def test_a_packet_is_traced_to_the_container(
     client: Namespace, plugin: Plugin, healthy: Container, family: int
 ) -> None:
     address = HOST[family] if family == 4 else f"[{HOST[family]}]"
@@ -416,7 +416,7 @@ CASES: list[tuple[str, tuple[str, ...], str, str]] = [
 
 @pytest.mark.usefixtures("healthy")
 @pytest.mark.parametrize(("packet", "arguments", "verdict", "why"), CASES)
-def test_what_becomes_of_other_packets(
+def test_verdicts_of_other_packets(
     plugin: Plugin, packet: str, arguments: tuple[str, ...], verdict: str, why: str
 ) -> None:
     answer = followed(plugin, packet, *arguments)
@@ -424,7 +424,7 @@ def test_what_becomes_of_other_packets(
 
 
 @pytest.mark.usefixtures("healthy")
-def test_a_packet_that_lost_its_goal(host: Host, client: Namespace, plugin: Plugin) -> None:
+def test_a_packet_without_an_endpoint(host: Host, client: Namespace, plugin: Plugin) -> None:
     host.run("nft", "delete element inet quantum endpoints4 { tcp . 8080 }")
     assert client.is_refused(HOST[4], 8080)
     answer = followed(plugin, f"tcp:{HOST[4]}:8080")
@@ -432,7 +432,7 @@ def test_a_packet_that_lost_its_goal(host: Host, client: Namespace, plugin: Plug
     assert "endpoints4 has no element for it" in answer["steps"][-1]
 
 
-def test_a_packet_that_a_filter_drops(host: Host, client: Namespace, plugin: Plugin, healthy: Container) -> None:
+def test_a_packet_dropped_by_a_filter(host: Host, client: Namespace, plugin: Plugin, healthy: Container) -> None:
     docker(host, "nft")
     assert client.cannot_reach(HOST[4], 8080)
     answer = followed(plugin, f"tcp:{HOST[4]}:8080")
@@ -443,7 +443,7 @@ def test_a_packet_that_a_filter_drops(host: Host, client: Namespace, plugin: Plu
     assert healthy
 
 
-def test_whose_the_source_becomes(host: Host, client: Namespace, plugin: Plugin, healthy: Container) -> None:
+def test_the_source_address_at_the_container(host: Host, client: Namespace, plugin: Plugin, healthy: Container) -> None:
     assert client.ask(HOST[4], 8080).source == CLIENT[4]
     assert "stays unchanged" in "".join(followed(plugin, f"tcp:{HOST[4]}:8080", "--from", CLIENT[4])["steps"])
     other_container = host.container()
@@ -454,7 +454,7 @@ def test_whose_the_source_becomes(host: Host, client: Namespace, plugin: Plugin,
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_the_way_out_is_followed(client: Namespace, plugin: Plugin, healthy: Container, family: int) -> None:
+def test_outbound_nat_is_traced(client: Namespace, plugin: Plugin, healthy: Container, family: int) -> None:
     assert healthy.ask(CLIENT[family], 80).source == HOST[family]
     address = CLIENT[family] if family == 4 else f"[{CLIENT[family]}]"
     answer = followed(plugin, f"tcp:{address}:80", "--from", healthy.address[family])
@@ -463,7 +463,7 @@ def test_the_way_out_is_followed(client: Namespace, plugin: Plugin, healthy: Con
     assert client
 
 
-def test_a_fixed_source_is_told(host: Host, plugin: Plugin) -> None:
+def test_a_fixed_source_address_is_shown(host: Host, plugin: Plugin) -> None:
     container = host.container()
     plugin.add(container, snatAddress="198.51.100.9")
     answer = followed(plugin, f"tcp:{CLIENT[4]}:80", "--from", container.address[4])
@@ -473,7 +473,7 @@ def test_a_fixed_source_is_told(host: Host, plugin: Plugin) -> None:
 @pytest.mark.parametrize(
     "text", ["8080", "tcp:198.51.100.1", "icmp:198.51.100.1:1", "tcp:nonsense:80", "tcp:1.2.3.4:0"]
 )
-def test_what_is_no_packet_is_refused(plugin: Plugin, text: str) -> None:
+def test_an_invalid_packet_is_refused(plugin: Plugin, text: str) -> None:
     done = plugin.operate("doctor", "--packet", text)
     assert done.returncode == 1
     assert "is not PROTOCOL:ADDRESS:PORT" in done.stderr or "is not an IP address" in done.stderr

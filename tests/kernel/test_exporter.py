@@ -76,7 +76,7 @@ def get(
 
 @pytest.mark.frozen
 @pytest.mark.behaviour
-def test_promtool_has_nothing_to_complain_about(
+def test_promtool_accepts_the_metrics(
     plugin: Plugin, client: Namespace, container: Container, other_container: Container
 ) -> None:
     have_some_of_everything(plugin, client, container, other_container)
@@ -88,7 +88,9 @@ def test_promtool_has_nothing_to_complain_about(
 
 
 @pytest.mark.frozen
-def test_a_text_file_appears_whole_and_readable_by_all(plugin: Plugin, container: Container, tmp_path: Path) -> None:
+def test_a_text_file_is_written_atomically_and_readable_by_all(
+    plugin: Plugin, container: Container, tmp_path: Path
+) -> None:
     plugin.add(container, publish(8080))
     directory = tmp_path / "textfiles"
     directory.mkdir()
@@ -104,7 +106,7 @@ def test_a_text_file_appears_whole_and_readable_by_all(plugin: Plugin, container
     assert list(directory.iterdir()) == [path]
 
 
-def test_a_text_file_that_cannot_be_written_says_so(plugin: Plugin, tmp_path: Path) -> None:
+def test_a_text_file_that_cannot_be_written_is_an_error(plugin: Plugin, tmp_path: Path) -> None:
     done = run_metrics(plugin, "--textfile", str(tmp_path / "nowhere" / "x.prom"))
     assert done.returncode == 1
     assert done.stderr == f"quantum-nat: cannot write {tmp_path}/nowhere/x.prom: No such file or directory\n"
@@ -112,7 +114,7 @@ def test_a_text_file_that_cannot_be_written_says_so(plugin: Plugin, tmp_path: Pa
 
 @pytest.mark.frozen
 @pytest.mark.parametrize(("address", "host_address"), [("127.0.0.1:0", "127.0.0.1"), ("[::1]:0", "::1")])
-def test_it_serves_what_it_prints(
+def test_the_served_metrics_match_the_printed_ones(
     plugin: Plugin, host: Host, container: Container, address: str, host_address: str
 ) -> None:
     plugin.add(container, publish(8080))
@@ -126,7 +128,7 @@ def test_it_serves_what_it_prints(
 
 @pytest.mark.frozen
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_with_status_0(plugin: Plugin, host: Host, number: signal.Signals) -> None:
+def test_a_signal_ends_the_server_with_status_0(plugin: Plugin, host: Host, number: signal.Signals) -> None:
     with exporter(plugin) as (process, port):
         assert get(host, "127.0.0.1", port, "/metrics")[0] == 200
         process.send_signal(number)
@@ -134,7 +136,7 @@ def test_a_signal_ends_it_with_status_0(plugin: Plugin, host: Host, number: sign
         assert (process.returncode, complaints) == (0, "")
 
 
-def test_a_client_that_says_nothing_keeps_nobody_waiting(plugin: Plugin, host: Host) -> None:
+def test_a_silent_client_does_not_block_others(plugin: Plugin, host: Host) -> None:
     with exporter(plugin) as (_, port):
         with inside(host.path):
             silent = socket.create_connection(("127.0.0.1", port))
@@ -158,7 +160,7 @@ def test_a_scrape_that_fails_is_an_error_without_a_traceback(plugin: Plugin, hos
 
 
 @pytest.mark.frozen
-def test_an_address_in_use_is_said(plugin: Plugin) -> None:
+def test_an_address_in_use_is_an_error(plugin: Plugin) -> None:
     with exporter(plugin) as (_, port):
         done = run_metrics(plugin, "--listen", f"127.0.0.1:{port}")
     assert done.returncode == 1
@@ -166,7 +168,7 @@ def test_an_address_in_use_is_said(plugin: Plugin) -> None:
 
 
 @pytest.mark.parametrize("address", ["9477", "::1:9477", "[::1]", "127.0.0.1:http", "127.0.0.1:65536", ":1"])
-def test_an_address_that_is_none_is_refused(plugin: Plugin, address: str) -> None:
+def test_an_invalid_address_is_refused(plugin: Plugin, address: str) -> None:
     done = run_metrics(plugin, "--listen", address)
     assert done.returncode == 2
     assert f"{address!r} is not ADDRESS:PORT" in done.stderr
@@ -241,7 +243,7 @@ def test_a_real_prometheus_scrapes_the_right_values(
         running.wait_for('count(ALERTS{alertname="QuantumNatRecordDamaged"})', 1)
 
 
-def test_the_alert_rules_are_what_prometheus_takes() -> None:
+def test_prometheus_accepts_the_alert_rules() -> None:
     checked = promtool("check", "rules", str(DOCS / "alerts.yml"))
     assert checked.returncode == 0, checked.stderr
     assert "SUCCESS" in checked.stdout
@@ -269,7 +271,7 @@ def alert_queries() -> list[str]:
 
 
 @pytest.mark.parametrize("queries", [dashboard_queries, alert_queries])
-def test_every_metric_that_is_asked_for_is_there(exposed: set[str], queries: Callable[[], list[str]]) -> None:
+def test_every_queried_metric_exists(exposed: set[str], queries: Callable[[], list[str]]) -> None:
     asked = {name for query in queries() for name in METRIC.findall(query)}
     assert len(asked) >= 5
     assert asked <= exposed

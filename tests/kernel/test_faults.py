@@ -21,7 +21,7 @@ OF_MANY_CALLS = {"ADD that heals": 251, "reconcile": 499}
 @pytest.mark.frozen
 @pytest.mark.parametrize("backend", EVERY)
 @pytest.mark.parametrize("name", SCENES)
-def test_whatever_a_call_is_interrupted_by_the_runtime_can_go_on_and_others_do_not_notice(
+def test_the_runtime_can_recover_from_any_interruption_and_others_are_not_affected(
     name: str, backend: str, tmp_path: Path
 ) -> None:
     count = run_scene(name, backend, tmp_path / "scene", Selection(max(EVERY[backend], OF_MANY_CALLS.get(name, 0))))
@@ -31,7 +31,7 @@ def test_whatever_a_call_is_interrupted_by_the_runtime_can_go_on_and_others_do_n
 
 @pytest.mark.parametrize("backend", EVERY)
 @pytest.mark.parametrize("name", ["ADD", "ADD again", "DEL"])
-def test_a_call_that_is_killed_before_or_after_it_has_told_the_kernel_leaves_nothing_behind(
+def test_a_call_killed_before_or_after_its_transaction_leaves_nothing_behind(
     name: str, backend: str, tmp_path: Path
 ) -> None:
     """If an ADD changes the ports, the record must keep the old and the new ones until the kernel has been changed."""
@@ -42,7 +42,7 @@ def test_a_call_that_is_killed_before_or_after_it_has_told_the_kernel_leaves_not
 
 
 @pytest.mark.parametrize("backend", ["iptables-nft"], indirect=True)
-def test_a_program_that_outlives_a_killed_call_keeps_the_lock_until_it_has_ended(
+def test_a_program_that_outlives_a_killed_call_holds_the_lock_until_it_ends(
     client: Namespace, container: Container, plugin: Plugin
 ) -> None:
     """Otherwise its changes would come after those of the retry."""
@@ -70,7 +70,7 @@ def test_a_program_that_outlives_a_killed_call_keeps_the_lock_until_it_has_ended
 
 
 @pytest.mark.parametrize("backend", ["iptables-nft"], indirect=True)
-def test_a_program_that_is_killed_while_it_heals_costs_nobody_a_rule(
+def test_a_program_killed_during_a_repair_loses_no_rules(
     host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     """This was once mistaken for a refusal of an attachment's rules, which were then left out."""

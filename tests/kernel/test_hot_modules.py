@@ -74,9 +74,7 @@ def listed() -> set[str]:
     return set(filter(None, lines))
 
 
-def test_calls_import_what_the_list_names_and_nothing_else(
-    attachment: Attachment, client: Namespace, tmp_path: Path
-) -> None:
+def test_calls_import_exactly_the_listed_modules(attachment: Attachment, client: Namespace, tmp_path: Path) -> None:
     loaded = set(watch(attachment, "ADD", tmp_path / "report")["modules"])
     loaded |= set(watch(attachment, "CHECK", tmp_path / "report")["modules"])
     client.ask(HOST[4], 8080)  # so that DEL has a connection to count
@@ -96,7 +94,7 @@ def test_a_call_starts_no_process_and_reads_no_record_but_its_own(
     assert not [path for path in records if other_container.id in path or path.endswith("/attachments")]
 
 
-def test_the_watch_sees_what_it_looks_for(attachment: Attachment, host: Host, tmp_path: Path) -> None:
+def test_the_watch_detects_violations(attachment: Attachment, host: Host, tmp_path: Path) -> None:
     """Without the table, ADD loads libnftables and reads every record, which fails the tests above."""
     subprocess.run(["nsenter", f"--net={host.path}", "nft", "flush", "ruleset"], check=True)
     seen = watch(attachment, "ADD", tmp_path / "report")
@@ -104,9 +102,7 @@ def test_the_watch_sees_what_it_looks_for(attachment: Attachment, host: Host, tm
     assert any(path.endswith("/attachments") for path in seen["opened"])
 
 
-def test_the_kernel_closes_the_sockets_that_a_call_leaves_to_it(
-    plugin: Plugin, container: Container, host: Host
-) -> None:
+def test_the_kernel_closes_sockets_left_to_it(plugin: Plugin, container: Container, host: Host) -> None:
     def netfilter_sockets() -> int:
         lines = host.run("cat", "/proc/thread-self/net/netlink").splitlines()[1:]
         return sum(line.split()[1] == NETLINK_NETFILTER for line in lines)

@@ -16,7 +16,7 @@ OTHER_GATEWAY = {family: BRIDGES["cni1"][family].format(1).partition("/")[0] for
 @pytest.mark.frozen
 @both_families
 @pytest.mark.parametrize("protocol", ["tcp", "udp", "sctp"])
-def test_a_client_outside_reaches_a_published_port_and_the_server_sees_its_address(
+def test_an_outside_client_reaches_a_published_port_and_the_server_sees_its_address(
     client: Namespace, container: Container, plugin: Plugin, protocol: str, family: int
 ) -> None:
     assert client.is_refused(HOST[family], 8080)
@@ -35,14 +35,14 @@ def test_a_port_is_closed_again_after_del(client: Namespace, container: Containe
 
 
 @pytest.mark.parametrize("protocol", ["UDP", "Udp"])
-def test_the_case_of_a_protocol_does_not_matter(
+def test_the_case_of_a_protocol_is_ignored(
     client: Namespace, container: Container, plugin: Plugin, protocol: str
 ) -> None:
     plugin.add(container, publish(8080, protocol=protocol))
     assert client.ask(HOST[4], 8080, "udp").server == "web"
 
 
-def test_the_protocol_is_tcp_when_absent_and_the_case_of_keys_does_not_matter(
+def test_the_default_protocol_is_tcp_and_the_case_of_keys_is_ignored(
     client: Namespace, container: Container, plugin: Plugin
 ) -> None:
     plugin.add(container, {"HostPort": 8080, "ContainerPort": 80, "HostIP": ""})
@@ -51,7 +51,7 @@ def test_the_protocol_is_tcp_when_absent_and_the_case_of_keys_does_not_matter(
 
 
 @both_families
-def test_a_host_ip_mapping_answers_on_that_address_only(
+def test_a_host_ip_mapping_is_open_on_that_address_only(
     client: Namespace, container: Container, plugin: Plugin, family: int
 ) -> None:
     plugin.add(container, publish(8080, hostIP=HOST_SECONDARY[family]))
@@ -60,7 +60,7 @@ def test_a_host_ip_mapping_answers_on_that_address_only(
 
 
 @both_families
-def test_a_host_ip_mapping_comes_before_a_wildcard_one(
+def test_a_host_ip_mapping_takes_precedence_over_a_wildcard_one(
     client: Namespace, container: Container, other_container: Container, plugin: Plugin, family: int
 ) -> None:
     other_container.serve("specific", 80)
@@ -84,7 +84,7 @@ def test_a_wildcard_host_ip_means_any_address_of_its_family(
 
 
 @pytest.mark.parametrize(("own", "other"), [(4, 6), (6, 4)])
-def test_a_host_ip_of_a_family_that_the_container_lacks_maps_nothing(
+def test_a_host_ip_of_a_family_that_the_container_lacks_publishes_nothing(
     host: Host, client: Namespace, plugin: Plugin, own: int, other: int
 ) -> None:
     container = host.container(families=(own,))
@@ -97,7 +97,7 @@ def test_a_host_ip_of_a_family_that_the_container_lacks_maps_nothing(
 
 @both_families
 @pytest.mark.parametrize("protocol", ["tcp", "udp", "sctp"])
-def test_the_host_reaches_a_port_at_its_own_address(
+def test_the_host_reaches_a_port_at_its_own_addresses(
     host: Host, container: Container, plugin: Plugin, protocol: str, family: int
 ) -> None:
     plugin.add(container, publish(8080, protocol=protocol))
@@ -108,7 +108,7 @@ def test_the_host_reaches_a_port_at_its_own_address(
 @pytest.mark.parametrize("bridge_filter", ["0", "1"])
 @both_families
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
-def test_a_container_reaches_itself_and_its_neighbour_through_the_host(
+def test_a_container_reaches_itself_and_others_on_its_network_through_the_host(
     host: Host,
     container: Container,
     other_container: Container,
@@ -158,7 +158,7 @@ def test_with_masq_all_the_server_sees_the_host(
 
 
 @both_families
-def test_without_snat_a_client_outside_is_served_and_a_neighbour_is_not_masqueraded(
+def test_without_snat_other_containers_on_the_network_are_not_masqueraded(
     host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin, family: int
 ) -> None:
     plugin.add(container, publish(8080), snat=False)
@@ -167,14 +167,14 @@ def test_without_snat_a_client_outside_is_served_and_a_neighbour_is_not_masquera
     assert other_container.ask(HOST[family], 8080) == ("web", other_container.address[family])
 
 
-def test_without_snat_localhost_is_not_touched(host: Host, container: Container, plugin: Plugin) -> None:
+def test_without_snat_route_localnet_stays_off(host: Host, container: Container, plugin: Plugin) -> None:
     plugin.add(container, publish(8080), snat=False)
     assert host.sysctl("ipv4/conf/cni0/route_localnet") == "0"
 
 
 @pytest.mark.frozen
 @both_families
-def test_traffic_that_only_passes_through_on_a_published_port_is_left_alone(
+def test_transit_traffic_to_a_published_port_number_is_not_translated(
     host: Host, client: Namespace, container: Container, plugin: Plugin, family: int
 ) -> None:
     """CVE-2025-67499: a rule that matched only the port took traffic to other hosts."""
@@ -189,7 +189,7 @@ def test_traffic_that_only_passes_through_on_a_published_port_is_left_alone(
     assert somebody.ask(CLIENT[family], 8080).server == "outside"
 
 
-def test_a_host_ip_of_ipv6_localhost_is_an_error_that_says_why(container: Container, plugin: Plugin) -> None:
+def test_a_host_ip_of_ipv6_localhost_is_refused_with_a_reason(container: Container, plugin: Plugin) -> None:
     with pytest.raises(PluginError, match=r"::1.*kernel") as caught:
         plugin.add(container, publish(8080, hostIP="::1"))
     assert caught.value.code == 7

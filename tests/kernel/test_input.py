@@ -52,7 +52,7 @@ def with_keys(attachment: Attachment, **keys: Any) -> bytes:
     ],
     ids=lambda value: repr(value[:20]) if isinstance(value, bytes) else None,
 )
-def test_what_is_no_configuration_is_refused_and_changes_nothing(
+def test_an_invalid_configuration_is_refused_and_changes_nothing(
     host: Host, container: Container, other_container: Container, plugin: Plugin, command: str, raw: bytes, code: int
 ) -> None:
     plugin.add(other_container, publish(8081))
@@ -68,7 +68,7 @@ INJECTIONS = ['"', ";", "\n", "'", "\\", "} }; flush ruleset #", '" : drop } #',
 
 @pytest.mark.behaviour
 @pytest.mark.parametrize("text", INJECTIONS)
-def test_nothing_that_is_given_is_read_as_syntax(
+def test_no_input_is_read_as_syntax(
     host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin, text: str
 ) -> None:
     """Neither by ADD, nor when the rules are rebuilt after a flush."""
@@ -100,7 +100,7 @@ def test_nothing_that_is_given_is_read_as_syntax(
     assert plugin.operate("reconcile", "--dry-run").returncode == 0
 
 
-def test_ten_thousand_port_mappings_of_one_container_are_all_there_or_none(
+def test_ten_thousand_port_mappings_are_all_published_or_none(
     host: Host, client: Namespace, container: Container, plugin: Plugin
 ) -> None:
     web = plugin.add(container, *(publish(20000 + number) for number in range(10_000)))

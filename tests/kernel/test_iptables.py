@@ -50,7 +50,7 @@ def test_a_call_starts_one_process_for_each_family(
 
 
 @both_variants
-def test_after_del_only_the_fixed_chains_are_left(host: Host, container: Container, plugin: Plugin) -> None:
+def test_after_del_only_the_fixed_chains_remain(host: Host, container: Container, plugin: Plugin) -> None:
     plugin.add(container, publish(8080), publish(8081, hostIP="127.0.0.1")).delete()
     assert host.installed() == set()
     assert not [line for line in host.iptables_rules() if "QUANTUM-IN-" in line or "QUANTUM-OUT-" in line]
@@ -72,7 +72,7 @@ def test_after_del_only_the_fixed_chains_are_left(host: Host, container: Contain
         ("nat", ["-F"], "QUANTUM"),
     ],
 )
-def test_check_names_what_is_missing_and_add_repairs_it(
+def test_check_reports_missing_rules_and_add_repairs_them(
     host: Host, client: Namespace, container: Container, plugin: Plugin, table: str, damage: list[str], named: str
 ) -> None:
     web = plugin.add(container, publish(8080))
@@ -87,7 +87,7 @@ def test_check_names_what_is_missing_and_add_repairs_it(
 
 
 @both_variants
-def test_lost_chains_are_made_again_with_every_container(
+def test_lost_chains_are_restored_for_every_container(
     host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     client.serve("outside", 80)
@@ -105,7 +105,7 @@ def test_lost_chains_are_made_again_with_every_container(
 
 
 @nft_variant
-def test_del_removes_what_is_left_when_something_is_missing(host: Host, container: Container, plugin: Plugin) -> None:
+def test_del_removes_the_rest_if_some_rules_are_missing(host: Host, container: Container, plugin: Plugin) -> None:
     web = plugin.add(container, publish(8080), publish(8081))
     host.run(host.backend, "-t", "nat", "-F", "QUANTUM-ANY-IP")
     web.delete()
@@ -127,7 +127,7 @@ def test_gc_removes_rules_without_a_record(
 
 @pytest.mark.frozen
 @both_variants
-def test_a_network_is_moved_when_its_configuration_names_another_backend(
+def test_a_network_moves_when_its_configuration_names_another_backend(
     host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     iptables = host.backend
@@ -160,7 +160,7 @@ def test_del_moves_the_network_too(
 
 
 @nft_variant
-def test_a_port_that_a_container_of_another_backend_holds_is_refused(
+def test_a_port_in_use_by_a_container_with_another_backend_is_refused(
     client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     plugin.add(container, publish(8080))
@@ -177,7 +177,7 @@ def test_a_port_that_a_container_of_another_backend_holds_is_refused(
 @pytest.mark.frozen
 @both_variants
 @pytest.mark.parametrize("keys", [{"markMasqBit": 5}, {"externalSetMarkChain": "MARK-MASQ"}])
-def test_marks_say_what_is_masqueraded(
+def test_marked_packets_are_masqueraded(
     host: Host,
     client: Namespace,
     container: Container,
@@ -205,7 +205,7 @@ def test_marks_say_what_is_masqueraded(
 
 
 @nft_variant
-def test_an_external_chain_that_is_not_there_is_named_and_nothing_has_changed(
+def test_a_missing_external_chain_is_reported_and_nothing_changes(
     host: Host, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     plugin.add(other_container, publish(9000))
@@ -236,14 +236,16 @@ def test_conditions_let_only_matching_connections_in(client: Namespace, containe
         {"conditionsV4": ["ip", "saddr", "10.0.0.1"]},
     ],
 )
-def test_what_iptables_cannot_do_is_refused(container: Container, plugin: Plugin, keys: dict[str, str]) -> None:
+def test_keys_that_iptables_does_not_support_are_refused(
+    container: Container, plugin: Plugin, keys: dict[str, str]
+) -> None:
     with pytest.raises(PluginError, match=next(iter(keys))) as caught:
         plugin.add(container, publish(8080), **keys)
     assert caught.value.code == 7
 
 
 @nft_variant
-def test_status_says_when_iptables_does_not_work(plugin: Plugin, tmp_path: Path) -> None:
+def test_status_reports_a_broken_iptables(plugin: Plugin, tmp_path: Path) -> None:
     plugin.status()
     broken = tmp_path / "broken"
     broken.mkdir()

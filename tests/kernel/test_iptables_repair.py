@@ -33,7 +33,7 @@ def make_mark_chain(host: Host) -> None:
 
 
 @both_variants
-def test_after_a_flush_that_left_the_chains_the_next_add_of_anything_puts_everything_back(
+def test_after_a_flush_that_keeps_the_chains_the_next_add_restores_everything(
     host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     client.serve("outside", 80)
@@ -51,7 +51,7 @@ def test_after_a_flush_that_left_the_chains_the_next_add_of_anything_puts_everyt
 
 
 @both_variants
-def test_where_only_a_containers_own_rules_are_missing_no_other_record_is_put_back(
+def test_if_only_one_containers_rules_are_missing_no_others_are_restored(
     host: Host, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     """iptables-save's output is compared with our rules word by word: a variant with other output would cost time."""
@@ -69,7 +69,7 @@ def test_where_only_a_containers_own_rules_are_missing_no_other_record_is_put_ba
 
 @both_variants
 @pytest.mark.parametrize("orphan", [False, True])
-def test_a_chain_that_is_gone_is_made_again_and_no_rule_is_there_twice(
+def test_a_missing_chain_is_restored_without_duplicate_rules(
     host: Host, container: Container, other_container: Container, plugin: Plugin, orphan: bool
 ) -> None:
     web = plugin.add(container, publish(8080))
@@ -91,7 +91,7 @@ def test_a_chain_that_is_gone_is_made_again_and_no_rule_is_there_twice(
 
 
 @both_variants
-def test_a_port_that_was_taken_over_from_the_dead_stays_with_its_heir_after_a_flush(
+def test_a_port_taken_over_from_a_dead_container_stays_with_its_new_owner_after_a_flush(
     host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     other_container.serve("successor", 80)
@@ -108,7 +108,7 @@ def test_a_port_that_was_taken_over_from_the_dead_stays_with_its_heir_after_a_fl
 
 
 @both_variants
-def test_what_one_network_needs_and_is_gone_keeps_no_other_from_being_put_back(
+def test_a_missing_external_chain_of_one_network_does_not_prevent_repair_of_others(
     host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     make_mark_chain(host)
@@ -128,7 +128,7 @@ def test_what_one_network_needs_and_is_gone_keeps_no_other_from_being_put_back(
 
 @both_variants
 @pytest.mark.parametrize("keys", [{}, {"markMasqBit": 5}])
-def test_conditions_about_addresses_go_with_marks_and_host_addresses(
+def test_address_conditions_work_with_marks_and_host_addresses(
     host: Host,
     client: Namespace,
     container: Container,
@@ -153,7 +153,7 @@ def test_conditions_about_addresses_go_with_marks_and_host_addresses(
 
 
 @nft_variant
-def test_a_port_of_a_dead_container_of_the_other_backend_is_taken_over(
+def test_a_port_of_a_dead_container_with_the_other_backend_is_taken_over(
     host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     for number, (dead, successor) in enumerate((("nftables", "iptables"), ("iptables", "nftables"))):
@@ -171,7 +171,7 @@ def test_a_port_of_a_dead_container_of_the_other_backend_is_taken_over(
 
 
 @both_variants
-def test_status_without_the_right_to_change_the_network_is_not_available(container: Container, plugin: Plugin) -> None:
+def test_status_without_cap_net_admin_is_not_available(container: Container, plugin: Plugin) -> None:
     for _ in range(2):
         with pytest.raises(PluginError, match="iptables") as caught:
             plugin.status(*WITHOUT_RIGHTS)
@@ -180,7 +180,7 @@ def test_status_without_the_right_to_change_the_network_is_not_available(contain
 
 
 @both_variants
-def test_an_add_that_the_kernel_refuses_leaves_neither_record_nor_rule(
+def test_an_add_refused_by_the_kernel_leaves_neither_record_nor_rule(
     host: Host, container: Container, plugin: Plugin
 ) -> None:
     request = plugin.attachment(container, publish(8080), ipForwarding=False).configuration
@@ -192,7 +192,7 @@ def test_an_add_that_the_kernel_refuses_leaves_neither_record_nor_rule(
 
 
 @nft_variant
-def test_add_and_status_say_when_iptables_is_not_installed(container: Container, plugin: Plugin) -> None:
+def test_add_and_status_report_that_iptables_is_not_installed(container: Container, plugin: Plugin) -> None:
     hide = 'mount -t tmpfs none /usr/sbin && exec "$@"'
     before = ("unshare", "--mount", "sh", "-c", hide, "sh")
     plugin.programs = None
@@ -206,7 +206,7 @@ def test_add_and_status_say_when_iptables_is_not_installed(container: Container,
 
 
 @both_variants
-def test_an_add_again_that_is_refused_leaves_every_rule_as_it_was(
+def test_a_refused_second_add_leaves_every_rule_unchanged(
     host: Host, client: Namespace, container: Container, plugin: Plugin
 ) -> None:
     web = plugin.add(container, publish(8080), publish(8081, hostIP="127.0.0.1"))
@@ -221,9 +221,7 @@ def test_an_add_again_that_is_refused_leaves_every_rule_as_it_was(
 
 
 @both_variants
-def test_rules_of_others_that_are_hard_to_read_are_no_obstacle(
-    host: Host, container: Container, plugin: Plugin
-) -> None:
+def test_foreign_rules_that_are_hard_to_parse_are_tolerated(host: Host, container: Container, plugin: Plugin) -> None:
     host.run(host.backend, "-A", "INPUT", "-i", "it's", "-m", "comment", "--comment", 'don\'t "do" it', "-j", "ACCEPT")
     host.run(host.backend, "-A", "FORWARD", "-m", "comment", "--comment", "isn't QUANTUM-FORWARD", "-j", "ACCEPT")
     host.ip("link set cni0 down", "link set cni0 name it's'0", "link set it's'0 up")
@@ -239,7 +237,7 @@ def test_rules_of_others_that_are_hard_to_read_are_no_obstacle(
 @pytest.mark.frozen
 @nft_variant
 @pytest.mark.parametrize("libraries", [None, "/opt/lib"])
-def test_the_hosts_programs_run_with_the_hosts_libraries(
+def test_host_programs_run_with_host_libraries(
     container: Container, plugin: Plugin, tmp_path: Path, libraries: str | None
 ) -> None:
     seen, wrapped = tmp_path / "seen", tmp_path / "wrapped"

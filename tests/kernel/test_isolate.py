@@ -41,7 +41,7 @@ def _routes(host: Host) -> None:
 
 
 @pytest.mark.frozen
-def test_a_port_that_is_not_published_is_not_reached_by_routing_to_the_container(
+def test_an_unpublished_port_is_not_reachable_by_routing_to_the_container(
     plugin: Plugin, container: Container, client: Namespace, stranger: Container
 ) -> None:
     attachment = plugin.add(container, publish(8080))
@@ -55,7 +55,7 @@ def test_a_port_that_is_not_published_is_not_reached_by_routing_to_the_container
             assert attacker.cannot_reach(container.address[family], HIDDEN, protocol)
 
 
-def test_nor_is_a_published_one_but_by_its_host_port(
+def test_a_published_port_is_reachable_only_through_its_host_port(
     plugin: Plugin, container: Container, client: Namespace, stranger: Container, other_container: Container, host: Host
 ) -> None:
     plugin.add(container, publish(8080), isolate=True)
@@ -66,7 +66,7 @@ def test_nor_is_a_published_one_but_by_its_host_port(
     assert host.ask("127.0.0.1", 8080).server == "web"
 
 
-def test_its_own_network_and_the_host_reach_all_of_it(
+def test_its_own_network_and_the_host_reach_all_ports(
     plugin: Plugin, container: Container, other_container: Container, host: Host
 ) -> None:
     host.set_bridge_netfilter("1")
@@ -76,7 +76,7 @@ def test_its_own_network_and_the_host_reach_all_of_it(
             assert asking.ask(container.address[family], HIDDEN, protocol).server == "hidden"
 
 
-def test_it_reaches_everybody_and_gets_their_answers(
+def test_outgoing_connections_work(
     plugin: Plugin, container: Container, client: Namespace, stranger: Container
 ) -> None:
     client.serve("outside", 80)
@@ -87,7 +87,7 @@ def test_it_reaches_everybody_and_gets_their_answers(
         assert container.ask(stranger.address[family], 80, protocol).server == "stranger"
 
 
-def test_every_address_of_it_is_closed_without_masquerade_too(
+def test_all_addresses_are_isolated_without_masquerade_too(
     plugin: Plugin, container: Container, client: Namespace
 ) -> None:
     container.ip("address add 10.88.0.200/24 dev eth0")
@@ -97,7 +97,7 @@ def test_every_address_of_it_is_closed_without_masquerade_too(
     assert client.cannot_reach(container.address[6], HIDDEN)
 
 
-def test_packets_of_no_connection_are_dropped_as_well(plugin: Plugin, container: Container, client: Namespace) -> None:
+def test_invalid_packets_are_dropped_too(plugin: Plugin, container: Container, client: Namespace) -> None:
     container.run("nft", "-f", "-", stdin=_COUNT_NULL_PACKETS)
 
     def null_packets_that_arrive() -> int:
@@ -141,7 +141,7 @@ def _checksum(content: bytes) -> int:
 
 
 @pytest.mark.frozen
-def test_the_other_containers_stay_open_and_del_leaves_nothing(
+def test_other_containers_stay_reachable_and_del_leaves_nothing(
     plugin: Plugin, container: Container, client: Namespace, host: Host
 ) -> None:
     other = host.container()
@@ -155,7 +155,7 @@ def test_the_other_containers_stay_open_and_del_leaves_nothing(
     assert attachment.owner not in host.owners()
 
 
-def test_check_finds_that_it_was_opened(plugin: Plugin, container: Container, host: Host) -> None:
+def test_check_reports_missing_isolation(plugin: Plugin, container: Container, host: Host) -> None:
     attachment = plugin.add(container, isolate=True)
     if host.backend == "nftables":
         host.run("nft", "flush", "set", "inet", "quantum", "isolated4")

@@ -24,7 +24,7 @@ FIRST, PORTS = 30_000, 28_000
 RANGE = f"{FIRST}-{FIRST + PORTS - 1}"
 
 
-def test_28000_ports_of_one_container_fill_a_range_and_the_next_one_is_refused(
+def test_28000_ports_of_one_container_fill_a_range_and_the_next_is_refused(
     host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     wanted = ({"containerPort": 1 + number} for number in range(PORTS))
@@ -47,7 +47,7 @@ def test_28000_ports_of_one_container_fill_a_range_and_the_next_one_is_refused(
     assert client.is_refused(HOST[4], int(port_of_80))
 
 
-def test_2000_attachments_are_healed_all_at_once_and_each_goes_alone(
+def test_2000_attachments_are_restored_together_and_deleted_one_by_one(
     host: Host, client: Namespace, container: Container, plugin: Plugin
 ) -> None:
     """The attachments exist only as records: the first ADD finds no table, and builds it for all of them."""

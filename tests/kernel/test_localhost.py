@@ -20,7 +20,7 @@ def test_the_host_reaches_a_port_at_127_0_0_1(host: Host, container: Container, 
     assert host.ask("127.1.2.3", 8080, protocol).server == "web"
 
 
-def test_route_localnet_is_set_only_where_the_container_is(host: Host, container: Container, plugin: Plugin) -> None:
+def test_route_localnet_is_set_only_on_the_containers_bridge(host: Host, container: Container, plugin: Plugin) -> None:
     plugin.add(container, publish(8080))
     settings = {name: host.sysctl(f"ipv4/conf/{name}/route_localnet") for name in ("cni0", "cni1", "uplink", "all")}
     assert settings == {"cni0": "1", "cni1": "0", "uplink": "0", "all": "0"}
@@ -34,7 +34,7 @@ def test_ipv6_localhost_is_refused_at_once(host: Host, container: Container, plu
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
-def test_a_neighbour_does_not_reach_services_of_the_hosts_localhost(
+def test_a_container_does_not_reach_services_on_the_hosts_localhost(
     host: Host, container: Container, other_container: Container, plugin: Plugin, protocol: str
 ) -> None:
     """CVE-2020-8558: route_localnet opens 127.0.0.0/8 to everyone on the link."""
@@ -47,7 +47,7 @@ def test_a_neighbour_does_not_reach_services_of_the_hosts_localhost(
     assert other_container.ask(MARTIAN, 9090, protocol).server == "secret", "the attack itself must work"
 
 
-def test_a_neighbour_does_not_pass_for_the_host_itself(
+def test_a_container_cannot_spoof_the_hosts_localhost(
     host: Host, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     service = host.serve("service", 9090)
@@ -62,7 +62,7 @@ def test_a_neighbour_does_not_pass_for_the_host_itself(
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
-def test_an_outside_host_does_not_reach_the_hosts_localhost_where_route_localnet_is_on(
+def test_an_outside_host_does_not_reach_localhost_if_route_localnet_is_on(
     host: Host, client: Namespace, container: Container, plugin: Plugin, protocol: str
 ) -> None:
     secret = host.serve("secret", 9090, "127.0.0.1")
@@ -78,7 +78,7 @@ def test_an_outside_host_does_not_reach_the_hosts_localhost_where_route_localnet
 
 @pytest.mark.frozen
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
-def test_a_mapping_on_127_0_0_1_is_open_to_the_host_alone(
+def test_a_mapping_on_127_0_0_1_is_open_to_the_host_only(
     host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin, protocol: str
 ) -> None:
     """moby#45610: portmap v1.9.1 is vulnerable."""
@@ -95,7 +95,7 @@ def test_a_mapping_on_127_0_0_1_is_open_to_the_host_alone(
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
-def test_a_mapping_on_127_0_0_1_is_not_reached_by_routing_to_the_container(
+def test_a_mapping_on_127_0_0_1_is_not_reachable_by_routing_to_the_container(
     host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin, protocol: str
 ) -> None:
     container.serve("open", 81)
@@ -110,7 +110,7 @@ def test_a_mapping_on_127_0_0_1_is_not_reached_by_routing_to_the_container(
 
 
 @pytest.mark.parametrize("bridge_filter", ["0", "1"])
-def test_a_mapping_on_127_0_0_1_leaves_neighbours_their_direct_way(
+def test_a_mapping_on_127_0_0_1_keeps_direct_traffic_on_the_network(
     host: Host, container: Container, other_container: Container, plugin: Plugin, bridge_filter: str
 ) -> None:
     host.set_bridge_netfilter(bridge_filter)
@@ -118,7 +118,7 @@ def test_a_mapping_on_127_0_0_1_leaves_neighbours_their_direct_way(
     assert other_container.ask(container.address[4], 80, timeout=NO_REPLY_TIMEOUT_S).server == "web"
 
 
-def test_a_port_on_127_0_0_1_and_on_another_address_is_open_by_the_other(
+def test_ports_on_127_0_0_1_and_on_another_address_of_one_container_are_separate(
     host: Host, client: Namespace, container: Container, plugin: Plugin
 ) -> None:
     plugin.add(container, publish(8080, hostIP="127.0.0.1"), publish(8081, hostIP=HOST[4]))

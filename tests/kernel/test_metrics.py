@@ -95,7 +95,7 @@ def test_durations_are_a_histogram_of_all_calls(
 
 @pytest.mark.frozen
 @pytest.mark.behaviour
-def test_a_failed_call_is_counted_by_its_code(
+def test_a_failed_call_is_counted_by_its_error_code(
     plugin: Plugin, container: Container, other_container: Container, backend: str
 ) -> None:
     plugin.add(container, publish(8080))
@@ -118,7 +118,7 @@ def test_a_failed_call_is_counted_by_its_code(
 
 @pytest.mark.frozen
 @pytest.mark.behaviour
-def test_connections_are_counted_by_type_and_stay_when_the_container_goes(
+def test_connections_are_counted_by_type_and_the_count_outlives_the_container(
     plugin: Plugin, client: Namespace, container: Container, other_container: Container
 ) -> None:
     client.serve("outside", 90)
@@ -147,7 +147,7 @@ def kept(seen: Exposition) -> dict[tuple[str, str], float]:
 
 
 @pytest.mark.frozen
-def test_what_came_after_the_last_scrape_counts_too_when_del_sees_it_go(
+def test_del_counts_connections_since_the_last_scrape(
     plugin: Plugin, client: Namespace, container: Container, other_container: Container
 ) -> None:
     """A container that takes over an address or port starts its count at 0."""
@@ -166,7 +166,7 @@ def test_what_came_after_the_last_scrape_counts_too_when_del_sees_it_go(
 
 @pytest.mark.frozen
 @pytest.mark.behaviour
-def test_a_flushed_ruleset_takes_no_count_back(
+def test_a_flushed_ruleset_does_not_decrease_counts(
     plugin: Plugin, host: Host, client: Namespace, container: Container, other_container: Container, backend: str
 ) -> None:
     plugin.add(container, publish(8080))
@@ -190,7 +190,7 @@ def flush(host: Host, backend: str) -> None:
             host.run(f"{prefix}-legacy", "-t", "nat", action)
 
 
-def test_what_a_rebuild_finds_in_a_damaged_table_counts(
+def test_a_rebuild_counts_connections_of_a_damaged_table(
     plugin: Plugin, host: Host, client: Namespace, container: Container, other_container: Container
 ) -> None:
     """No scrape has seen it: it is read before the table is replaced."""
@@ -202,7 +202,7 @@ def test_what_a_rebuild_finds_in_a_damaged_table_counts(
 
 
 @pytest.mark.frozen
-def test_garbage_and_what_a_newcomer_takes_over_count(
+def test_gc_and_takeovers_count_connections(
     plugin: Plugin, host: Host, client: Namespace, container: Container
 ) -> None:
     plugin.add(container, publish(8080))
@@ -218,7 +218,7 @@ def test_garbage_and_what_a_newcomer_takes_over_count(
     assert scrape(plugin).connections("dnat", network="net") == 1
 
 
-def test_shared_ports_count_through_every_deal(
+def test_shared_ports_keep_counts_when_they_are_redistributed(
     plugin: Plugin, host: Host, client: Namespace, container: Container
 ) -> None:
     plugin.add(container, publish(8080), sharedPorts=[8080])
@@ -234,7 +234,7 @@ def test_shared_ports_count_through_every_deal(
 
 
 @pytest.mark.behaviour
-def test_the_python_api_counts_as_a_network_of_its_own(
+def test_the_python_api_counts_as_its_own_network(
     plugin: Plugin, host: Host, client: Namespace, container: Container, monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> None:
     monkeypatch.setenv("PATH", plugin.environ["PATH"])
@@ -263,7 +263,7 @@ def test_the_python_api_counts_as_a_network_of_its_own(
     assert kept(after) == kept(seen)
 
 
-def test_a_network_without_metrics_has_rules_and_no_counts(
+def test_a_network_with_metrics_off_has_rules_but_no_counts(
     plugin: Plugin, client: Namespace, container: Container, other_container: Container
 ) -> None:
     quiet = plugin.add(container, publish(8080), network="quiet", metrics=False)
@@ -279,7 +279,7 @@ def test_a_network_without_metrics_has_rules_and_no_counts(
         plugin.add(container, metrics="yes")
 
 
-def test_conntrack_use_is_what_the_kernel_says(
+def test_conntrack_usage_matches_the_kernel(
     plugin: Plugin, host: Host, client: Namespace, container: Container
 ) -> None:
     plugin.add(container, publish(8080))
@@ -289,7 +289,7 @@ def test_conntrack_use_is_what_the_kernel_says(
     assert seen.sum("nat_conntrack_entries") == int(host.sysctl("netfilter/nf_conntrack_count")) > 0
 
 
-def test_a_damaged_record_is_told_and_counted_and_stops_nothing(
+def test_a_damaged_record_is_reported_and_counted_and_stops_nothing(
     plugin: Plugin, container: Container, other_container: Container
 ) -> None:
     for namespace in (container, other_container):
@@ -310,7 +310,7 @@ def test_a_damaged_record_is_told_and_counted_and_stops_nothing(
     assert Exposition(run_metrics(plugin).stdout).sum("nat_damaged_records") == 1
 
 
-def test_a_counter_file_that_leads_elsewhere_is_told_and_left_alone(
+def test_a_counter_file_that_is_a_link_is_reported_and_not_used(
     plugin: Plugin, container: Container, tmp_path: Path
 ) -> None:
     elsewhere = tmp_path / "elsewhere"
@@ -340,7 +340,7 @@ def test_json_has_the_same_samples(plugin: Plugin, container: Container) -> None
 @pytest.mark.parametrize(
     "loss", [("--bounding-set=-net_admin",), ("--reuid=65534", "--clear-groups", "--bounding-set=-all")]
 )
-def test_without_the_right_to_look_it_says_so(plugin: Plugin, container: Container, loss: tuple[str, ...]) -> None:
+def test_missing_permissions_are_reported(plugin: Plugin, container: Container, loss: tuple[str, ...]) -> None:
     plugin.add(container)
     nsenter, net, dashes, *rest = command(plugin)
     done = subprocess.run([nsenter, net, dashes, "setpriv", *loss, *rest], capture_output=True, text=True, check=False)

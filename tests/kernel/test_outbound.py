@@ -36,7 +36,7 @@ def second_uplink(host: Host, outside: Namespace) -> Namespace:
 @both_families
 @pytest.mark.parametrize("protocol", ["tcp", "udp", "sctp"])
 @pytest.mark.usefixtures("outside")
-def test_what_leaves_the_host_has_the_hosts_address(
+def test_outgoing_traffic_has_the_hosts_address(
     container: Container, plugin: Plugin, protocol: str, family: int
 ) -> None:
     plugin.add(container)
@@ -52,7 +52,7 @@ def test_after_del_nothing_is_masqueraded(host: Host, container: Container, plug
 
 
 @both_families
-def test_within_the_containers_subnet_nothing_is_masqueraded(
+def test_traffic_within_the_containers_subnet_is_not_masqueraded(
     host: Host, container: Container, other_container: Container, plugin: Plugin, family: int
 ) -> None:
     plugin.add(container)
@@ -66,7 +66,7 @@ def test_within_the_containers_subnet_nothing_is_masqueraded(
     ("family", "length"),
     [*((4, length) for length in (9, 16, 21, 24, 26, 29)), *((6, n) for n in (48, 64, 80, 120, 125))],
 )
-def test_the_own_subnet_is_as_long_as_the_address_says(
+def test_the_containers_subnet_follows_from_the_prefix_length(
     host: Host, container: Container, outside: Namespace, plugin: Plugin, family: int, length: int
 ) -> None:
     """Destinations differ in the second-last bit of the address or the last bit of the prefix; all are reached by routing."""
@@ -85,7 +85,7 @@ def test_the_own_subnet_is_as_long_as_the_address_says(
 
 
 @both_families
-def test_what_goes_to_another_bridge_is_masqueraded(
+def test_traffic_to_another_bridge_is_masqueraded(
     host: Host, container: Container, plugin: Plugin, family: int
 ) -> None:
     other = host.container("cni1")
@@ -135,7 +135,7 @@ def _join(namespace: Namespace, listening: socket.socket, family: int, group: st
         (None, True, True),
     ],
 )
-def test_only_what_leaves_by_the_external_interface_is_masqueraded(
+def test_only_traffic_via_the_external_interface_is_masqueraded(
     host: Host, container: Container, plugin: Plugin, external: object, first: bool, second: bool, family: int
 ) -> None:
     host.add_client_routes()
@@ -157,7 +157,7 @@ def test_a_default_interface_without_a_default_route_is_an_error(
 
 @both_families
 @pytest.mark.usefixtures("second_uplink")
-def test_a_static_source_address_takes_the_place_of_the_interfaces(
+def test_a_static_source_address_replaces_the_interfaces(
     host: Host, container: Container, plugin: Plugin, family: int
 ) -> None:
     host.add_client_routes()
@@ -171,7 +171,7 @@ def test_a_static_source_address_takes_the_place_of_the_interfaces(
 
 @pytest.mark.usefixtures("outside")
 @pytest.mark.parametrize(("masquerade", "families"), [(False, ()), ("ipv4", (4,)), ("ipv6", (6,)), (True, (4, 6))])
-def test_masquerade_is_for_the_families_that_it_names(
+def test_masquerade_applies_to_the_configured_families(
     host: Host, container: Container, plugin: Plugin, masquerade: object, families: tuple[int, ...]
 ) -> None:
     host.add_client_routes()
@@ -198,7 +198,7 @@ def test_forwarding_is_enabled_for_the_families_in_use(host: Host, plugin: Plugi
     assert host.sysctl("ipv6/conf/all/forwarding") == str(int(6 in families))
 
 
-def test_forwarding_is_left_alone_when_asked(host: Host, container: Container, plugin: Plugin) -> None:
+def test_forwarding_is_left_alone_if_configured(host: Host, container: Container, plugin: Plugin) -> None:
     _forward(host, "0")
     plugin.add(container, ipForwarding=False)
     assert host.sysctl("ipv4/ip_forward") == "0"
@@ -223,7 +223,7 @@ def _forward(host: Host, value: str) -> None:
 
 @both_families
 @pytest.mark.usefixtures("outside")
-def test_every_address_of_a_container_gets_out(container: Container, plugin: Plugin, family: int) -> None:
+def test_every_address_of_a_container_is_masqueraded(container: Container, plugin: Plugin, family: int) -> None:
     extra = BRIDGES["cni0"][family].format(200)
     container.ip(f"address add {extra} dev eth0 {'nodad' if family == 6 else ''}")
     attachment = plugin.attachment(container)
@@ -233,7 +233,7 @@ def test_every_address_of_a_container_gets_out(container: Container, plugin: Plu
 
 
 @pytest.mark.usefixtures("outside")
-def test_a_container_without_an_attachment_is_left_alone(
+def test_a_container_without_an_attachment_is_not_masqueraded(
     host: Host, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     host.add_client_routes()

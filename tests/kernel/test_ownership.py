@@ -42,7 +42,7 @@ def test_del_keeps_an_address_that_another_container_now_owns(
 
 
 @pytest.mark.frozen
-def test_a_port_held_by_a_living_container_is_an_error_that_names_it_and_changes_nothing(
+def test_a_port_in_use_by_a_living_container_is_refused_and_nothing_changes(
     host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     plugin.add(container, publish(8080))
@@ -67,7 +67,7 @@ def test_a_port_held_by_a_living_container_is_an_error_that_names_it_and_changes
         (publish(8080, hostIP="198.51.100.1"), publish(8080, 81, hostIP="198.51.100.1", protocol="TCP")),
     ],
 )
-def test_a_port_wanted_twice_in_one_request_is_an_error(
+def test_a_port_requested_twice_in_one_call_is_an_error(
     client: Namespace, container: Container, plugin: Plugin, entries: tuple[dict[str, object], ...]
 ) -> None:
     with pytest.raises(PluginError, match="8080"):
@@ -76,7 +76,7 @@ def test_a_port_wanted_twice_in_one_request_is_an_error(
     assert not list(plugin.state_directory.glob("attachments/*"))
 
 
-def test_one_port_on_two_protocols_and_two_addresses_is_no_conflict(
+def test_one_port_for_two_protocols_or_two_addresses_is_no_conflict(
     client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     other_container.serve("other", 80)
@@ -87,7 +87,7 @@ def test_one_port_on_two_protocols_and_two_addresses_is_no_conflict(
     assert client.ask(HOST[4], 8080, "udp").server == "other"
 
 
-def test_a_port_of_a_container_whose_namespace_is_gone_is_taken_over(
+def test_a_port_of_a_dead_container_is_taken_over(
     client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     other_container.serve("other", 80)
@@ -101,7 +101,7 @@ def test_a_port_of_a_container_whose_namespace_is_gone_is_taken_over(
 
 
 @both_families
-def test_a_containers_second_network_wants_the_same_ports_and_takes_over_when_the_first_goes(
+def test_a_containers_second_network_takes_over_the_ports_when_the_first_is_removed(
     host: Host, client: Namespace, container: Container, plugin: Plugin, family: int
 ) -> None:
     """podman sends the same portMappings to both networks."""
@@ -120,7 +120,7 @@ def test_a_containers_second_network_wants_the_same_ports_and_takes_over_when_th
     assert host.owners() == set()
 
 
-def test_a_containers_first_network_keeps_the_ports_when_the_second_goes(
+def test_a_containers_first_network_keeps_the_ports_when_the_second_is_removed(
     client: Namespace, container: Container, plugin: Plugin
 ) -> None:
     first = plugin.add(container, publish(8080))
@@ -129,7 +129,7 @@ def test_a_containers_first_network_keeps_the_ports_when_the_second_goes(
     first.check()
 
 
-def test_del_without_a_record_removes_what_the_call_names_and_nothing_else(
+def test_del_without_a_record_removes_only_what_the_call_names(
     host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     other_container.serve("other", 80)
@@ -171,7 +171,7 @@ def test_del_keeps_elements_that_another_state_directory_owns(
 
 @pytest.mark.nftables
 @pytest.mark.parametrize("loss", ["flush ruleset", "flush set inet quantum host_ports4"])
-def test_del_succeeds_where_the_kernel_has_lost_the_elements(
+def test_del_succeeds_if_the_kernel_has_lost_the_elements(
     host: Host, client: Namespace, container: Container, plugin: Plugin, loss: str
 ) -> None:
     web = plugin.add(container, publish(8080))
@@ -181,7 +181,7 @@ def test_del_succeeds_where_the_kernel_has_lost_the_elements(
     assert not list(plugin.state_directory.glob("attachments/*"))
 
 
-def test_the_same_attachment_added_again_replaces_what_it_had(
+def test_a_repeated_add_replaces_the_attachment(
     host: Host, client: Namespace, container: Container, plugin: Plugin
 ) -> None:
     container.serve("second", 81)

@@ -71,7 +71,7 @@ def elsewhere(block: Block) -> list[Elsewhere]:
 
 
 @pytest.mark.parametrize("place", ELSEWHERE, ids=lambda place: f"{place.page}: {place.beginning}")
-def test_what_is_run_elsewhere_is_on_its_page_and_is_run_there(place: Elsewhere) -> None:
+def test_blocks_run_elsewhere_are_on_their_page_and_run_there(place: Elsewhere) -> None:
     assert [block for block in BLOCKS if place in elsewhere(block)]
     assert place.words in (ROOT / place.file).read_text()
 
@@ -79,7 +79,7 @@ def test_what_is_run_elsewhere_is_on_its_page_and_is_run_there(place: Elsewhere)
 @pytest.mark.parametrize(
     "block", [block for block in BLOCKS if not elsewhere(block)], ids=lambda block: f"{block.page}: {block.beginning}"
 )
-def test_commands_work_as_they_stand_there(
+def test_commands_on_the_pages_work(
     block: Block, host: Host, container: Container, plugin: Plugin, tmp_path: Path
 ) -> None:
     plugin.add(container, publish(8080))

@@ -48,7 +48,7 @@ def remaining_s(host: Host, family: int, source_port: int) -> int:
 @pytest.mark.frozen
 @both_families
 @pytest.mark.parametrize(("keys", "timeout_s"), [({}, 3600), ({"conntrackTimeout": 7200}, 7200)])
-def test_only_what_is_translated_has_our_timeout(
+def test_only_translated_connections_have_our_timeout(
     stack: ExitStack, host: Host, client: Namespace, plugin: Plugin, family: int, keys: dict[str, int], timeout_s: int
 ) -> None:
     container = host.container()
@@ -64,7 +64,7 @@ def test_only_what_is_translated_has_our_timeout(
     assert KERNELS_OWN_S - 10 < remaining_s(host, family, own) <= KERNELS_OWN_S
 
 
-def test_a_timeout_of_its_own_survives_a_lost_table(
+def test_a_configured_timeout_survives_a_lost_table(
     stack: ExitStack, host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     listen(stack, container, 81, 4)
@@ -103,7 +103,7 @@ def test_conditions_let_only_matching_connections_in(
     assert host.elements() == {}
 
 
-def test_conditions_of_one_network_do_not_bind_another(
+def test_conditions_of_one_network_do_not_apply_to_another(
     client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     """With portmap, the last network's conditions apply to all."""
@@ -135,7 +135,7 @@ def test_conditions_survive_a_lost_table(
         (["limit", "rate", "5/second"], 7),
     ],
 )
-def test_what_is_no_condition_is_refused_and_nothing_has_changed(
+def test_an_invalid_condition_is_refused_and_nothing_changes(
     host: Host,
     client: Namespace,
     container: Container,
@@ -157,7 +157,7 @@ def test_what_is_no_condition_is_refused_and_nothing_has_changed(
 @pytest.mark.parametrize(
     "text", ["limit rate 5/second", "ip saddr 192.0.2.1 counter", "meta mark set 1", "ip saddr 192.0.2.1 drop"]
 )
-def test_what_nft_reads_as_more_than_a_match_is_refused_whatever_it_is_called(host: Host, text: str) -> None:
+def test_conditions_that_nft_reads_as_statements_are_refused(host: Host, text: str) -> None:
     with inside(host.path):
         libnftables._check_conditions(4, "ip saddr != 192.0.2.1 tcp dport { 80, 443 }")
         with pytest.raises(CniError, match="is more than matches"):
@@ -191,7 +191,7 @@ def test_ipv6_localhost_leaves_other_ports_of_loopback_alone(host: Host, contain
     assert host.ask("::1", 9000) == ("local", "::1")
 
 
-def test_a_neighbour_cannot_use_the_alias_of_ipv6_localhost(
+def test_other_hosts_cannot_use_the_alias_of_ipv6_localhost(
     host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     alias = "fd71:6e61:7400::1"
@@ -205,7 +205,7 @@ def test_a_neighbour_cannot_use_the_alias_of_ipv6_localhost(
         assert namespace.cannot_reach(HOST[6], 8080, source=alias)
 
 
-def test_ipv6_localhost_that_a_service_uses_is_a_conflict(host: Host, container: Container, plugin: Plugin) -> None:
+def test_ipv6_localhost_used_by_a_service_is_a_conflict(host: Host, container: Container, plugin: Plugin) -> None:
     host.serve("local", 8080, "::1")
     with pytest.raises(PluginError, match=r"listens on \[::1\]:8080"):
         plugin.add(container, publish(8080), ipv6Localhost=True)

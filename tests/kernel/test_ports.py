@@ -66,7 +66,7 @@ def recorded_ports(plugin: Plugin, container: Container) -> list[int]:
 
 @pytest.mark.behaviour
 @pytest.mark.frozen
-def test_a_mapping_without_a_host_port_gets_the_first_of_the_range_and_port_says_which(
+def test_a_mapping_without_a_host_port_gets_the_first_of_the_range_and_port_shows_it(
     client: Namespace, container: Container, plugin: Plugin
 ) -> None:
     web = plugin.add(container, ask_for_any(), ask_for_any(protocol="udp"))
@@ -86,13 +86,13 @@ def test_a_mapping_without_a_host_port_gets_the_first_of_the_range_and_port_says
     assert (missing.returncode, missing.stderr) == (1, f"quantum-nat: {container.id} does not publish port 81\n")
 
 
-def test_port_says_that_a_container_publishes_none(plugin: Plugin, container: Container) -> None:
+def test_port_reports_a_container_without_published_ports(plugin: Plugin, container: Container) -> None:
     plugin.add(container)
     missing = command(plugin, "port", container.id)
     assert (missing.returncode, missing.stderr) == (1, f"quantum-nat: {container.id} publishes no ports\n")
 
 
-def test_port_wants_a_container_that_is_on_record(plugin: Plugin, container: Container) -> None:
+def test_port_refuses_an_unknown_container(plugin: Plugin, container: Container) -> None:
     plugin.add(container, publish(8080))
     done = command(plugin, "port", "nobody")
     assert done.returncode == 1
@@ -100,7 +100,7 @@ def test_port_wants_a_container_that_is_on_record(plugin: Plugin, container: Con
 
 
 @pytest.mark.behaviour
-def test_each_container_gets_another_port_and_a_freed_one_is_not_the_next(
+def test_each_container_gets_another_port_and_a_freed_one_is_not_reused_at_once(
     client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     other_container.serve("other", 80)
@@ -114,7 +114,7 @@ def test_each_container_gets_another_port_and_a_freed_one_is_not_the_next(
 
 
 @pytest.mark.behaviour
-def test_an_attachment_added_again_and_a_second_network_get_the_same_port(
+def test_a_repeated_add_and_a_second_network_get_the_same_port(
     client: Namespace, container: Container, plugin: Plugin
 ) -> None:
     first = plugin.add(container, ask_for_any())
@@ -126,7 +126,7 @@ def test_an_attachment_added_again_and_a_second_network_get_the_same_port(
     assert client.ask(HOST[4], 32768).server == "web"
 
 
-def test_what_the_host_listens_on_or_reserves_is_not_given_out(
+def test_ports_in_use_or_reserved_on_the_host_are_not_allocated(
     host: Host, client: Namespace, container: Container, plugin: Plugin
 ) -> None:
     host.set_sysctl("ipv4/ip_local_reserved_ports", "40001,40003-40004")
@@ -148,7 +148,7 @@ def test_what_the_host_listens_on_or_reserves_is_not_given_out(
     assert client.ask(HOST[4], 40001).server == "web"
 
 
-def test_a_listener_on_another_address_is_in_nobodys_way(host: Host, container: Container, plugin: Plugin) -> None:
+def test_a_listener_on_another_address_is_no_conflict(host: Host, container: Container, plugin: Plugin) -> None:
     with process_on(host, 40000, HOST_SECONDARY[4]):
         plugin.add(container, ask_for_any(hostIP=HOST[4]), portRange="40000-40000")
     assert recorded_ports(plugin, container) == [40000]
@@ -156,7 +156,7 @@ def test_a_listener_on_another_address_is_in_nobodys_way(host: Host, container: 
 
 @pytest.mark.behaviour
 @pytest.mark.frozen
-def test_a_full_range_is_an_error_that_names_it_and_changes_nothing(
+def test_a_full_range_is_an_error_and_nothing_changes(
     host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     plugin.add(container, ask_for_any(), ask_for_any(), portRange="40000-40001")
@@ -171,9 +171,7 @@ def test_a_full_range_is_an_error_that_names_it_and_changes_nothing(
 
 
 @pytest.mark.behaviour
-def test_ports_that_were_counted_and_never_taken_come_back_when_the_range_seems_full(
-    container: Container, plugin: Plugin
-) -> None:
+def test_ports_counted_but_never_used_are_freed_when_the_range_seems_full(container: Container, plugin: Plugin) -> None:
     """A call that is killed between its count and its record leaves such counts."""
     plugin.add(container, publish(8080))
     (plugin.state_directory / "claims" / "tcp").write_bytes(b"\1" * 65536)
@@ -181,7 +179,7 @@ def test_ports_that_were_counted_and_never_taken_come_back_when_the_range_seems_
     assert recorded_ports(plugin, container) == [32768]
 
 
-def test_without_the_counts_no_port_is_given_out_twice(
+def test_without_the_counts_no_port_is_allocated_twice(
     client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     plugin.add(container, ask_for_any())
@@ -207,7 +205,7 @@ def test_a_port_that_the_host_listens_on_is_refused_and_the_process_is_named(
         assert host.ask(HOST[4], 8080, protocol).server == "web"
 
 
-def test_what_a_mapping_cannot_shadow_is_no_conflict(host: Host, container: Container, plugin: Plugin) -> None:
+def test_sockets_that_a_mapping_cannot_shadow_are_no_conflict(host: Host, container: Container, plugin: Plugin) -> None:
     only_ipv4 = host.container(families=(4,))
     with (
         process_on(host, 8080, HOST_SECONDARY[4]),
@@ -250,7 +248,7 @@ def test_the_runtimes_own_reservation_is_no_conflict(
             plugin.add(other_container, publish(8080, protocol=protocol))
 
 
-def test_a_reservation_for_another_container_is_named_by_that_container(
+def test_a_reservation_for_another_container_names_that_container(
     host: Host, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     web = plugin.attachment(container, publish(8080))
@@ -260,7 +258,7 @@ def test_a_reservation_for_another_container_is_named_by_that_container(
             plugin.add(other_container, publish(8080))
 
 
-def test_a_wrong_range_is_refused(container: Container, plugin: Plugin) -> None:
+def test_an_invalid_range_is_refused(container: Container, plugin: Plugin) -> None:
     for wrong in ("40000", "40001-40000", "0-5", "1-70000", "a-b", 5):
         with pytest.raises(PluginError, match="portRange is") as caught:
             plugin.add(container, ask_for_any(), portRange=wrong)

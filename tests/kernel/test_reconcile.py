@@ -54,9 +54,7 @@ def heal(plugin: Plugin) -> dict[str, Any]:
 
 @pytest.mark.frozen
 @pytest.mark.behaviour
-def test_everything_that_was_flushed_is_there_again(
-    host: Host, client: Namespace, container: Container, plugin: Plugin
-) -> None:
+def test_everything_flushed_is_restored(host: Host, client: Namespace, container: Container, plugin: Plugin) -> None:
     client.serve("outside", 80)
     plugin.add(container, publish(8080))
     held = host.installed()
@@ -71,7 +69,7 @@ def test_everything_that_was_flushed_is_there_again(
 
 
 @pytest.mark.behaviour
-def test_where_all_is_well_nothing_is_said_to_differ(host: Host, plugin: Plugin) -> None:
+def test_an_undamaged_host_has_no_differences(host: Host, plugin: Plugin) -> None:
     one, other = host.container(), host.container()
     plugin.add(one, publish(8080), publish(9090, hostIP="127.0.0.1"), publish(53, 53, protocol="udp"))
     plugin.add(other, publish(8081))
@@ -82,7 +80,7 @@ def test_where_all_is_well_nothing_is_said_to_differ(host: Host, plugin: Plugin)
     assert (done.returncode, done.stdout) == (0, "The kernel matches the records (3 attachments).\n")
 
 
-def test_a_port_that_either_network_of_a_container_may_have_is_not_called_wrong(host: Host, plugin: Plugin) -> None:
+def test_a_port_owned_by_either_network_of_a_container_is_no_difference(host: Host, plugin: Plugin) -> None:
     container = host.container()
     first = plugin.add(container, publish(8080))
     plugin.add(connect_second_network(container), publish(8080), network="second")
@@ -90,7 +88,7 @@ def test_a_port_that_either_network_of_a_container_may_have_is_not_called_wrong(
     assert dry_run(plugin) == []
 
 
-def test_elements_that_are_missing_or_changed_are_put_right_and_others_left_alone(
+def test_missing_and_changed_elements_are_repaired_and_others_unchanged(
     host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     other_container.serve("other", 80)
@@ -117,7 +115,7 @@ def test_elements_that_are_missing_or_changed_are_put_right_and_others_left_alon
 
 
 @pytest.mark.behaviour
-def test_what_no_record_accounts_for_is_removed(host: Host, client: Namespace, plugin: Plugin) -> None:
+def test_elements_without_a_record_are_removed(host: Host, client: Namespace, plugin: Plugin) -> None:
     living, lost = host.container(), host.container()
     living.serve("living", 80)
     lost.serve("lost", 80)
@@ -136,7 +134,7 @@ def test_what_no_record_accounts_for_is_removed(host: Host, client: Namespace, p
         assert host.installed() == before
 
 
-def test_elements_that_somebody_added_by_hand_go(host: Host, container: Container, plugin: Plugin) -> None:
+def test_elements_added_by_hand_are_removed(host: Host, container: Container, plugin: Plugin) -> None:
     plugin.add(container, publish(8080))
     nft(host, "add element inet quantum masqueraded4 { 10.99.0.1 }")
     (entry,) = dry_run(plugin)
@@ -145,7 +143,7 @@ def test_elements_that_somebody_added_by_hand_go(host: Host, container: Containe
     assert "10.99.0.1" not in host.ruleset()
 
 
-def test_what_belongs_to_a_record_that_cannot_be_read_stays(
+def test_elements_of_an_unreadable_record_are_kept(
     host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     plugin.add(container, publish(8080))
@@ -167,7 +165,7 @@ def test_what_belongs_to_a_record_that_cannot_be_read_stays(
         "add rule inet quantum prerouting counter",
     ],
 )
-def test_chains_that_were_altered_are_made_anew(
+def test_altered_chains_are_rebuilt(
     host: Host, client: Namespace, container: Container, plugin: Plugin, damage: str
 ) -> None:
     client.serve("outside", 80)
@@ -181,7 +179,7 @@ def test_chains_that_were_altered_are_made_anew(
     assert container.ask(CLIENT[4], 80).source == HOST[4]
 
 
-def test_slots_of_a_shared_port_that_are_lost_are_dealt_again_and_the_others_stay(
+def test_lost_slots_of_a_shared_port_are_redistributed_and_the_others_kept(
     host: Host, client: Namespace, plugin: Plugin
 ) -> None:
     made = backends(host, plugin, 2)
@@ -197,9 +195,7 @@ def test_slots_of_a_shared_port_that_are_lost_are_dealt_again_and_the_others_sta
     assert counts == {attachment.container.address[4]: 32 for attachment in made}
 
 
-def test_policies_that_are_not_ordinary_come_back(
-    host: Host, client: Namespace, container: Container, plugin: Plugin
-) -> None:
+def test_special_policies_are_restored(host: Host, client: Namespace, container: Container, plugin: Plugin) -> None:
     keys: dict[str, Any] = {
         "conditionsV4": ["ip", "saddr", "!=", "192.0.2.77"],
         "conntrackTimeout": 77,
@@ -215,7 +211,7 @@ def test_policies_that_are_not_ordinary_come_back(
 
 
 @both_families
-def test_whole_networks_of_the_python_api_agree_and_come_back(
+def test_network_cidrs_of_the_python_api_match_and_are_restored(
     host: Host, client: Namespace, container: Container, plugin: Plugin, family: int
 ) -> None:
     client.serve("outside", 80)
@@ -233,7 +229,7 @@ def test_whole_networks_of_the_python_api_agree_and_come_back(
 
 @pytest.mark.behaviour
 @both_families
-def test_a_client_that_sent_meanwhile_reaches_the_container_and_who_was_served_still_is(
+def test_clients_that_sent_without_rules_reach_the_container_and_others_stay_connected(
     stack: ExitStack, host: Host, client: Namespace, container: Container, plugin: Plugin, family: int
 ) -> None:
     """Conntrack has an entry for the untranslated datagrams, and would not translate those that follow either."""
@@ -254,7 +250,7 @@ def test_a_client_that_sent_meanwhile_reaches_the_container_and_who_was_served_s
 
 
 @both_families
-def test_what_a_container_sent_meanwhile_is_masqueraded_from_then_on(
+def test_connections_that_began_without_rules_are_masqueraded_afterwards(
     stack: ExitStack, host: Host, client: Namespace, container: Container, plugin: Plugin, family: int
 ) -> None:
     keep_conntrack_enabled(host)
@@ -267,7 +263,7 @@ def test_what_a_container_sent_meanwhile_is_masqueraded_from_then_on(
     assert talk.ask() == "outside"
 
 
-def test_a_directory_without_records_is_refused_before_everything_is_removed(
+def test_a_missing_state_directory_is_refused_and_nothing_is_removed(
     host: Host, container: Container, plugin: Plugin
 ) -> None:
     plugin.add(container, publish(8080))
@@ -280,7 +276,7 @@ def test_a_directory_without_records_is_refused_before_everything_is_removed(
     assert not plugin.state_directory.exists()
 
 
-def test_it_is_safe_beside_containers_that_come_and_go(host: Host, plugin: Plugin) -> None:
+def test_reconcile_is_safe_during_adds_and_dels(host: Host, plugin: Plugin) -> None:
     containers = [host.container() for _ in range(4)]
     stays = plugin.add(host.container(), publish(7000))
     failures: list[object] = []
@@ -307,7 +303,7 @@ def test_it_is_safe_beside_containers_that_come_and_go(host: Host, plugin: Plugi
     assert dry_run(plugin) == []
 
 
-def test_counts_of_ports_that_a_killed_call_left_too_high_are_right_again(
+def test_port_counts_left_too_high_by_a_killed_call_are_corrected(
     host: Host, container: Container, plugin: Plugin
 ) -> None:
     plugin.add(container, publish(8080))
@@ -321,7 +317,7 @@ def test_counts_of_ports_that_a_killed_call_left_too_high_are_right_again(
 
 
 @pytest.mark.frozen
-def test_gc_removes_the_attachments_whose_namespace_is_gone(host: Host, client: Namespace, plugin: Plugin) -> None:
+def test_gc_removes_dead_attachments(host: Host, client: Namespace, plugin: Plugin) -> None:
     living, dead = host.container(), host.container()
     living.serve("living", 80)
     plugin.add(living, publish(8080))
@@ -340,12 +336,12 @@ def test_gc_removes_the_attachments_whose_namespace_is_gone(host: Host, client: 
         client.ask(HOST[4], 8081)
 
 
-def test_gc_without_any_record_finds_nothing(plugin: Plugin) -> None:
+def test_gc_without_records_finds_nothing(plugin: Plugin) -> None:
     done = plugin.operate("gc", "--json")
     assert (done.returncode, done.stdout) == (0, "[]\n")
 
 
-def test_it_says_what_it_did(host: Host, container: Container, plugin: Plugin) -> None:
+def test_the_output_lists_the_repairs(host: Host, container: Container, plugin: Plugin) -> None:
     plugin.add(container, publish(8080))
     flush(host)
     done = subprocess.run(

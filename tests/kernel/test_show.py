@@ -43,7 +43,7 @@ def test_list_counts_the_connections_of_each_attachment(
 
 @pytest.mark.frozen
 @pytest.mark.behaviour
-def test_show_says_that_the_kernel_has_what_is_on_record(container: Container, plugin: Plugin) -> None:
+def test_show_reports_that_the_kernel_matches_the_record(container: Container, plugin: Plugin) -> None:
     attachment = plugin.add(container, publish(8080))
     (shown,) = as_json(plugin, "show", container.id[:5])
     assert shown["containerId"] == container.id
@@ -60,14 +60,16 @@ def test_show_says_that_the_kernel_has_what_is_on_record(container: Container, p
     assert "Port:          8080->80/tcp" in printed
 
 
-def test_show_names_an_element_that_is_gone(container: Container, plugin: Plugin) -> None:
+def test_show_reports_a_missing_element(container: Container, plugin: Plugin) -> None:
     plugin.add(container, publish(8080))
     plugin.host.run("nft", "delete", "element", "inet", "quantum", "endpoints4", "{ tcp . 8080 }")
     (shown,) = as_json(plugin, "show", container.id)
     assert [d for d in shown["differences"] if "endpoints4" in d and "missing" in d] == shown["differences"] != []
 
 
-def test_show_has_the_slots_of_a_shared_port(container: Container, other_container: Container, plugin: Plugin) -> None:
+def test_show_lists_the_slots_of_a_shared_port(
+    container: Container, other_container: Container, plugin: Plugin
+) -> None:
     for each in (container, other_container):
         plugin.add(each, publish(8080), sharedPorts=[8080])
     (shown,) = as_json(plugin, "show", container.id)
@@ -76,7 +78,7 @@ def test_show_has_the_slots_of_a_shared_port(container: Container, other_contain
     assert {slot["data"][0] for slot in slots} == {container.address[4]}
 
 
-def test_show_of_nobody_is_an_error_in_one_line(plugin: Plugin) -> None:
+def test_show_of_an_unknown_container_is_an_error(plugin: Plugin) -> None:
     done = command(plugin, "show", "nobody")
     assert (done.returncode, done.stdout) == (1, "")
     assert "no container ID begins with 'nobody'" in done.stderr

@@ -13,7 +13,7 @@ from .topology import CLIENT, HOST, Container, Host, Namespace
 PARALLEL = 50
 
 
-def test_the_state_directory_is_its_users_alone(container: Container, plugin: Plugin) -> None:
+def test_the_state_directory_is_private(container: Container, plugin: Plugin) -> None:
     plugin.state_directory.mkdir(mode=0o755)
     plugin.add(container, publish(8080))
     assert stat.S_IMODE(plugin.state_directory.stat().st_mode) == 0o700
@@ -33,7 +33,7 @@ def test_a_container_id_that_could_escape_the_directory_is_refused(
 
 
 @pytest.mark.parametrize("network", ["../net", "a/b", "..", ""])
-def test_a_network_name_that_could_leave_the_directory_is_refused(
+def test_a_network_name_that_could_escape_the_directory_is_refused(
     container: Container, plugin: Plugin, network: str
 ) -> None:
     with pytest.raises(PluginError, match="name") as caught:
@@ -53,7 +53,7 @@ def test_a_network_name_that_could_leave_the_directory_is_refused(
         {"externalInterface": "a/b"},
     ],
 )
-def test_an_add_that_is_refused_leaves_neither_record_nor_element(
+def test_a_refused_add_leaves_neither_record_nor_element(
     host: Host,
     client: Namespace,
     container: Container,
@@ -70,7 +70,7 @@ def test_an_add_that_is_refused_leaves_neither_record_nor_element(
     assert not list(plugin.state_directory.glob(f"attachments/{container.id}*"))
 
 
-def test_an_add_that_the_kernel_refuses_leaves_neither_record_nor_element(
+def test_an_add_refused_by_the_kernel_leaves_neither_record_nor_element(
     host: Host, client: Namespace, container: Container, plugin: Plugin
 ) -> None:
     with pytest.raises(PluginError) as caught:
@@ -87,7 +87,7 @@ def test_an_add_that_the_kernel_refuses_leaves_neither_record_nor_element(
 
 
 @pytest.mark.behaviour
-def test_an_add_whose_last_step_fails_leaves_neither_record_nor_element(
+def test_an_add_that_fails_in_its_last_step_leaves_neither_record_nor_element(
     host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     other = plugin.add(other_container)
@@ -102,7 +102,7 @@ def test_an_add_whose_last_step_fails_leaves_neither_record_nor_element(
 
 
 @pytest.mark.behaviour
-def test_an_add_again_that_fails_keeps_what_was_there(
+def test_a_failed_second_add_keeps_the_attachment(
     client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     other_container.serve("other", 80)
@@ -118,7 +118,7 @@ def test_an_add_again_that_fails_keeps_what_was_there(
 
 @pytest.mark.frozen
 @pytest.mark.parametrize("loss", ["flush ruleset", "delete table inet quantum", "flush chain inet quantum prerouting"])
-def test_after_a_lost_ruleset_the_next_add_of_anything_puts_everything_back(
+def test_after_a_lost_ruleset_the_next_add_restores_everything(
     host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin, loss: str
 ) -> None:
     client.serve("outside", 80)
@@ -136,7 +136,7 @@ def test_after_a_lost_ruleset_the_next_add_of_anything_puts_everything_back(
         attachment.check()
 
 
-def test_an_add_that_is_refused_for_a_conflict_puts_a_lost_ruleset_back_all_the_same(
+def test_an_add_refused_for_a_conflict_still_restores_a_lost_ruleset(
     host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     web = plugin.add(container, publish(8080))
@@ -148,7 +148,7 @@ def test_an_add_that_is_refused_for_a_conflict_puts_a_lost_ruleset_back_all_the_
 
 
 @pytest.mark.behaviour
-def test_many_adds_at_once_and_many_dels_at_once_leave_nothing(
+def test_concurrent_adds_and_dels_leave_nothing(
     host: Host, client: Namespace, container: Container, plugin: Plugin
 ) -> None:
     attachments = []

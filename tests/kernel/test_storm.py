@@ -131,7 +131,7 @@ def _meanwhile(trouble: Callable[[], object]) -> Iterator[None]:
 
 
 @pytest.mark.frozen
-def test_500_calls_of_60_attachments_from_16_processes_with_kills_among_them(
+def test_500_calls_for_60_attachments_from_16_threads_with_kills(
     client: Namespace, plugin: Plugin, storm: list[Stormy]
 ) -> None:
     _blow(storm, seed=1)
@@ -139,7 +139,7 @@ def test_500_calls_of_60_attachments_from_16_processes_with_kills_among_them(
     _assert_all_is_as_the_model_says(plugin, client, storm)
 
 
-def test_the_same_beside_flushes_and_comparisons(
+def test_the_same_with_flushes_and_comparisons(
     host: Host, client: Namespace, plugin: Plugin, storm: list[Stormy]
 ) -> None:
     def trouble() -> None:
@@ -153,7 +153,7 @@ def test_the_same_beside_flushes_and_comparisons(
     _assert_all_is_as_the_model_says(plugin, client, storm)
 
 
-def test_the_same_on_a_disk_that_is_full_now_and_then(
+def test_the_same_with_a_disk_that_is_sometimes_full(
     client: Namespace, plugin: Plugin, storm: list[Stormy], small_disk: Path
 ) -> None:
     ballast = small_disk / "ballast"
@@ -209,7 +209,7 @@ def test_on_a_full_disk_an_add_changes_nothing_and_a_del_works(
 
 
 @pytest.mark.frozen
-def test_an_add_that_cannot_have_the_lock_says_who_holds_it(container: Container, plugin: Plugin) -> None:
+def test_an_add_that_times_out_names_the_holder_of_the_lock(container: Container, plugin: Plugin) -> None:
     plugin.state_directory.mkdir(mode=0o700)
     lock = plugin.state_directory / "lock"
     holder = subprocess.Popen(["flock", lock, "sleep", "300"], start_new_session=True)
@@ -314,7 +314,7 @@ class Runtime(RuleBasedStateMachine):
             self.delete(number)
 
 
-def test_whatever_a_runtime_asks_for_in_whatever_order_a_model_foretells_it(host: Host, plugin: Plugin) -> None:
+def test_a_model_predicts_any_sequence_of_calls(host: Host, plugin: Plugin) -> None:
     class OnThisHost(Runtime):
         pass
 

@@ -87,7 +87,7 @@ def flow(host: Host, client: Namespace, plugin: Plugin) -> Iterator[Flow]:
 
 
 @pytest.mark.parametrize("by", ["ADD", "reconcile"])
-def test_a_newer_program_replaces_the_table_in_one_transaction_and_no_connection_is_lost(
+def test_a_newer_version_replaces_the_table_in_one_transaction_without_losing_connections(
     host: Host, client: Namespace, container: Container, plugin: Plugin, newer: Plugin, flow: Flow, by: str
 ) -> None:
     attachments = [plugin.add(container, publish(8080)), plugin.add(host.container(), publish(8085))]
@@ -123,7 +123,7 @@ def test_no_connection_is_lost_while_the_table_is_replaced(
     assert host.run("nft", "list", "tables").split() == ["table", "inet", "quantum"]
 
 
-def test_an_older_program_touches_nothing_that_a_newer_one_made(
+def test_an_older_version_changes_nothing_of_a_newer_one(
     host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin, newer: Plugin
 ) -> None:
     web = newer.add(container, publish(8080))
@@ -153,7 +153,7 @@ def test_an_older_program_touches_nothing_that_a_newer_one_made(
     assert client.is_refused(HOST[4], 8080)
 
 
-def test_a_table_from_before_it_said_its_version_is_replaced(
+def test_a_table_without_a_version_is_replaced(
     host: Host, client: Namespace, container: Container, plugin: Plugin, flow: Flow
 ) -> None:
     web = plugin.add(container, publish(8080))
@@ -166,7 +166,7 @@ def test_a_table_from_before_it_said_its_version_is_replaced(
     web.check()
 
 
-def test_after_a_downgrade_that_was_meant_the_older_program_goes_on(
+def test_after_an_intended_downgrade_the_older_version_works(
     host: Host, client: Namespace, container: Container, plugin: Plugin, newer: Plugin
 ) -> None:
     """As the message advises: delete the table, then reconcile."""

@@ -12,7 +12,7 @@ from .topology import HOST, Container, Host, Namespace
 
 
 @pytest.mark.frozen
-def test_add_hands_on_prev_result_with_nothing_lost(container: Container, plugin: Plugin) -> None:
+def test_add_passes_on_prev_result_completely(container: Container, plugin: Plugin) -> None:
     web = plugin.attachment(container, publish(8080))
     web.configuration["prevResult"].update(
         {"routes": [{"dst": "0.0.0.0/0"}], "vendor.example/key": {"kept": [1, None]}}
@@ -21,7 +21,7 @@ def test_add_hands_on_prev_result_with_nothing_lost(container: Container, plugin
 
 
 @pytest.mark.parametrize("version", ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"])
-def test_every_version_of_the_specification_is_spoken(
+def test_every_version_of_the_specification_is_supported(
     client: Namespace, container: Container, plugin: Plugin, version: str
 ) -> None:
     web = plugin.attachment(container, publish(8080), cniVersion=version)
@@ -44,7 +44,7 @@ def test_add_without_prev_result_is_an_error(container: Container, plugin: Plugi
 
 
 @pytest.mark.behaviour
-def test_addresses_of_other_interfaces_are_not_the_containers(
+def test_addresses_of_other_interfaces_are_ignored(
     client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     other_container.serve("other", 80)
@@ -82,13 +82,13 @@ def test_del_may_be_repeated_without_namespace_and_prev_result(
 
 
 @pytest.mark.behaviour
-def test_del_of_what_was_never_added_succeeds(container: Container, plugin: Plugin) -> None:
+def test_del_of_an_unknown_attachment_succeeds(container: Container, plugin: Plugin) -> None:
     plugin.attachment(container, publish(8080)).delete()
     plugin.attachment(container).delete_again_like_containerd()
 
 
 @pytest.mark.behaviour
-def test_check_is_content_with_what_add_made(container: Container, plugin: Plugin) -> None:
+def test_check_succeeds_after_add(container: Container, plugin: Plugin) -> None:
     plugin.add(container, publish(8080), publish(8081, protocol="udp", hostIP="127.0.0.1")).check()
 
 
@@ -102,7 +102,9 @@ def test_check_is_content_with_what_add_made(container: Container, plugin: Plugi
         ("flush ruleset", "inet quantum"),
     ],
 )
-def test_check_names_what_is_missing(host: Host, container: Container, plugin: Plugin, damage: str, named: str) -> None:
+def test_check_reports_missing_elements_and_rules(
+    host: Host, container: Container, plugin: Plugin, damage: str, named: str
+) -> None:
     web = plugin.add(container, publish(8080))
     host.run("nft", damage)
     with pytest.raises(PluginError, match=named):
@@ -110,7 +112,7 @@ def test_check_names_what_is_missing(host: Host, container: Container, plugin: P
     web.add().check()
 
 
-def test_check_names_a_missing_chain(host: Host, container: Container, plugin: Plugin) -> None:
+def test_check_reports_a_missing_chain(host: Host, container: Container, plugin: Plugin) -> None:
     web = plugin.add(container, publish(8080))
     host.run("nft", "delete chain inet quantum guard")
     with pytest.raises(PluginError, match="guard is missing"):
@@ -118,7 +120,7 @@ def test_check_names_a_missing_chain(host: Host, container: Container, plugin: P
 
 
 @pytest.mark.parametrize(("destination", "comment"), [("10.88.0.250 . 80", ""), ("{own} . 80", "other/somebody/eth0")])
-def test_check_names_a_changed_element(
+def test_check_reports_a_changed_element(
     host: Host, container: Container, plugin: Plugin, destination: str, comment: str
 ) -> None:
     web = plugin.add(container, publish(8080))
@@ -130,7 +132,7 @@ def test_check_names_a_changed_element(
 
 
 @pytest.mark.behaviour
-def test_check_names_a_lost_record(container: Container, plugin: Plugin) -> None:
+def test_check_reports_a_lost_record(container: Container, plugin: Plugin) -> None:
     web = plugin.add(container, publish(8080))
     shutil.rmtree(plugin.state_directory / "attachments")
     with pytest.raises(PluginError, match="record is lost"):
@@ -160,7 +162,7 @@ def test_gc_keeps_the_valid_attachments_and_those_of_other_networks(
 
 
 @pytest.mark.behaviour
-def test_gc_removes_elements_that_have_no_record(
+def test_gc_removes_elements_without_a_record(
     host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     plugin.add(container, publish(8080))
@@ -172,7 +174,7 @@ def test_gc_removes_elements_that_have_no_record(
 
 
 @pytest.mark.behaviour
-def test_gc_with_null_removes_all_of_the_network(
+def test_gc_with_null_removes_the_whole_network(
     host: Host, client: Namespace, container: Container, plugin: Plugin
 ) -> None:
     plugin.add(container, publish(8080))
@@ -183,7 +185,7 @@ def test_gc_with_null_removes_all_of_the_network(
 
 
 @pytest.mark.behaviour
-def test_gc_with_no_list_removes_those_whose_namespace_is_gone(
+def test_gc_without_a_list_removes_dead_attachments(
     host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     kept = plugin.add(container, publish(8080))
@@ -196,14 +198,14 @@ def test_gc_with_no_list_removes_those_whose_namespace_is_gone(
 
 
 @pytest.mark.behaviour
-def test_status_is_good_before_and_after_the_first_add(container: Container, plugin: Plugin) -> None:
+def test_status_succeeds_before_and_after_the_first_add(container: Container, plugin: Plugin) -> None:
     plugin.status()
     plugin.add(container)
     plugin.status()
 
 
 @pytest.mark.parametrize("built", [False, True])
-def test_status_without_the_right_to_change_the_network_has_code_50(
+def test_status_without_cap_net_admin_has_code_50(
     container: Container,
     plugin: Plugin,
     built: bool,

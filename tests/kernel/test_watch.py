@@ -137,7 +137,7 @@ def first_answer_s(client: Namespace, address: str, port: int) -> float:
 
 @pytest.mark.frozen
 @pytest.mark.parametrize("family", [4, 6])
-def test_a_flush_under_traffic_breaks_no_connection_and_new_ones_are_translated_again(
+def test_a_flush_under_traffic_breaks_no_connection_and_new_ones_are_translated(
     stack: ExitStack, host: Host, client: Namespace, container: Container, plugin: Plugin, tmp_path: Path, family: int
 ) -> None:
     client.serve("outside", 80)
@@ -156,7 +156,7 @@ def test_a_flush_under_traffic_breaks_no_connection_and_new_ones_are_translated_
         assert talk.failure == ""
 
 
-def test_without_the_watch_the_same_flush_breaks_it(
+def test_without_the_watch_the_same_flush_breaks_the_connection(
     stack: ExitStack, host: Host, client: Namespace, container: Container, plugin: Plugin
 ) -> None:
     """Shows that the test above can fail."""
@@ -176,7 +176,7 @@ def test_without_the_watch_the_same_flush_breaks_it(
         "insert rule inet quantum prerouting tcp dport 8080 accept",
     ],
 )
-def test_smaller_damage_is_noticed_too(
+def test_smaller_damage_is_repaired_too(
     host: Host, client: Namespace, container: Container, plugin: Plugin, watch: Watch, damage: str
 ) -> None:
     plugin.add(container, publish(8080))
@@ -186,7 +186,7 @@ def test_smaller_damage_is_noticed_too(
     assert client.ask(HOST[4], 8080).server == "web"
 
 
-def test_containers_that_come_and_go_are_nothing_to_heal(host: Host, plugin: Plugin, watch: Watch) -> None:
+def test_adds_and_dels_cause_no_repair(host: Host, plugin: Plugin, watch: Watch) -> None:
     for _ in range(3):
         container = host.container()
         attachment = plugin.add(container, publish(8080))
@@ -199,9 +199,7 @@ def test_containers_that_come_and_go_are_nothing_to_heal(host: Host, plugin: Plu
     assert [d["change"] for repair in watch.repairs() for d in repair["differences"]] == ["add"]
 
 
-def test_rules_of_iptables_are_watched_as_well(
-    host: Host, client: Namespace, container: Container, tmp_path: Path
-) -> None:
+def test_iptables_rules_are_watched_too(host: Host, client: Namespace, container: Container, tmp_path: Path) -> None:
     host.backend = "iptables-nft"
     plugin = Plugin(host, tmp_path / "state", programs_of("iptables-nft", tmp_path / "programs"))
     plugin.add(container, publish(8080))
@@ -212,7 +210,7 @@ def test_rules_of_iptables_are_watched_as_well(
             assert client.ask(HOST[4], 8080).server == "web"
 
 
-def test_what_no_notification_tells_is_found_by_and_by(
+def test_damage_without_a_notification_is_found_by_the_regular_comparison(
     host: Host, container: Container, plugin: Plugin, tmp_path: Path
 ) -> None:
     plugin.add(container, publish(8080))
@@ -223,7 +221,7 @@ def test_what_no_notification_tells_is_found_by_and_by(
 
 
 @pytest.mark.frozen
-def test_it_needs_no_more_than_its_service_has(
+def test_the_service_has_sufficient_privileges(
     host: Host, client: Namespace, container: Container, plugin: Plugin, tmp_path: Path
 ) -> None:
     """See packaging/systemd: two capabilities; only nsenter, for the test's host namespace, needs one more."""
@@ -242,7 +240,7 @@ def service_settings() -> dict[str, str]:
     return dict(line.split("=", 1) for line in unit.read_text().splitlines() if "=" in line and line[0] != "#")
 
 
-def test_it_waits_where_nothing_was_ever_added_and_ends_when_told_to(
+def test_it_waits_if_nothing_was_ever_added_and_stops_on_a_signal(
     host: Host, container: Container, plugin: Plugin, tmp_path: Path
 ) -> None:
     with Watch(plugin, tmp_path) as watch:
@@ -255,7 +253,7 @@ def test_it_waits_where_nothing_was_ever_added_and_ends_when_told_to(
     assert "quantum_anchor" not in host.run("nft", "list", "tables")
 
 
-def test_a_lock_that_somebody_holds_is_waited_for(
+def test_it_waits_for_the_lock(
     host: Host, client: Namespace, container: Container, plugin: Plugin, watch: Watch
 ) -> None:
     plugin.add(container, publish(8080))
