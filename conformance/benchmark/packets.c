@@ -1,4 +1,4 @@
-/* Both ends of the connections that are timed: one process, one connection at a time, so that what is timed is the way and not a queue.
+/* Both ends of the timed connections. There is one connection at a time, so that the data path is timed, and not a queue.
  *
  *   packets accept PORT                    accept, read a byte and close, for ever
  *   packets drain PORT                     accept and read all, one connection after another, for ever

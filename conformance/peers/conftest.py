@@ -1,4 +1,4 @@
-"""The world is the kernel tests'; the subject is what the table has columns for."""
+"""Fixtures: the test topology of the kernel tests, and the subjects, which are the columns of the table."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ _ORDER = (  # of the tables
 )
 _PREFACE = """# Beside portmap, ipMasq and netavark
 
-What others promise and check in their own tests, restated as cases of what a client sees, with real packets between network
-namespaces. Each row was tried on each subject with the same configuration; only `type` changes, and where our records are.
-portmap and bridge are v1.9.1, netavark is 2.1.0. `differs`: what the row says does not hold there, and that was seen; the
-note says why. An empty cell: the row is not about this subject.
+The promises and tests of these programs, restated as what a client sees, with real packets between network namespaces. Each
+row was run with each subject and the same configuration, except for `type` and the state directory. portmap and bridge are
+v1.9.1, netavark is 2.1.0. `differs`: the row does not hold for this subject, as a test confirmed; the note says why. An empty
+cell: the row does not apply to this subject.
 
-`conformance/portmap --table docs/conformance-portmap.md` makes this page. What it means for you: [migrating-from-portmap.md](migrating-from-portmap.md).
+`conformance/portmap --table docs/conformance-portmap.md` generates this page. What it means for you: [migrating-from-portmap.md](migrating-from-portmap.md).
 """
 
 
@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Try a case on every port mapper, unless it says on which."""
+    """Run a test with every port mapper, unless it names its subjects."""
     marked = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
     if "mapper" in metafunc.fixturenames and "subject" not in marked:
         metafunc.parametrize("subject", PORT_MAPPERS)
@@ -57,7 +57,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def mapper(subject: str, host: Host, tmp_path: Path) -> PortMapper:
-    """The subject, called in the host's namespace."""
+    """The subject, run in the host's namespace."""
     for setting in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
-        host.set_sysctl(setting, "1")  # what the bridge plugin does for a gateway
+        host.set_sysctl(setting, "1")  # as the bridge plugin does for a gateway
     return PortMapper(subject, host, tmp_path / "state")

@@ -1,4 +1,4 @@
-"""What users of port mappings have complained of, each with its report; those that have a case elsewhere name it there."""
+"""Users' bug reports about port mappings; some more are named in the other modules."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .port_mapper import PORTMAP, PortMapper, differs, publish
 if TYPE_CHECKING:
     from contextlib import ExitStack
 
-TABLE = "What users have complained of"
+TABLE = "Users' bug reports"
 VALID = "cni.dev/valid-attachments"
 
 
@@ -25,7 +25,7 @@ def test_moby_53384_flows_of_another(
     other_container: Container,
     mapper: PortMapper,
 ) -> None:
-    """DEL leaves the UDP flows of another container alone that has the same port on another address (moby#53384)."""
+    """DEL keeps UDP connections of another container with the same port on another address (moby#53384)."""
     keep_conntrack_enabled(host)
     other_container.serve("other", 80)
     web = mapper.add(container, publish(5353, protocol="udp", hostIP=HOST[4]))
@@ -39,12 +39,12 @@ def test_moby_53384_flows_of_another(
 
 
 def _flow(host: Host, client_port: int) -> str:
-    """Return what conntrack knows of a client's flow, by an ID that a new flow would not have."""
+    """Return the ID of the conntrack entry of a client's connection."""
     listed = host.run("conntrack", "-L", "-p", "udp", "-o", "id")
     return next(line.rpartition("id=")[2] for line in listed.splitlines() if f"sport={client_port} " in line)
 
 
-@differs(PORTMAP, "The rule of the dead container stays, and comes first.")
+@differs(PORTMAP, "The rule of the dead container stays, and takes precedence.")
 def test_podman_27516_stale_mapping(
     client: Namespace, container: Container, other_container: Container, mapper: PortMapper
 ) -> None:
@@ -56,11 +56,11 @@ def test_podman_27516_stale_mapping(
     assert client.ask(HOST[4], 8080, timeout=1).server == "other"
 
 
-@differs(PORTMAP, "GC is empty in v1.9.1.", raises=(AssertionError, PluginError))
+@differs(PORTMAP, "GC does nothing in v1.9.1.", raises=(AssertionError, PluginError))
 def test_multus_1254_gc(
     client: Namespace, container: Container, other_container: Container, mapper: PortMapper
 ) -> None:
-    """GC removes what the runtime does not name, and nothing else (multus#1254, cri-o#8018)."""
+    """GC removes only attachments that the runtime does not list (multus#1254, cri-o#8018)."""
     other_container.serve("other", 80)
     mapper.add(container, publish(8080), cniVersion="1.1.0")
     mapper.add(other_container, publish(8081), cniVersion="1.1.0")
@@ -70,9 +70,9 @@ def test_multus_1254_gc(
     assert client.ask(HOST[4], 8081).server == "other"
 
 
-@differs(PORTMAP, "It translates ::1 too, which the kernel cannot route: a time-out.")
+@differs(PORTMAP, "It translates ::1 too, which the kernel cannot route, so connections time out.")
 def test_kubernetes_90236_ipv6_localhost(host: Host, container: Container, mapper: PortMapper) -> None:
-    """[::1] is refused at once, so that a client of `localhost` goes on to 127.0.0.1 (kubernetes#90236, podman#12690)."""
+    """[::1] is refused at once, so that clients of `localhost` fall back to 127.0.0.1 (kubernetes#90236, podman#12690)."""
     mapper.add(container, publish(8080))
     assert host.is_refused("::1", 8080)
     assert host.ask("127.0.0.1", 8080).server == "web"
@@ -80,7 +80,7 @@ def test_kubernetes_90236_ipv6_localhost(host: Host, container: Container, mappe
 
 @differs(PORTMAP, "A port mapping without hostPort is refused.", raises=PluginError)
 def test_plugins_49_allocation(client: Namespace, container: Container, mapper: PortMapper) -> None:
-    """A mapping without hostPort gets a free port of the range (plugins#49, kubernetes#130460)."""
+    """A mapping without hostPort gets a free port from the range (plugins#49, kubernetes#130460)."""
     mapper.add(container, {"containerPort": 80, "protocol": "tcp"}, portRange="40000-40000")
     assert client.ask(HOST[4], 40000).server == "web"
 

@@ -1,4 +1,4 @@
-"""A host in network namespaces, with a release's root directory in which a package is installed."""
+"""Fixtures: a host in network namespaces, and a Debian release's root directory with the package installed."""
 
 from __future__ import annotations
 
