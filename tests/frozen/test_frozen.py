@@ -41,7 +41,7 @@ def root(tmp_path: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(library, target)
     shutil.copytree(PROGRAM.parent, tmp_path / "opt", symlinks=True)
-    # A namespace of its own is asked for only by its path.
+    # Only the path of the namespace matters here.
     (tmp_path / "run").mkdir()
     (tmp_path / "proc").mkdir()
     (tmp_path / "run" / "container").touch()

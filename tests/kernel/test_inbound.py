@@ -178,15 +178,15 @@ def test_transit_traffic_to_a_published_port_number_is_not_translated(
     host: Host, client: Namespace, container: Container, plugin: Plugin, family: int
 ) -> None:
     """CVE-2025-67499: a rule that matched only the port took traffic to other hosts."""
-    somebody = host.container("cni1")
-    somebody.serve("somebody", 8080)
+    target = host.container("cni1")
+    target.serve("target", 8080)
     host.add_client_routes("cni1")
     plugin.add(container, publish(8080))
-    plugin.add(somebody, network="other")
-    assert client.ask(somebody.address[family], 8080).server == "somebody"
-    assert container.ask(somebody.address[family], 8080).server == "somebody"
+    plugin.add(target, network="other")
+    assert client.ask(target.address[family], 8080).server == "target"
+    assert container.ask(target.address[family], 8080).server == "target"
     client.serve("outside", 8080)
-    assert somebody.ask(CLIENT[family], 8080).server == "outside"
+    assert target.ask(CLIENT[family], 8080).server == "outside"
 
 
 def test_a_host_ip_of_ipv6_localhost_is_refused_with_a_reason(container: Container, plugin: Plugin) -> None:
