@@ -14,7 +14,7 @@ A pod's start waits for this module.
 
 from __future__ import annotations
 
-from ..backends.base import Installed, Plan
+from ..backends.base import MOST_MEMBERS, Installed, Plan
 from ..model.attachments import ALIVE, CANNOT_TELL, NOWHERE
 from ..model.errors import HostPortConflict
 from ..model.units import HostPort
@@ -167,8 +167,11 @@ def decide_all(attachments: Iterable[Attachment]) -> Plan:
     plan = Plan()
     standing = {attachment.id: attachment for attachment in ordered}
     holders: dict[Unit, list[Attachment]] = {}
+    shared: set[Unit] = set()
     for attachment in ordered:
-        for unit in (*attachment.address_units, *attachment.host_ports):
+        ports = attachment.host_ports
+        shared.update(port for port, mapping in ports.items() if mapping.sharing)
+        for unit in (*attachment.address_units, *ports):
             holding = [holder for holder in holders.get(unit, ()) if holder.id in standing]
             if holding and isinstance(unit, HostPort):
                 if holding[0].id.container_id == attachment.id.container_id:
@@ -183,7 +186,7 @@ def decide_all(attachments: Iterable[Attachment]) -> Plan:
     for unit, holding in _settle(ordered, standing, holders).items():
         for holder in holding:
             held[holder.id].append(unit)
-        if isinstance(unit, HostPort) and holding[0].host_ports[unit].sharing:
+        if isinstance(unit, HostPort) and unit in shared and holding[0].host_ports[unit].sharing:
             plan.shared[unit] = holding
     plan.installed = [Installed(standing[identity], units) for identity, units in held.items()]
     return plan
@@ -261,8 +264,12 @@ def _take_port(  # noqa: PLR0913 - the facts of one port
         if holder not in staying:
             _release(decision, holder)
     if mapping.sharing:
-        owners = [holder.owner for holder in staying]
-        decision.members[port] = [*owners, wanted.id.owner]
+        decision.members[port] = [*(holder.owner for holder in staying), wanted.id.owner]
+        if len(decision.members[port]) > MOST_MEMBERS:
+            raise HostPortConflict(
+                f"host port {port} is shared by {MOST_MEMBERS} containers already",
+                "Publish another port, or remove one of them.",
+            )
 
 
 def _release(decision: Decision, holder: Holder) -> None:
@@ -284,23 +291,25 @@ def _leave_shared(decision: Decision, facts: Facts, losers: list[Attachment], ke
 
 def _give_to_successors(decision: Decision, facts: Facts, losers: list[Attachment], taken: set[Unit]) -> None:
     """Give the host ports that are given up to attachments of the same container that wait for them, the oldest first."""
-    candidates = [a for a in sorted(facts.others, key=_age) if a.id not in decision.released]
+    waiting = [(a, a.host_ports) for a in sorted(facts.others, key=_age) if a.id not in decision.released]
+    if not waiting:
+        return
     gains: dict[AttachmentId, tuple[Attachment, list[Unit]]] = {}
     for loser in losers:
         for port in loser.host_ports:
             if port in taken or not _has(facts, port, loser):
                 continue
-            heirs = [
-                a
-                for a in candidates
-                if a.id.container_id == loser.id.container_id and a.id != loser.id and port in a.host_ports
-            ]
-            if heirs:
+            successor = next((a for a, ports in waiting if _may_succeed(a, loser.id) and port in ports), None)
+            if successor is not None:
                 taken.add(port)
-                gains.setdefault(heirs[0].id, (heirs[0], []))[1].append(port)
+                gains.setdefault(successor.id, (successor, []))[1].append(port)
                 if port in decision.members:
-                    decision.members[port].append(heirs[0].id.owner)
+                    decision.members[port].append(successor.id.owner)
     decision.installed += [Installed(attachment, units, in_addition=True) for attachment, units in gains.values()]
+
+
+def _may_succeed(attachment: Attachment, loser: AttachmentId) -> bool:
+    return attachment.id != loser and attachment.id.container_id == loser.container_id
 
 
 def _has(facts: Facts, port: HostPort, attachment: Attachment) -> bool:

@@ -117,7 +117,7 @@ def compare(plan: Plan, held: Iterable[Element], kept: set[str]) -> Difference:
             difference.replace(of_key.pop(wanted.identity, None), wanted)
     for port, members in plan.shared.items():
         buckets = [of_key.pop(bucket.identity, None) for bucket in buckets_of(port)]
-        endpoints = {member.id.owner: endpoint_of(member, port) for member in members}
+        endpoints = {member.id.owner: endpoint_of(member, port, member.host_ports[port]) for member in members}
         staying = [owner for owner in owners_of(buckets) if owner in kept]
         for present, bucket in zip(
             buckets, redistribute(port, buckets, [*endpoints, *staying], endpoints), strict=True
