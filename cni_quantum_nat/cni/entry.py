@@ -28,7 +28,7 @@ _NO_NAMESPACE = protocol.Namespace("", NOWHERE, NOWHERE)  # DEL may come when it
 
 
 def run() -> int:
-    """Answer one call, and return the exit status: 0, or 1 after an error on stdout."""
+    """Run one call, and return the exit status: 0, or 1 after printing an error."""
     started_at = time.monotonic()
     version, code, counter = protocol.LATEST, 0, None
     try:
@@ -114,17 +114,17 @@ def counter_of(configuration: dict[str, Any], verb: str, started_at: float) -> C
     try:
         file = CounterFile(state_of(configuration), protocol.network_name(configuration))
     except CniError:
-        return None  # the call itself is about to fail of it
+        return None  # the call itself will fail for the same reason
     return CallCounter(file, configuration.get("backend"), verb, started_at)
 
 
 def _manager_of(configuration: dict[str, Any]) -> NatManager:
-    """Return the manager over the configuration's state directory."""
+    """Return the NAT Manager for the configuration's state directory."""
     return NatManager(state_of(configuration))
 
 
 def _settings_of(configuration: dict[str, Any], manager: NatManager) -> Settings:
-    """Return what the configuration asks for; moves the network when it asks for another backend."""
+    """Return the configuration's settings; if the backend has changed, move the network to it."""
     network = protocol.network_name(configuration)
     return read_settings(
         configuration, manager.state, network, lambda settings: manager.move_network(network, settings)
@@ -132,7 +132,7 @@ def _settings_of(configuration: dict[str, Any], manager: NatManager) -> Settings
 
 
 def _move_network(configuration: dict[str, Any], manager: NatManager) -> None:
-    """Move the network; a failure is for its next ADD to report: DEL has done what it was asked for."""
+    """Move the network to its new backend; only warn if that fails, as the DEL itself succeeded."""
     try:
         _settings_of(configuration, manager)
     except CniError as error:
@@ -142,7 +142,7 @@ def _move_network(configuration: dict[str, Any], manager: NatManager) -> None:
 def read_attachment(
     environment: Environment, configuration: dict[str, Any], settings: Settings, namespace: protocol.Namespace
 ) -> Attachment:
-    """Return what the call asks for; host ports that are to be allocated are 0."""
+    """Return the attachment that the call describes; host ports still to be allocated are 0."""
     result = protocol.previous_result(configuration, environment.command)
     endpoints = protocol.endpoints_of(result, environment.interface)
     families = {endpoint.address.family for endpoint in endpoints}
@@ -168,31 +168,31 @@ def read_attachment(
 def _attachment_without_record(
     environment: Environment, configuration: dict[str, Any], manager: NatManager
 ) -> Attachment | None:
-    """Read from the call itself what a DEL without a record has to look for; None when it does not say."""
+    """Return the attachment that a DEL without a record describes itself; None if it does not."""
     if configuration.get("prevResult") is None:
         return None
     try:
         return read_attachment(environment, configuration, _settings_of(configuration, manager), _NO_NAMESPACE)
     except CniError:
-        return None  # such a call could not have been added either
+        return None  # ADD would have failed too
 
 
 def _system_failure(error: OSError) -> CniError:
-    """Describe what the system refused, where nobody knew more of it."""
-    return CniError(IO_FAILURE, f"the system failed: {error}", f"In {_place_of(error)}. Try again.")
+    """Describe a failed system call for which there is no better message."""
+    return CniError(IO_FAILURE, f"a system call failed: {error}", f"In {_location_of(error)}. Try again.")
 
 
 def _internal(error: Exception) -> CniError:
-    """Describe what should not have happened, with the place, for a report."""
+    """Describe an unexpected exception, with its location, for a bug report."""
     return CniError(
         INTERNAL,
         f"unexpected {type(error).__name__}: {error}",
-        f"In {_place_of(error)}. This is a defect of quantum-nat: please report it.",
+        f"In {_location_of(error)}. This is a bug in quantum-nat: please report it.",
     )
 
 
-def _place_of(error: Exception) -> str:
+def _location_of(error: Exception) -> str:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return f"{trace.tb_frame.f_code.co_name}, line {trace.tb_lineno}" if trace is not None else "unknown place"
+    return f"{trace.tb_frame.f_code.co_name}, line {trace.tb_lineno}" if trace is not None else "unknown location"

@@ -39,13 +39,13 @@ _REQUIRED = {
     "VERSION": (),
 }
 _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
-_NAME_MAX_BYTES = 200  # names become file names, two of them with a suffix
+_NAME_MAX_BYTES = 200  # names become file names, with a suffix
 _INTERFACE_MAX_BYTES = 15
 _MOST_INPUT_BYTES = 1 << 24  # 28,000 port mappings, or as many attachments for GC, take a quarter of it
 
 
 class Environment:
-    """What the CNI_* variables say; `netns` is empty where the runtime has none any more."""
+    """The CNI_* variables; `netns` is empty if the runtime no longer has a namespace."""
 
     __slots__ = ("command", "container_id", "interface", "netns")
 
@@ -57,7 +57,7 @@ class Environment:
 
 
 def read_environment() -> Environment:
-    """Read and check the CNI_* variables; CniError(4) names all that are missing."""
+    """Read and check the CNI_* variables; raise CniError(4), which lists all that are missing."""
     command = _variable("CNI_COMMAND")
     if command not in _REQUIRED:
         raise InvalidEnvironment(f"CNI_COMMAND is {command!r}, not one of {', '.join(_REQUIRED)}")
@@ -80,15 +80,15 @@ def _variable(name: str) -> str:
 
 
 def is_valid_name(text: str) -> bool:
-    """Whether it can name a network or a container: in records, file names and comments."""
+    """Return whether a network or container may have this name, in records, file names and comments."""
     return text[:1].isalnum() and _NAME_CHARACTERS.issuperset(text) and len(text) <= _NAME_MAX_BYTES
 
 
 def _check_name(variable: str, value: str) -> None:
     if not is_valid_name(value):
         raise InvalidEnvironment(
-            f"{variable} is {value!r}: it must be a letter or digit, then letters, digits, '_', '.', '-', "
-            f"at most {_NAME_MAX_BYTES} in all"
+            f"{variable} is {value!r}: it must begin with a letter or digit and contain only letters, digits, "
+            f"'_', '.' and '-', at most {_NAME_MAX_BYTES} characters"
         )
 
 
@@ -96,7 +96,7 @@ def _check_interface(name: str) -> None:
     forbidden = name in (".", "..") or any(character in "/:" or character.isspace() for character in name)
     if forbidden or not name.isprintable() or len(name.encode()) > _INTERFACE_MAX_BYTES:
         raise InvalidEnvironment(
-            f"CNI_IFNAME is {name!r}: it must be 1 to {_INTERFACE_MAX_BYTES} bytes without '/', ':' and white space, "
+            f"CNI_IFNAME is {name!r}: it must be 1 to {_INTERFACE_MAX_BYTES} bytes without '/', ':' or white space, "
             "and not '.' or '..'"
         )
 
@@ -133,7 +133,7 @@ def find_namespace(environment: Environment) -> Namespace:
 
 
 def read_standard_input() -> bytes:
-    """Read all that the runtime wrote; CniError(6) when that is more than any runtime would."""
+    """Read standard input to its end; raise CniError(6) if there is too much."""
     chunks = []
     size = 0
     while chunk := posix.read(0, 1 << 16):
@@ -145,7 +145,7 @@ def read_standard_input() -> bytes:
 
 
 def parse_configuration(raw: bytes) -> dict[str, Any]:
-    """Decode the network configuration; CniError(6) says where it is not JSON."""
+    """Decode the network configuration; raise CniError(6) if it is not a JSON object."""
     try:
         configuration = loads(raw.decode())
     except ValueError as error:
@@ -178,28 +178,28 @@ def check_version(configuration: dict[str, Any], command: str) -> None:
 
 
 def network_name(configuration: dict[str, Any]) -> str:
-    """Return the network's name; CniError(7) when it is missing or could leave the state directory."""
+    """Return the network's name; raise CniError(7) if it is missing or invalid."""
     name = configuration.get("name")
     if not isinstance(name, str) or not is_valid_name(name):
         raise InvalidConfiguration(
-            f"name is {name!r}: a network's name must be a letter or digit, then letters, digits, '_', '.', '-', "
-            f"at most {_NAME_MAX_BYTES} in all"
+            f"name is {name!r}: a network's name must begin with a letter or digit and contain only letters, digits, "
+            f"'_', '.' and '-', at most {_NAME_MAX_BYTES} characters"
         )
     return name
 
 
 def attachment_id(environment: Environment, configuration: dict[str, Any]) -> AttachmentId:
-    """Return what identifies the attachment of this call."""
+    """Return the ID of this call's attachment."""
     return AttachmentId(network_name(configuration), environment.container_id, environment.interface)
 
 
 def previous_result(configuration: dict[str, Any], command: str) -> dict[str, Any]:
-    """Return prevResult; CniError(7) when there is none."""
+    """Return prevResult; raise CniError(7) if there is none."""
     result = configuration.get("prevResult")
     if result is None:
         raise InvalidConfiguration(
-            f"{command} got no prevResult: quantum-nat must be chained",
-            "Put it after a plugin that makes the interface (bridge, ptp, ipvlan) in the list's plugins.",
+            f"{command} needs prevResult: quantum-nat is a chained plugin",
+            "In the list's plugins, put it after the one that creates the interface (bridge, ptp, ipvlan).",
         )
     if not isinstance(result, dict):
         raise InvalidConfiguration(f"prevResult is {_kind(result)}, not an object")
@@ -239,20 +239,20 @@ def _objects(result: dict[str, Any], key: str) -> list[dict[str, Any]]:
 
 
 def _is_on(index: object, interfaces: list[dict[str, Any]], name: str) -> bool:
-    """Whether an address with this interface index is the container's; an index that leads nowhere is taken as none."""
+    """Return whether an address with this interface index is the container's; an invalid index counts as none."""
     if not isinstance(index, int) or not 0 <= index < len(interfaces):
         return True
     return bool(interfaces[index].get("sandbox")) and interfaces[index].get("name") == name
 
 
 def _kind(value: object) -> str:
-    """Name a value's type as JSON does."""
+    """Return the JSON name of a value's type."""
     kinds = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
     return kinds.get(type(value), "null")
 
 
 def result_in_version(result: dict[str, Any], version: str) -> dict[str, Any]:
-    """Return prevResult as this version writes it, with nothing lost that the version does not forbid.
+    """Return prevResult in the format of this version, with all other keys kept.
 
     Before 1.0.0 each address says its `version`; from then on it does not. Before 0.3.0 there are other keys.
     """
@@ -273,7 +273,7 @@ def _address_in_version(entry: dict[str, Any], version: str) -> dict[str, Any]:
 
 
 def valid_attachments(configuration: dict[str, Any]) -> set[tuple[str, str]] | None:
-    """Return (container ID, interface) of the attachments that GC must keep, None when the runtime names none."""
+    """Return (container ID, interface) of the attachments that GC must keep; None if the runtime gives no list."""
     for key in ("cni.dev/valid-attachments", "cni.dev/attachments"):
         if key in configuration:
             entries = configuration[key]
@@ -292,11 +292,11 @@ def _valid_attachment(key: str, entry: object) -> tuple[str, str]:
 
 
 def version_report(raw: bytes) -> dict[str, object]:
-    """Answer VERSION in the version that it was asked in, where that is one of ours."""
+    """Return the answer to VERSION, in the version of the request if it is supported."""
     try:
         configuration = loads(raw.decode()) if raw.strip() else {}
     except ValueError:
-        configuration = {}  # some runtimes send nothing that can be read here; the answer does not depend on it
+        configuration = {}  # some runtimes send no valid JSON; the answer does not depend on it
     asked = configuration.get("cniVersion") if isinstance(configuration, dict) else None
     return {"cniVersion": asked if asked in VERSIONS else LATEST, "supportedVersions": list(VERSIONS)}
 

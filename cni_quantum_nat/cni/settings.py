@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
     from ..model.addresses import Endpoint
 
-# What differs from call to call is checked by plain code, each time.
+# Keys that differ from call to call; they are checked each time.
 _VOLATILE = ("prevResult", "runtimeConfig", "args", "cni.dev/valid-attachments", "cni.dev/attachments")
 
 
 def outbound_for(settings: Settings, endpoints: list[Endpoint]) -> Outbound:
-    """Return how a container with these addresses gets out; CniError(7) when there is no default route to get out by."""
+    """Return the outbound NAT for these addresses; raise CniError(7) if it needs a default route that the host lacks."""
     present = {endpoint.address.family for endpoint in endpoints}
     families = tuple(family for family in settings.masquerade if family in present)
     external = {family: _external_interfaces(settings.external_interfaces, family) for family in families}
@@ -39,7 +39,7 @@ def _external_interfaces(configured: tuple[str, ...], family: int) -> tuple[str,
     if not interface:
         raise InvalidConfiguration(
             f'externalInterface is "default", but the host has no IPv{family} default route',
-            'Name the interface, or set masquerade to the family that has one ("ipv4" or "ipv6").',
+            'Name the interface, or set masquerade to "ipv4" or "ipv6", whichever has a default route.',
         )
     return (interface,)
 
@@ -64,9 +64,9 @@ def state_of(configuration: dict[str, Any]) -> State:
 def read_settings(
     configuration: dict[str, Any], state: State, network: str, on_backend_change: Callable[[Settings], None]
 ) -> Settings:
-    """Return the settings: from the cache where this very configuration was validated before.
+    """Return the settings, from the cache if this exact configuration was validated before.
 
-    `on_backend_change` gets them before they are kept, when the network's backend is another one than before.
+    `on_backend_change` is called with new settings, before they are cached, if the network's backend has changed.
     """
     # null is as absent: programs in Go write it for what is not set.
     given = {key: value for key, value in configuration.items() if key not in _VOLATILE and value is not None}
@@ -75,8 +75,8 @@ def read_settings(
         try:
             return Settings(kept["normalised"])
         except (KeyError, TypeError, ValueError, AttributeError):
-            pass  # it was damaged: made anew
-    from .configuration import normalise  # pydantic, for a configuration that was not seen before
+            pass  # the cache is damaged: validate again
+    from .configuration import normalise  # rare: pydantic, only for a new configuration
 
     normalised = normalise(given)
     settings = Settings(normalised)
@@ -87,6 +87,6 @@ def read_settings(
 
 
 def has_other_backend(configuration: dict[str, Any], state: State, network: str) -> bool:
-    """Whether the network has had another backend than the one that is named now."""
+    """Return whether the configuration names another backend than the network has used so far."""
     kept = state.read_configuration(network)
     return kept is not None and kept["normalised"].get("backend") != (configuration.get("backend") or NFTABLES)

@@ -1,4 +1,4 @@
-"""What the kernel has in the name of attachments, of either backend; None where it cannot be read."""
+"""Read from the kernel what is installed for attachments, with either backend."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from ..state.directory import State
 
 
-class Held(NamedTuple):
-    """The rules of one attachment.
+class KernelRules(NamedTuple):
+    """What is installed for one attachment.
 
-    elements: of table inet quantum; rules: as iptables-save prints them. differences: what is missing, or other than
-    it should be. flows: how many connections were counted.
+    elements: of table inet quantum. rules: as iptables-save prints them. differences: from the record. flows: the number of
+    connections so far.
     """
 
     elements: list[Element]
@@ -56,7 +56,7 @@ def _count_elements(state: State) -> dict[str, int] | None:
         for _, owner, flows in table.counted_flows():
             counted[owner] = counted.get(owner, 0) + flows
     except (CniError, OSError):
-        return None  # not root, mostly: the records are still worth showing
+        return None  # usually not root; the records are still useful
     finally:
         table.close()
     return counted
@@ -76,11 +76,9 @@ def _count_rules() -> dict[str, int] | None:
     return counted
 
 
-def held_by(attachment: Attachment, state: State) -> Held:
-    """Look up the rules of one attachment; CniError where they cannot be read."""
-    return (
-        _held_by_iptables(attachment, state) if attachment.backend == IPTABLES else _held_by_nftables(attachment, state)
-    )
+def kernel_rules(attachment: Attachment, state: State) -> KernelRules:
+    """Return what is installed for one attachment; raise CniError if it cannot be read."""
+    return _by_iptables(attachment, state) if attachment.backend == IPTABLES else _by_nftables(attachment, state)
 
 
 def _expected(attachment: Attachment, state: State) -> Installed:
@@ -91,7 +89,7 @@ def _expected(attachment: Attachment, state: State) -> Installed:
     return installed[attachment.id]
 
 
-def _held_by_nftables(attachment: Attachment, state: State) -> Held:
+def _by_nftables(attachment: Attachment, state: State) -> KernelRules:
     from ..backends.nftables.provider import NftablesBackend
     from ..backends.nftables.rules import buckets_of, plan_rules
     from ..backends.nftables.table import NftablesTable
@@ -107,10 +105,10 @@ def _held_by_nftables(attachment: Attachment, state: State) -> Held:
         table.close()
     own = [element for element in elements if element.owner == attachment.id.owner]
     common = [element for element in elements if element.owner == SHARED]
-    return Held([*own, *common], [], differences, sum(element.flows for element in own if element.is_counted))
+    return KernelRules([*own, *common], [], differences, sum(element.flows for element in own if element.is_counted))
 
 
-def _held_by_iptables(attachment: Attachment, state: State) -> Held:
+def _by_iptables(attachment: Attachment, state: State) -> KernelRules:
     from ..backends.iptables import counts as iptables_counts
     from ..backends.iptables.programs import PREFIXES, list_rules
     from ..backends.iptables.provider import IptablesBackend
@@ -127,6 +125,6 @@ def _held_by_iptables(attachment: Attachment, state: State) -> Held:
         for table, line in list_rules(family).rules
         if owner_of(line) == owner
     ]
-    return Held(
+    return KernelRules(
         [], rules, differences, sum(iptables_counts.flows_by_owner(family).get(owner, 0) for family in PREFIXES)
     )

@@ -30,10 +30,10 @@ def add_to(commands: Commands) -> None:
         "list",
         run,
         summary="list attachments with their addresses and ports",
-        description="List the attachments on record, oldest first, with the connections that the kernel has counted.",
+        description="List all attachments, oldest first, with the number of connections so far.",
         examples=("list --network containers",),
     )
-    network = parser.add_argument("--network", metavar="NAME", help="only those of this network")
+    network = parser.add_argument("--network", metavar="NAME", help="only attachments to this network")
     network.completer = networks  # type: ignore[attr-defined]  # argcomplete reads it
     parser.add_argument("--json", action="store_true", help="print the records as a JSON array")
 

@@ -23,6 +23,7 @@ def read_records(state: State) -> Records:
 
 def require_directory(state: State) -> None:
     """Refuse a directory that is none: a mistyped name would look like a host without containers."""
+    state.check()
     if not state.exists() and state.option:
         raise InvalidConfiguration(
             f"there are no records in {state.directory}",

@@ -1,4 +1,7 @@
-"""What a network configuration asks for, once it is validated. No I/O."""
+"""The settings of a validated network configuration. No I/O.
+
+A pod's start waits for this module.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Settings:
-    """The normalised configuration, see NatConfig for what each means.
+    """The normalised configuration; NatConfig describes each key.
 
     masquerade: address families. no_masquerade: destinations that are never masqueraded. external_interfaces: None is any, "default" in it the default route's.
     snat_addresses: by family. port_range: first and last. sharing: what a port in shared_ports is to be, see PortMapping.
@@ -59,7 +62,7 @@ class Settings:
         )
 
     def apply_to(self, attachment: Attachment) -> None:
-        """Let an attachment have what its network asks for by now, but for the way out, which ADD found."""
+        """Apply the network's current settings to an attachment, except for outbound NAT, which ADD determined."""
         attachment.backend = self.backend
         attachment.inbound = self.inbound
         attachment.established_timeout_s = self.established_timeout_s

@@ -138,8 +138,9 @@ def decide_add(wanted: Attachment, facts: Facts) -> Decision:
             _take_port(decision, port, mapping, wanted, holders, is_shared=port in facts.shared)
             units.append(port)
     decision.installed.append(Installed(wanted, units))
-    given_up = [facts.before] if facts.before is not None else []
-    _give_to_successors(decision, facts, [*given_up, *decision.released.values()], taken=set(units))
+    losers = [*([facts.before] if facts.before is not None else []), *decision.released.values()]
+    _leave_shared(decision, facts, losers, kept=set(units))
+    _give_to_successors(decision, facts, losers, taken=set(units))
     return decision
 
 
@@ -147,12 +148,7 @@ def decide_remove(removed: list[Attachment], facts: Facts) -> Decision:
     """Decide who gets what the removed attachments had."""
     decision = Decision()
     decision.released = {attachment.id: attachment for attachment in removed}
-    gone = {attachment.id.owner for attachment in removed}
-    for unit in facts.shared:
-        if isinstance(unit, HostPort):
-            decision.members[unit] = [
-                h.owner for h in facts.holders[unit] if h.owner not in gone and h.standing != OVER
-            ]
+    _leave_shared(decision, facts, removed, kept=set())
     _give_to_successors(decision, facts, removed, taken=set())
     return decision
 
@@ -274,6 +270,16 @@ def _release(decision: Decision, holder: Holder) -> None:
         decision.orphans.add(holder.owner)
     else:
         decision.released[holder.attachment.id] = holder.attachment
+
+
+def _leave_shared(decision: Decision, facts: Facts, losers: list[Attachment], kept: set[Unit]) -> None:
+    """Leave the shared ports that are given up to the others who share them."""
+    gone = {loser.id.owner for loser in losers}
+    for loser in losers:
+        for port in loser.host_ports:
+            if port in facts.shared and port not in kept:
+                staying = [h.owner for h in facts.holders[port] if h.owner not in gone and h.standing != OVER]
+                decision.members.setdefault(port, staying)
 
 
 def _give_to_successors(decision: Decision, facts: Facts, losers: list[Attachment], taken: set[Unit]) -> None:

@@ -245,8 +245,10 @@ class NatManager:
         generations = facts.before.generations if facts.before is not None else []
         is_shared = any(mapping.sharing for mapping in attachment.port_mappings)
         is_new = self._backend(attachment.backend).arbitrates and not generations and not is_shared
+        former_ports = facts.before.host_ports if facts.before is not None else ()
+        units = dict.fromkeys((*attachment.address_units, *attachment.host_ports, *former_ports))
         if not is_new or self._other_backends(attachment):
-            self._find_holders(attachment, facts, [*attachment.address_units, *attachment.host_ports])
+            self._find_holders(attachment, facts, units)
         undo.append(lambda: self._restore_record(attachment.id, facts.before))
         attachment.replaces = [former for former in generations if former.wishes != attachment.wishes]
         self.state.write(attachment)
@@ -256,7 +258,7 @@ class NatManager:
                 self._apply_all(attachment, decision, generations, undo, is_new=is_new and decision.is_plain)
             except AlreadyThere:
                 is_new = False
-                self._find_holders(attachment, facts, [*attachment.address_units, *attachment.host_ports])
+                self._find_holders(attachment, facts, units)
                 continue
             break
         else:
@@ -393,10 +395,22 @@ class NatManager:
         facts.holders.clear()
         facts.shared.clear()
         known: dict[str, Holder] = {}
-        wanted = list(units)
+        self._look_up(attachment, facts, list(units), known)
+        # Who loses something may share ports with others.
+        losers = [
+            holder.attachment for holder in known.values() if holder.attachment and holder.owner != attachment.id.owner
+        ]
+        shared = {
+            p for loser in losers for p, mapping in loser.host_ports.items() if mapping.sharing
+        } - facts.holders.keys()
+        if shared:
+            self._look_up(attachment, facts, list(shared), known)
+        self._add_their_siblings(attachment.id, facts, known.values())
+
+    def _look_up(self, attachment: Attachment, facts: Facts, units: list[Unit], known: dict[str, Holder]) -> None:
         for name in dict.fromkeys((attachment.backend, *self._backends_in_use())):
             try:
-                owners, shared = self._backend(name).holders(wanted)
+                owners, shared = self._backend(name).holders(units)
             except CniError as error:
                 if name == attachment.backend or error.code != NOT_AVAILABLE:
                     raise
@@ -408,7 +422,6 @@ class NatManager:
                     if owner not in known:
                         known[owner] = self._holder(owner)
                     facts.holders.setdefault(unit, []).append(known[owner])
-        self._add_their_siblings(attachment.id, facts, known.values())
 
     def _add_their_siblings(self, attachment_id: AttachmentId, facts: Facts, holders: Iterable[Holder]) -> None:
         """Read the other records of containers that may lose something: one of them may wait for it."""

@@ -1,6 +1,6 @@
-"""Each NN-case: a configuration and a prevResult in, elements (as nft reads them) and the printed result out.
+"""For each NN-case: a configuration with prevResult, the expected elements in nft syntax, and the expected result.
 
-UPDATE_GOLDEN=1 writes the expected files anew, to be read before they are committed.
+UPDATE_GOLDEN=1 rewrites the expected files; review them before you commit.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def compare(expected: Path, got: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_a_request_gets_the_elements_and_the_answer_on_file(case: Path, tmp_path: Path) -> None:
+def test_a_request_gives_the_expected_elements_and_result(case: Path, tmp_path: Path) -> None:
     previous = read(case / "prev_result.json")
     configuration = {**read(case / "conf.json"), "prevResult": previous}
     state = State(str(tmp_path / "state"))

@@ -82,11 +82,11 @@ class NftablesBackend(Backend):
         if elements:
             self._require_intact()
         addresses: list[Address] = []
+        difference = Difference(add=elements)
         for _ in range(_ATTEMPTS):
             try:
                 if change.is_new and not change.members:
                     self._table.commit(add=elements, exclusive=True)
-                    difference = Difference(add=elements)
                 else:
                     difference, addresses = self._find_difference(change, elements)
                     if self._table.is_older:
@@ -95,7 +95,7 @@ class NftablesBackend(Backend):
             except NotThere:
                 if elements:
                     self._require_intact()
-                    self._add_parts(elements)
+                    self._add_parts(difference.add)
                 continue
             return Applied(self._undo_of(difference), addresses)
         raise CniError(
@@ -140,7 +140,9 @@ class NftablesBackend(Backend):
 
         lost = self._count_flows()
         elements = elements_of(plan)
-        coming = [element for one in expected for element in plan_rules(one.attachment, one.units)]
+        coming = [
+            element for one in expected for element in (*plan_rules(one.attachment, one.units), *_first_buckets(one))
+        ]
         try:
             if self._table.exists():
                 elements += self._strangers(elements, known)
@@ -325,6 +327,12 @@ def elements_of(plan: Plan) -> list[Element]:
 def _buckets(port: HostPort, members: list[Attachment]) -> list[Element]:
     endpoints = {member.id.owner: endpoint_of(member, port) for member in members}
     return [bucket for bucket in redistribute(port, [], list(endpoints), endpoints) if bucket]
+
+
+def _first_buckets(installed: Installed) -> list[Element]:
+    """Return a bucket of each shared port, to find the parts by."""
+    ports = [unit for unit in installed.units if isinstance(unit, HostPort)]
+    return [buckets_of(port)[0] for port in ports if installed.attachment.host_ports[port].sharing]
 
 
 def _owner(element: Element | None) -> str | None:

@@ -1,4 +1,4 @@
-"""Checks of our own: the records, the table, what is in it."""
+"""Checks of our own records, table and elements."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def check_kernel(_host: Snapshot) -> Iterator[Finding]:
     if refused:
         yield Finding(
             "the kernel",
-            f"it does not take table inet {TABLE}: {refused}",
-            "Linux 5.7 or newer with nf_tables, nft_nat, nft_masq, nft_fib_inet and nft_numgen; or backend iptables.",
+            f"it refuses table inet {TABLE}: {refused}",
+            "Use Linux 5.7 or newer with nf_tables, nft_nat, nft_masq, nft_fib_inet and nft_numgen, or backend iptables.",
         )
 
 
@@ -42,14 +42,14 @@ def check_table(host: Snapshot) -> Iterator[Finding]:
 
 
 def check_elements(host: Snapshot) -> Iterator[Finding]:
-    """Whether each record has its elements, or rules, and each of those has a record."""
+    """Check that each record has its elements or rules, and that each of those has a record."""
     for backend, entry in _compared(host):
         if entry.change != "rebuild":
-            yield Finding(f"{backend} {entry.what}", f"{entry.why} ({entry.owner or 'of nobody'})", _RECONCILE)
+            yield Finding(f"{backend} {entry.what}", f"{entry.why} ({entry.owner or 'no owner'})", _RECONCILE)
 
 
 def check_records(host: Snapshot) -> Iterator[Finding]:
-    """Whether the state directory is ours alone, and all records in it can be read and are of this boot."""
+    """Check that the state directory is ours alone, and that its records are readable and from this boot."""
     try:
         host.state.check()
     except CniError as error:
@@ -62,14 +62,14 @@ def check_records(host: Snapshot) -> Iterator[Finding]:
         count = len(host.records.leftovers)
         yield Finding(
             "state directory",
-            f"{count} record{'' if count == 1 else 's'} of an earlier boot, which count for nothing",
-            "quantum-nat gc; a stateDir on tmpfs has none.",
+            f"{count} record{'' if count == 1 else 's'} from an earlier boot, without effect",
+            "quantum-nat gc",
         )
-    yield from _find_strangers(host.state.directory)
+    yield from _find_writable_parents(host.state.directory)
 
 
-def _find_strangers(directory: str) -> Iterator[Finding]:
-    """Find what makes others able to lead us elsewhere: only root should be able to change what is above the directory."""
+def _find_writable_parents(directory: str) -> Iterator[Finding]:
+    """Find parent directories in which other users can replace the state directory."""
     for parent in Path(directory).parents:
         try:
             status = parent.stat()
@@ -78,8 +78,8 @@ def _find_strangers(directory: str) -> Iterator[Finding]:
         if status.st_uid not in (0, os.geteuid()) or (status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX):
             yield Finding(
                 str(parent),
-                f"user {status.st_uid} and mode {stat.S_IMODE(status.st_mode):04o} let others replace the state directory",
-                "Give stateDir a path that only root can change.",
+                f"owner {status.st_uid} and mode {stat.S_IMODE(status.st_mode):04o} let others replace the state directory",
+                "Set stateDir to a path that only root can change.",
             )
 
 
@@ -92,7 +92,7 @@ def check_namespaces(host: Snapshot) -> Iterator[Finding]:
 
 
 def _compared(host: Snapshot) -> list[Any]:
-    """Compare kernel and records, once for both checks that want it."""
+    """Compare the kernel with the records, once for both checks."""
     if "compared" not in host.kept:
         host.kept["compared"] = reconcile(host.state, dry_run=True).disagreements if host.state.exists() else []
     return list(host.kept["compared"])
