@@ -126,6 +126,8 @@ class Decision:
 def decide_add(wanted: Attachment, facts: Facts) -> Decision:
     """Decide what an attachment gets, and from whom; HostPortConflict when a host port is another container's."""
     decision = Decision()
+    if facts.before is None and any(h.owner == wanted.id.owner for held in facts.holders.values() for h in held):
+        decision.orphans.add(wanted.id.owner)  # its record is lost: what it had besides is known to the kernel alone
     units: list[Unit] = list(wanted.address_units)
     for unit in wanted.address_units:
         for holder in _others(facts, unit, wanted.id):
