@@ -222,7 +222,7 @@ class NatManager:
             warn(error)
         attachments = [attachment for attachment in records.in_force if attachment.id != without]
         plan = decide_all([*attachments, *([instead] if instead is not None else [])])
-        backend.rebuild(plan.of_backend(backend.name), records.owners, expected)
+        backend.rebuild(plan.of_backend(backend.name), records.owners - records.unreadable, expected)
         self.state.note_rebuild()
         for attachment in (*plan.superseded, *records.leftovers):
             self.state.remove(attachment.id)
