@@ -77,13 +77,13 @@ class Holder:
 class Facts:
     """What is known before anything changes.
 
-    before: the attachment's own record.
+    before: the attachment's own record. elsewhere: the same, where it is of another host network namespace.
     others: the records in force of the containers concerned: the attachment's own, and those that would lose something.
     holders: by unit, who has it in the kernel. A unit that is not here is free.
     shared: the units that several attachments may share, as the kernel has it.
     """
 
-    __slots__ = ("before", "holders", "others", "shared")
+    __slots__ = ("before", "elsewhere", "holders", "others", "shared")
 
     def __init__(
         self,
@@ -93,6 +93,7 @@ class Facts:
         shared: Iterable[Unit] = (),
     ) -> None:
         self.before = before
+        self.elsewhere: Attachment | None = None
         self.others = list(others)
         self.holders = holders or {}
         self.shared = set(shared)
