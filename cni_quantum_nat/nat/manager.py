@@ -372,7 +372,7 @@ class NatManager:
         return facts
 
     def _own_record(self, attachment_id: AttachmentId) -> Attachment | None:
-        """Read the attachment's own record, of this boot and host. One that is damaged counts as lost: ADD and DEL put an end to it."""
+        """Read the attachment's own record, of this boot. One that is damaged counts as lost: ADD and DEL put an end to it."""
         try:
             record = self.state.read(attachment_id)
         except CniError as error:
