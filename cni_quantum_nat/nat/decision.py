@@ -134,7 +134,7 @@ def decide_add(wanted: Attachment, facts: Facts) -> Decision:
         for holder in _others(facts, unit, wanted.id):
             _release(decision, holder)
     for port, mapping in wanted.host_ports.items():
-        holders = _others(facts, port, wanted.id)
+        holders = [holder for holder in _others(facts, port, wanted.id) if not _is_leaving(holder, decision)]
         if any(_is_sibling(holder, wanted.id) for holder in holders):
             decision.waiting.append(port)
         else:
@@ -236,6 +236,12 @@ def _age(attachment: Attachment) -> tuple[int, float]:
 
 def _others(facts: Facts, unit: Unit, identity: AttachmentId) -> list[Holder]:
     return [holder for holder in facts.holders.get(unit, ()) if holder.owner != identity.owner]
+
+
+def _is_leaving(holder: Holder, decision: Decision) -> bool:
+    """Whether it loses everything already, since its address was given to another one."""
+    attachment = holder.attachment
+    return holder.owner in decision.orphans or (attachment is not None and attachment.id in decision.released)
 
 
 def _is_sibling(holder: Holder, identity: AttachmentId) -> bool:
