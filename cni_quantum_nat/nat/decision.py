@@ -134,7 +134,7 @@ def decide_add(wanted: Attachment, facts: Facts) -> Decision:
         for holder in _others(facts, unit, wanted.id):
             _release(decision, holder)
     for port, mapping in wanted.host_ports.items():
-        holders = [holder for holder in _others(facts, port, wanted.id) if not _is_leaving(holder, decision)]
+        holders = _staying(facts, decision, port, wanted.id)
         if any(_is_sibling(holder, wanted.id) for holder in holders):
             decision.waiting.append(port)
         else:
@@ -238,10 +238,30 @@ def _others(facts: Facts, unit: Unit, identity: AttachmentId) -> list[Holder]:
     return [holder for holder in facts.holders.get(unit, ()) if holder.owner != identity.owner]
 
 
-def _is_leaving(holder: Holder, decision: Decision) -> bool:
-    """Whether it loses everything already, since its address was given to another one."""
-    attachment = holder.attachment
-    return holder.owner in decision.orphans or (attachment is not None and attachment.id in decision.released)
+def _staying(facts: Facts, decision: Decision, port: HostPort, identity: AttachmentId) -> list[Holder]:
+    """Return who else has a host port, when those who lose their address are gone: whoever waits for it, in their place."""
+    staying = []
+    for holder in _others(facts, port, identity):
+        if holder.owner in decision.orphans:
+            continue
+        if holder.attachment is None or holder.attachment.id not in decision.released:
+            staying.append(holder)
+        elif successor := _successor(facts, decision, port, holder.attachment.id):
+            staying.append(Holder(successor.id.owner, IN_FORCE, successor))
+    return [holder for holder in staying if holder.owner != identity.owner]
+
+
+def _successor(facts: Facts, decision: Decision, port: HostPort, loser: AttachmentId) -> Attachment | None:
+    """Return the oldest attachment of the same container that waits for a host port."""
+    waiting = [
+        a
+        for a in facts.others
+        if a.id.container_id == loser.container_id
+        and a.id != loser
+        and a.id not in decision.released
+        and port in a.host_ports
+    ]
+    return min(waiting, key=_age, default=None)
 
 
 def _is_sibling(holder: Holder, identity: AttachmentId) -> bool:
@@ -293,22 +313,17 @@ def _leave_shared(decision: Decision, facts: Facts, losers: list[Attachment], ke
 
 def _give_to_successors(decision: Decision, facts: Facts, losers: list[Attachment], taken: set[Unit]) -> None:
     """Give the host ports that are given up to attachments of the same container that wait for them, the oldest first."""
-    candidates = [a for a in sorted(facts.others, key=_age) if a.id not in decision.released]
     gains: dict[AttachmentId, tuple[Attachment, list[Unit]]] = {}
     for loser in losers:
         for port in loser.host_ports:
             if port in taken or not _has(facts, port, loser):
                 continue
-            heirs = [
-                a
-                for a in candidates
-                if a.id.container_id == loser.id.container_id and a.id != loser.id and port in a.host_ports
-            ]
-            if heirs:
+            successor = _successor(facts, decision, port, loser.id)
+            if successor is not None:
                 taken.add(port)
-                gains.setdefault(heirs[0].id, (heirs[0], []))[1].append(port)
+                gains.setdefault(successor.id, (successor, []))[1].append(port)
                 if port in decision.members:
-                    decision.members[port].append(heirs[0].id.owner)
+                    decision.members[port].append(successor.id.owner)
     decision.installed += [Installed(attachment, units, in_addition=True) for attachment, units in gains.values()]
 
 

@@ -99,7 +99,10 @@ class NatManager:
         numbers = self.state.numbers()
         try:
             self._choose_host_ports(attachment, facts, settings, numbers.last_ports)
-            attachment.sequence = numbers.next_sequence()
+            before = facts.before
+            is_same = before is not None and before.sequence and before.wishes == attachment.wishes
+            # Its place among its siblings stays, and with it the host ports that they wait for.
+            attachment.sequence = before.sequence if before and is_same else numbers.next_sequence()
         finally:
             numbers.close()
         undo: list[Callable[[], None]] = []
