@@ -224,6 +224,16 @@ class Host:
     def _life(self, path: str, _identity: object, _directory: object) -> str:
         return self.lives.get(path, ALIVE) if self.sees_namespaces else CANNOT_TELL
 
+    def flush(self) -> None:
+        """Let somebody flush the ruleset."""
+        self.backend.table = None
+        self.backend.is_older = False
+
+    def age(self) -> None:
+        """Let the table be one of an older version."""
+        if self.backend.table is not None:
+            self.backend.is_older = True
+
     def dies(self, container_id: str) -> None:
         """Let a container die, without a DEL."""
         self.lives[netns_of(container_id)] = GONE
