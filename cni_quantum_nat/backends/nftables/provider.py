@@ -226,7 +226,7 @@ class NftablesBackend(Backend):
                 difference.replace(present, None)
         self._share(change, ports, found, difference)
         if change.orphans:
-            self._remove_orphans(change, difference)
+            self._remove_orphans(change, difference, wanted)
         return difference, _addresses_in_use(change.remove, found, losers)
 
     def _share(
@@ -249,9 +249,9 @@ class NftablesBackend(Backend):
                 gone = {element.identity for element in difference.delete}
                 difference.delete += [element for element in shared if element.identity not in gone]
 
-    def _remove_orphans(self, change: Change, difference: Difference) -> None:
+    def _remove_orphans(self, change: Change, difference: Difference, wanted: Collection[Identity]) -> None:
         """List all elements, and delete those of the orphans; their buckets go to the others who share the port."""
-        known = {element.identity for element in difference.delete}
+        known = {*wanted, *(element.identity for element in difference.delete)}
         ports: dict[HostPort, None] = {}
         for element in self._table.owned_elements():
             if element.owner not in change.orphans or element.identity in known:

@@ -61,7 +61,7 @@ class NftablesAgreement(Agreement):
         """Read what the kernel has."""
         self._backend = NftablesBackend(state)
         self._plan = plan.of_backend(NFTABLES)
-        self._known = records.owners
+        self._known = records.owners - records.unreadable
         self._difference = Difference()
         self._damage = self._backend.damage()
         if self._damage == [MISSING] and not self._plan.installed:
