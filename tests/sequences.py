@@ -41,7 +41,7 @@ class Sequence:
     def __init__(self, host: Host) -> None:
         self.host = host
         self.events: dict[str, Callable[[], None]] = {}
-        for name in WANTED:
+        for name in tuple(WANTED):
             self.events[f"ADD {name}"] = lambda name=name: self._add(WANTED[name]())  # type: ignore[misc]
         self.events["ADD web with another port"] = lambda: self._add(CHANGED())
         for name in ("web", "rival", "web, second network"):

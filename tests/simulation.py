@@ -72,7 +72,10 @@ class SimulatedBackend(Backend):
             raise RulesDamaged("there is no table, or an older one")
         if self.table is None:
             return Applied(lambda: None, [])
-        before, after = self.table, {unit: Held(dict(held.rules), is_shared=held.is_shared) for unit, held in self.table.items()}
+        before, after = (
+            self.table,
+            {unit: Held(dict(held.rules), is_shared=held.is_shared) for unit, held in self.table.items()},
+        )
         wanted = [(unit, installed.attachment) for installed in change.install for unit in installed.units]
         if change.is_new and not change.members:
             if any(unit in before for unit, _ in wanted):
@@ -133,8 +136,8 @@ def holdings(plan: Plan) -> dict[Unit, Held]:
     table: dict[Unit, Held] = {}
     for installed in plan.installed:
         for unit in installed.units:
-            table.setdefault(unit, Held({}, is_shared=unit in plan.shared)).rules[installed.attachment.id.owner] = rules_of(
-                installed.attachment, unit
+            table.setdefault(unit, Held({}, is_shared=unit in plan.shared)).rules[installed.attachment.id.owner] = (
+                rules_of(installed.attachment, unit)
             )
     return table
 
@@ -249,7 +252,7 @@ class Host:
     @contextmanager
     def manager(self) -> Iterator[NatManager]:
         manager = NatManager(self.state)
-        manager._backends[self.backend.name] = self.backend  # noqa: SLF001 - in place of the kernel
+        manager._backends[self.backend.name] = self.backend
         with manager:
             yield manager
 
@@ -299,7 +302,7 @@ class Host:
         """Put a record in its place, of this boot or another."""
         state = self.state
         if boot_id:
-            state._boot_id = boot_id  # noqa: SLF001 - as it would have been then
+            state._boot_id = boot_id
         state.lock()
         state.write(attachment)
         state.unlock()

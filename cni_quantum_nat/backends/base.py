@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from ..model.units import HostPort, Unit
 
 
+MOST_MEMBERS = 64  # of a shared port
+
+
 class Installed:
     """An attachment, and of its units those that it holds. in_addition: to others that it has."""
 

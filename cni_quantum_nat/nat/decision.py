@@ -14,7 +14,7 @@ A pod's start waits for this module.
 
 from __future__ import annotations
 
-from ..backends.base import Installed, Plan
+from ..backends.base import MOST_MEMBERS, Installed, Plan
 from ..model.attachments import ALIVE, CANNOT_TELL, NOWHERE
 from ..model.errors import HostPortConflict
 from ..model.units import HostPort
@@ -83,7 +83,7 @@ class Facts:
     shared: the units that several attachments may share, as the kernel has it.
     """
 
-    __slots__ = ("before", "elsewhere", "holders", "others", "shared")
+    __slots__ = ("_ports", "before", "elsewhere", "holders", "others", "shared")
 
     def __init__(
         self,
@@ -97,6 +97,13 @@ class Facts:
         self.others = list(others)
         self.holders = holders or {}
         self.shared = set(shared)
+        self._ports: dict[AttachmentId, dict[HostPort, PortMapping]] = {}
+
+    def ports_of(self, attachment: Attachment) -> dict[HostPort, PortMapping]:
+        """Return the host ports that one of `others` wants; a container may have tens of thousands."""
+        if attachment.id not in self._ports:
+            self._ports[attachment.id] = attachment.host_ports
+        return self._ports[attachment.id]
 
 
 class Decision:
@@ -170,8 +177,11 @@ def decide_all(attachments: Iterable[Attachment]) -> Plan:
     plan = Plan()
     standing = {attachment.id: attachment for attachment in ordered}
     holders: dict[Unit, list[Attachment]] = {}
+    shared: set[Unit] = set()
     for attachment in ordered:
-        for unit in (*attachment.address_units, *attachment.host_ports):
+        ports = attachment.host_ports
+        shared.update(port for port, mapping in ports.items() if mapping.sharing)
+        for unit in (*attachment.address_units, *ports):
             holding = [holder for holder in holders.get(unit, ()) if holder.id in standing]
             if holding and isinstance(unit, HostPort):
                 if holding[0].id.container_id == attachment.id.container_id:
@@ -186,7 +196,7 @@ def decide_all(attachments: Iterable[Attachment]) -> Plan:
     for unit, holding in _settle(ordered, standing, holders).items():
         for holder in holding:
             held[holder.id].append(unit)
-        if isinstance(unit, HostPort) and holding[0].host_ports[unit].sharing:
+        if isinstance(unit, HostPort) and unit in shared and holding[0].host_ports[unit].sharing:
             plan.shared[unit] = holding
     plan.installed = [Installed(standing[identity], units) for identity, units in held.items()]
     return plan
@@ -259,7 +269,7 @@ def _successor(facts: Facts, decision: Decision, port: HostPort, loser: Attachme
         if a.id.container_id == loser.container_id
         and a.id != loser
         and a.id not in decision.released
-        and port in a.host_ports
+        and port in facts.ports_of(a)
     ]
     return min(waiting, key=_age, default=None)
 
@@ -290,8 +300,12 @@ def _take_port(  # noqa: PLR0913 - the facts of one port
         if holder not in staying:
             _release(decision, holder)
     if mapping.sharing:
-        owners = [holder.owner for holder in staying]
-        decision.members[port] = [*owners, wanted.id.owner]
+        decision.members[port] = [*(holder.owner for holder in staying), wanted.id.owner]
+        if len(decision.members[port]) > MOST_MEMBERS:
+            raise HostPortConflict(
+                f"host port {port} is shared by {MOST_MEMBERS} containers already",
+                "Publish another port, or remove one of them.",
+            )
 
 
 def _release(decision: Decision, holder: Holder) -> None:
@@ -313,6 +327,8 @@ def _leave_shared(decision: Decision, facts: Facts, losers: list[Attachment], ke
 
 def _give_to_successors(decision: Decision, facts: Facts, losers: list[Attachment], taken: set[Unit]) -> None:
     """Give the host ports that are given up to attachments of the same container that wait for them, the oldest first."""
+    if not facts.others:
+        return
     gains: dict[AttachmentId, tuple[Attachment, list[Unit]]] = {}
     for loser in losers:
         for port in loser.host_ports:

@@ -22,6 +22,7 @@ from ..model.errors import (
     NEWER_VERSION,
     NOT_AVAILABLE,
     STATE_DAMAGED,
+    TRY_AGAIN_LATER,
     AlreadyThere,
     CniError,
     InvalidConfiguration,
@@ -361,7 +362,14 @@ class NatManager:
             self.heal(backend, change.install, without, instead)
             if decides_again:
                 raise _HasHealed from None
+        try:
             return backend.apply(change)
+        except RulesDamaged as error:
+            raise CniError(
+                TRY_AGAIN_LATER,
+                f"the rules of {name} were made anew, and are not as they should be again: {error}",
+                "Find out what changes them: nft monitor.",
+            ) from error
 
     def _backend(self, name: str) -> Backend:
         if name not in self._backends:

@@ -36,7 +36,9 @@ class Numbers:
         except OSError as error:
             raise io_failure("read", path, error) from error
         except Foreign as why:  # a directory: it is in the way, and not for us to remove
-            raise CniError(IO_FAILURE, f"cannot read {path}: {why}", f"Move it out of the way: mv {path} {path}.old") from why
+            raise CniError(
+                IO_FAILURE, f"cannot read {path}: {why}", f"Move it out of the way: mv {path} {path}.old"
+            ) from why
         ports: tuple[int, ...] = (0, 0, 0)
         if len(self._before) == _FILE.size:
             self.sequence, *ports_read = _FILE.unpack(self._before)

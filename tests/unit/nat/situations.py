@@ -67,7 +67,9 @@ class Situation:
             self._set_up()
 
     def _wanted(self, *ports: int) -> Attachment:
-        return attachment("ours", "10.0.0.2/24", *ports, sharing=SPREAD if self.state == "shared, same way" else "", sequence=3)
+        return attachment(
+            "ours", "10.0.0.2/24", *ports, sharing=SPREAD if self.state == "shared, same way" else "", sequence=3
+        )
 
     def _set_up(self) -> None:
         if self.record == "present":
@@ -147,6 +149,3 @@ class Situation:
 
     def _recorded(self) -> set[str]:
         return {name for name, a in self._named().items() if self.host.state.has_record(a.id)}
-
-
-

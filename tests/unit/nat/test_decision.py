@@ -52,7 +52,14 @@ def test_every_call_has_the_outcome_in_the_table(kind: str, state: str, record: 
 def test_the_table_has_every_situation_and_no_other() -> None:
     assert {kind: tuple(rows) for kind, rows in TABLE.items()} == STATES
     assert all(tuple(cells) == CALLS for rows in TABLE.values() for cells in rows.values())
-    named = {r for rows in TABLE.values() for cells in rows.values() for c in cells.values() if not isinstance(c, str) for r in c[1]}
+    named = {
+        r
+        for rows in TABLE.values()
+        for cells in rows.values()
+        for c in cells.values()
+        if not isinstance(c, str)
+        for r in c[1]
+    }
     assert named <= set(RECORDS)
 
 
@@ -92,7 +99,8 @@ class History:
 
     def facts(self, identity: AttachmentId) -> Facts:
         holders = {
-            unit: [Holder(i.owner, IN_FORCE, self.records[i]) for i in identities] for unit, identities in self.holding.items()
+            unit: [Holder(i.owner, IN_FORCE, self.records[i]) for i in identities]
+            for unit, identities in self.holding.items()
         }
         others = [record for record in self.records.values() if record.id != identity]
         return Facts(self.records.get(identity), others, holders, self.shared)
@@ -155,7 +163,9 @@ EVENTS = st.lists(
 def history_of(events: list[tuple[str, str, str, int, set[int], bool]]) -> History:
     history = History()
     for verb, container, network, last, ports, is_shared in events:
-        wanted = attachment(container, f"10.0.0.{last}/24", *sorted(ports), network=network, sharing=SPREAD if is_shared else "")
+        wanted = attachment(
+            container, f"10.0.0.{last}/24", *sorted(ports), network=network, sharing=SPREAD if is_shared else ""
+        )
         if verb == "add":
             history.add(wanted)
         else:
@@ -206,7 +216,10 @@ def test_what_is_decided_depends_on_no_order_of_the_facts() -> None:
     first, second = attachment("a", "10.0.0.2/24", 1, sequence=1), attachment("b", "10.0.0.3/24", 2, sequence=2)
     wanted = attachment("c", "10.0.0.2/24", 2)
     port = HostPort(4, "tcp", 2)
-    held = {Address.parse("10.0.0.2"): [Holder(first.id.owner, IN_FORCE, first)], port: [Holder(second.id.owner, OVER, second)]}
+    held = {
+        Address.parse("10.0.0.2"): [Holder(first.id.owner, IN_FORCE, first)],
+        port: [Holder(second.id.owner, OVER, second)],
+    }
     for others in ([first, second], [second, first]):
         decision = decide_add(wanted, Facts(None, others, held, []))
         assert set(decision.released) == {first.id, second.id}

@@ -87,7 +87,7 @@ def restore(host: Host, situation: Situation) -> None:
 @pytest.fixture
 def memory() -> Iterator[str]:
     """A directory in memory: the state directory is written and read a hundred thousand times."""
-    directory = tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None)  # noqa: PTH112, S108
+    directory = tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None)  # noqa: PTH112
     before = os.umask(0o077)
     yield directory
     os.umask(before)

@@ -22,7 +22,9 @@ def test_each_number_is_given_once_and_ports_are_remembered_by_protocol(tmp_path
     for turn in range(3):
         open_now = numbers(path)
         given += [open_now.next_sequence(), open_now.next_sequence()]
-        assert open_now.last_ports == ({"tcp": 0, "udp": 0, "sctp": 0} if not turn else {"tcp": 1, "udp": 65535, "sctp": 0})
+        assert open_now.last_ports == (
+            {"tcp": 0, "udp": 0, "sctp": 0} if not turn else {"tcp": 1, "udp": 65535, "sctp": 0}
+        )
         open_now.last_ports.update(tcp=1, udp=65535)
         open_now.close()
     assert given == [1, 2, 3, 4, 5, 6]

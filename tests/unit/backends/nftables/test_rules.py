@@ -76,9 +76,7 @@ def test_listed_intervals_are_subnets_again(parts: set[tuple[int, int]]) -> None
     """The kernel lists where each begins and where each ends, in no order that says which belong together."""
     third = dict(parts)  # one subnet in each /24: they do not overlap
     subnets = [Subnet(Address.parse(f"10.255.{255 - number}.0"), length) for number, length in third.items()]
-    added = b"".join(
-        encoding.addition(Element("network_snat4", (s,), (s.first,), "owner"), "owner") for s in subnets
-    )
+    added = b"".join(encoding.addition(Element("network_snat4", (s,), (s.first,), "owner"), "owner") for s in subnets)
     ends: list[bytes] = []
     read = list(encoding.elements_in(added, "network_snat4", ends))
     encoding.join_intervals(read, sorted(ends))
@@ -101,7 +99,9 @@ def attachments(draw: st.DrawFn) -> Attachment:
         PortMapping(Address.parse(ip) if ip else None, port, protocol, 80, sharing=draw(st.sampled_from(["", SPREAD])))
         for ip, port, protocol in draw(
             st.lists(
-                st.tuples(hosts, st.integers(1, 3), st.sampled_from(["tcp", "udp"])), max_size=4, unique_by=lambda m: m[1:]
+                st.tuples(hosts, st.integers(1, 3), st.sampled_from(["tcp", "udp"])),
+                max_size=4,
+                unique_by=lambda m: m[1:],
             )
         )
     ]

@@ -64,7 +64,7 @@ class Reader:
 
     def read(self, command: str) -> None:
         if command.startswith("flush chain "):
-            self.chains[command.split()[-1]] = []
+            self.chains[command.rsplit(maxsplit=1)[-1]] = []
             return
         assert command.startswith("table inet ")
         self.sets += SET.findall(command)
@@ -122,7 +122,9 @@ def test_a_table_refers_to_nothing_that_it_lacks(parts: set[str]) -> None:
 def test_every_set_is_declared_and_used() -> None:
     table = built(EVERYTHING)
     rules = "\n".join(rule for body in table.chains.values() for rule in body)
-    policies = "\n".join(policies_text([Policy(k + end) for k in ("spread", "spread_by_client") for end in ("", "_on_ip")]))
+    policies = "\n".join(
+        policies_text([Policy(k + end) for k in ("spread", "spread_by_client") for end in ("", "_on_ip")])
+    )
     for name in table.sets:
         if name == "layout" or name.startswith("established_"):
             continue
