@@ -60,6 +60,10 @@ if TYPE_CHECKING:
 _ATTEMPTS = 3  # the kernel's rules can change between two looks at them, but not three times in a row
 
 
+class _HasHealed(Exception):
+    """The rules were made anew: what was known of them is no longer so."""
+
+
 class NatManager:
     """Installs, checks and removes attachments, while it holds the lock of the state directory: use it in `with`."""
 
@@ -101,9 +105,11 @@ class NatManager:
         try:
             self._choose_host_ports(attachment, facts, settings, numbers.last_ports)
             before = facts.before
-            is_same = before is not None and before.sequence and before.wishes == attachment.wishes
-            # Its place among its siblings stays, and with it the host ports that they wait for.
-            attachment.sequence = before.sequence if before and is_same else numbers.next_sequence()
+            if before is not None and before.wishes == attachment.wishes:
+                # Its place among its siblings stays, and with it the host ports that they wait for.
+                attachment.sequence, attachment.created_at = before.sequence, before.created_at
+            else:
+                attachment.sequence = numbers.next_sequence()
         finally:
             numbers.close()
         undo: list[Callable[[], None]] = []
@@ -260,7 +266,7 @@ class NatManager:
             decision = decide_add(attachment, facts)
             try:
                 self._apply_all(attachment, decision, generations, undo, is_new=is_new and decision.is_plain)
-            except AlreadyThere:
+            except (AlreadyThere, _HasHealed):
                 is_new = False
                 self._find_holders(attachment, facts, units)
                 continue
@@ -300,7 +306,7 @@ class NatManager:
                 is_new=is_new,
             )
             instead = generations[0] if generations and generations[0].backend == name else None
-            undo.append(self._apply(name, change, attachment.id, instead).undo)
+            undo.append(self._apply(name, change, attachment.id, instead, decides_again=not is_new).undo)
         addresses = [unit for former in decision.released.values() for unit in former.address_units]
         if decision.orphans:
             addresses += attachment.address_units
@@ -337,14 +343,25 @@ class NatManager:
             self._afterwards.append(lambda tracker: tracker.delete_of_addresses(list(addresses)))
 
     def _apply(
-        self, name: str, change: Change, without: AttachmentId | None = None, instead: Attachment | None = None
+        self,
+        name: str,
+        change: Change,
+        without: AttachmentId | None = None,
+        instead: Attachment | None = None,
+        *,
+        decides_again: bool = False,
     ) -> Applied:
-        """Make a change; heal first where the rules as a whole are not as they should be."""
+        """Make a change; heal first where the rules as a whole are not as they should be.
+
+        Raises: _HasHealed, where the change `decides_again`: it was decided by who held what, and nobody held anything then.
+        """
         backend = self._backend(name)
         try:
             return backend.apply(change)
         except RulesDamaged:
             self.heal(backend, change.install, without, instead)
+            if decides_again:
+                raise _HasHealed from None
         try:
             return backend.apply(change)
         except RulesDamaged as error:
