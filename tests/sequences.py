@@ -27,7 +27,6 @@ WANTED: dict[str, Callable[[], Attachment]] = {
     "next": lambda: attachment("next", "10.0.0.2/24", 8082),
     "shared": lambda: attachment("shared", "10.0.0.4/24", 8081, sharing=SPREAD),
 }
-CHANGED = lambda: attachment("web", "10.0.0.2/24", 9000)  # noqa: E731 - as those above
 DIE = ("web", "rival")
 
 
@@ -43,7 +42,7 @@ class Sequence:
         self.events: dict[str, Callable[[], None]] = {}
         for name in tuple(WANTED):
             self.events[f"ADD {name}"] = lambda name=name: self._add(WANTED[name]())  # type: ignore[misc]
-        self.events["ADD web with another port"] = lambda: self._add(CHANGED())
+        self.events["ADD web with another port"] = lambda: self._add(attachment("web", "10.0.0.2/24", 9000))
         for name in ("web", "rival", "web, second network"):
             self.events[f"DEL {name}"] = lambda name=name: self._delete(WANTED[name]())  # type: ignore[misc]
         self.events["CHECK web"] = lambda: self._check(WANTED["web"]())

@@ -62,5 +62,5 @@ def test_a_request_gives_the_expected_elements_and_result(case: Path, tmp_path: 
 @pytest.mark.parametrize("case", NETWORKS, ids=lambda case: case.name)
 def test_a_network_of_the_api_gets_the_elements_on_file(case: Path) -> None:
     manager = NatManager(validated(read(case / "conf.json")))
-    attachment = manager._network_attachment(Network(**read(case / "network.json")))  # noqa: SLF001 - what the kernel would get
+    attachment = manager._network_attachment(Network(**read(case / "network.json")))
     compare(case / "expected.nft", "".join(f"{element_text(element)}\n" for element in plan_rules(attachment)))

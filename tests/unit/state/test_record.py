@@ -109,7 +109,10 @@ def test_a_value_that_no_rule_can_be_made_of_is_damage(changed: dict[str, Any]) 
         read(written(**changed))
 
 
-@given(st.sampled_from(sorted(written())), st.none() | st.integers() | st.text(max_size=4) | st.lists(st.integers(), max_size=2))
+@given(
+    st.sampled_from(sorted(written())),
+    st.none() | st.integers() | st.text(max_size=4) | st.lists(st.integers(), max_size=2),
+)
 def test_any_value_of_any_key_is_read_or_damage(key: str, value: object) -> None:
     try:
         found = read(written(**{key: value}))

@@ -98,7 +98,7 @@ def test_afterwards_the_kernel_holds_exactly_the_plan(records: list[Attachment],
     placed = {e.identity: e for e in elements_of(plan) if BUCKET not in SETS[e.set_name].key}
     assert others.keys() == placed.keys()
     assert all(element.is_same(placed[identity]) for identity, element in others.items())
-    members = {lead_of(port).key: {member.id.owner for member in shared} for port, shared in plan.shared.items()}
+    members: dict[object, set[str]] = {lead_of(port).key: {member.id.owner for member in shared} for port, shared in plan.shared.items()}
     assert buckets_of(result).keys() == members.keys()
     for port, counts in buckets_of(result).items():
         assert set(counts) == members[port]
