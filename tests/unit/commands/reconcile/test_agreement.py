@@ -26,6 +26,7 @@ from cni_quantum_nat.nat.decision import decide_all
 
 if TYPE_CHECKING:
     from cni_quantum_nat.backends.base import Plan
+    from cni_quantum_nat.backends.nftables.rules import Fields
 
 SHARED_PORTS = (1, 2)
 
@@ -81,9 +82,9 @@ def after(plan: Plan, held: list[Element], unreadable: set[str]) -> list[Element
     return list(elements.values())
 
 
-def buckets_of(elements: list[Element]) -> dict[object, Counter[str]]:
+def buckets_of(elements: list[Element]) -> dict[Fields, Counter[str]]:
     """Return the number of buckets of each owner, by port."""
-    counts: dict[object, Counter[str]] = {}
+    counts: dict[Fields, Counter[str]] = {}
     for element in elements:
         if BUCKET in SETS[element.set_name].key:
             counts.setdefault(element.key[:-1], Counter())[element.owner] += 1
