@@ -42,6 +42,28 @@ unpacked() {
     printf '%s\n' "$directory"
 }
 
+# source_of PACKAGE VERSION FILE DIRECTORY: put a file of the sources of this upstream version of a Debian package into a directory. The archive
+# comes from the mirrors that this host's packages come from, with the hash that their index gives.
+source_of() {
+    local place=$CACHE/sources parts=$CACHE/sources/sources.list.d options file
+    say "Downloading the sources of $1 $2 ..." >&2
+    rm -rf "$place"
+    mkdir -p "$place/lists/partial" "$parts" "$4"
+    for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources; do
+        [ ! -f "$file" ] || sed 's/^deb /deb-src /; s/^Types:.*/Types: deb-src/' "$file" >"$parts/${file##*/}"
+    done
+    mv -T "$parts/sources.list" "$place/sources.list" 2>/dev/null || touch "$place/sources.list"
+    options=(-qq -o "Dir::Etc::SourceList=$place/sources.list" -o "Dir::Etc::SourceParts=$parts" -o "Dir::State::Lists=$place/lists" -o APT::Sandbox::User=root)
+    (
+        cd "$place"
+        apt-get "${options[@]}" update || true # not every mirror has sources, and one of them is enough
+        version=$(apt-cache "${options[@]}" showsrc "$1" | sed -n 's/^Version: //p' | grep -F "$2-" | head -n 1)
+        apt-get "${options[@]}" source --only-source --download-only --tar-only "$1=$version"
+    ) >"$place/log" 2>&1 || die "cannot download the sources of Debian's package $1 $2: see $place/log"
+    tar -xf "$place/$1_$2".orig.tar.* -C "$4" --strip-components=2 --wildcards "*/$3"
+    rm -rf "$place"
+}
+
 # make_venv: a virtual environment in .venv with the project and what builds and tests it, made again when pyproject.toml or
 # the lock changes.
 make_venv() {

@@ -7,7 +7,7 @@ import time
 from . import protocol
 from .backend import warn
 from .counters import counter_of
-from .errors import INTERNAL, IO_FAILURE, CniError
+from .errors import INTERNAL, IO_FAILURE, CniError, NeedsFullProgram
 from .manager import NatManager
 from .model import Attachment
 from .ports import parse_port_mappings
@@ -27,7 +27,7 @@ _NO_NAMESPACE = (0, 0)  # DEL may come when it is gone, and has no use for it
 def run() -> int:
     """Answer one call, and return the exit status: 0, or 1 after an error on stdout."""
     started_at = time.monotonic()
-    version, code, counter = protocol.LATEST, 0, None
+    version, code, counter, raw = protocol.LATEST, 0, None, b""
     try:
         environment = protocol.read_environment()
         raw = protocol.read_standard_input()
@@ -47,6 +47,10 @@ def run() -> int:
     except Exception as error:  # noqa: BLE001 - a runtime reads an error object, never a traceback
         code = INTERNAL
         protocol.print_result(_internal(error).as_result(version))
+    except NeedsFullProgram as needed:
+        needed.request, needed.version = raw, version
+        counter = None  # it is counted there
+        raise
     finally:
         if counter is not None:
             counter.count(code)

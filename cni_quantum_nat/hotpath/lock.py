@@ -12,6 +12,8 @@ LOCK_TIMEOUT_S = 60
 # Those that this process holds. A program that it starts must hold them too: when we are killed, it goes on, and
 # whoever came next would find its changes among their own.
 held: set[int] = set()
+# A descriptor that the plugin handed on to the full program, which goes on with its call.
+inherited = -1
 _POLL_S = 0.01
 
 
@@ -28,6 +30,8 @@ class Lock:
         """Wait, at most LOCK_TIMEOUT_S; CniError(11) after that says who holds it, OSError when it can't be made."""
         flags = posix.O_CREAT | posix.O_RDWR | posix.O_CLOEXEC | posix.O_NOFOLLOW
         self._descriptor = posix.open(self._path, flags, 0o600)
+        if inherited >= 0:
+            self._take_over()
         try:
             self._lock()
         except BaseException:
@@ -41,6 +45,15 @@ class Lock:
             held.discard(self._descriptor)
             posix.close(self._descriptor)
             self._descriptor = -1
+
+    def _take_over(self) -> None:
+        """Go on with the descriptor that was handed on, if it is of this file: it has the lock already, or gets it like any other."""
+        global inherited  # noqa: PLW0603
+        given, own = posix.fstat(inherited), posix.fstat(self._descriptor)
+        if (given.st_dev, given.st_ino) == (own.st_dev, own.st_ino):
+            posix.dup2(inherited, self._descriptor, inheritable=False)
+        posix.close(inherited)
+        inherited = -1
 
     def _lock(self) -> None:
         try:

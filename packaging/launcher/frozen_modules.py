@@ -1,63 +1,68 @@
-"""Writes the C header with the modules that the frozen program has in itself, compiled and without docstrings.
+"""Writes a C header with modules that a program has in itself, compiled and without docstrings: frozen_modules.py LIST HEADER.
 
-They are what the interpreter imports to start and does not bring along itself, what a runtime's call loads, and
-PyInstaller's importer, for the rest.
+The list's form is described in plugin.modules.
 """
 
 from __future__ import annotations
-import __future__
 
-import encodings
+import importlib.util
 import marshal
-import struct
 import sys
 from pathlib import Path
 
-import PyInstaller
-
-LAUNCHER = Path(__file__).parent
-PACKAGE = LAUNCHER.parents[1] / "cni_quantum_nat"
+PROJECT = Path(__file__).parents[2]
 _BYTES_PER_LINE = 32
 
 
-def modules() -> dict[str, Path]:
-    """Return the source of each, by name."""
-    codecs = Path(encodings.__file__).parent
-    loader = Path(PyInstaller.__file__).parent / "loader"
-    found = {
-        "encodings": codecs / "__init__.py",
-        "encodings.aliases": codecs / "aliases.py",
-        "encodings.utf_8": codecs / "utf_8.py",
-        "__future__": Path(__future__.__file__),
-        "struct": Path(struct.__file__),
-        "pyimod01_archive": loader / "pyimod01_archive.py",
-        "pyimod02_importers": loader / "pyimod02_importers.py",
-        "start": LAUNCHER / "start.py",
-        "cni_quantum_nat": PACKAGE / "__init__.py",
-        "cni_quantum_nat.__main__": PACKAGE / "__main__.py",
-    }
-    for source in sorted(PACKAGE.glob("hotpath/*.py")):
-        name = "cni_quantum_nat.hotpath" if source.stem == "__init__" else f"cni_quantum_nat.hotpath.{source.stem}"
-        found[name] = source
+class NoSource(Exception):
+    """A module that is listed has no source."""
+
+
+def modules(listing: str) -> dict[str, Path]:
+    """Return the source of each module in a list, by name."""
+    found: dict[str, Path] = {}
+    for line in listing.splitlines():
+        if not line or line.startswith("#"):
+            continue
+        name, _, place = line.partition(" ")
+        if name.endswith(".*"):
+            package = name.removesuffix(".*")
+            initial = _source(package)
+            found[package] = initial
+            for path in sorted(initial.parent.glob("*.py")):
+                if path != initial:
+                    found[f"{package}.{path.stem}"] = path
+        else:
+            found[name] = _source(place or name)
     return found
 
 
-def header(sources: dict[str, Path]) -> str:
-    """Write the array that CPython calls frozen modules, and what the launcher has to know of the interpreter."""
+def _source(place: str) -> Path:
+    """Return the file of a module, or the one that is meant itself."""
+    if place.endswith(".py"):
+        return PROJECT / place
+    spec = importlib.util.find_spec(place)
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        raise NoSource(f"{place} has no source that could be compiled")
+    return Path(spec.origin)
+
+
+def header(name: str, sources: dict[str, Path]) -> str:
+    """Write the array that CPython calls frozen modules, and what a program has to know of the interpreter."""
     arrays, entries = [], []
-    for number, (name, source) in enumerate(sources.items()):
+    for number, (module, source) in enumerate(sources.items()):
         code = marshal.dumps(
-            compile(source.read_text(), f"{name.replace('.', '/')}.py", "exec", dont_inherit=True, optimize=2)
+            compile(source.read_text(), f"{module.replace('.', '/')}.py", "exec", dont_inherit=True, optimize=2)
         )
         arrays.append(f"static const unsigned char module_{number}[] = {{\n{_numbers(code)}\n}};")
         is_package = int(source.name == "__init__.py")
-        entries.append(f'    {{"{name}", module_{number}, {len(code)}, {is_package}, NULL}},')
+        entries.append(f'    {{"{module}", module_{number}, {len(code)}, {is_package}, NULL}},')
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     return "\n".join(
         [
             f'#define EXTENSIONS_OF "{version}"',
             *arrays,
-            "static const struct _frozen frozen_modules[] = {",
+            f"static const struct _frozen {name}[] = {{",
             *entries,
             "    {NULL, NULL, 0, 0, NULL},",
             "};",
@@ -72,4 +77,5 @@ def _numbers(code: bytes) -> str:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(header(modules()))
+    given, written = map(Path, sys.argv[1:])
+    written.write_text(header(written.stem, modules(given.read_text())))

@@ -1,52 +1,87 @@
-"""What every start of the frozen program runs first.
+"""What the plugin runs: a runtime's call, as far as its own modules go. The full program does what else there is.
 
-A runtime's call finds its modules in the program itself. The first module that is not there brings PyInstaller's importer in, and
-everything works as PyInstaller means it to. Its own bootstrap also patches ctypes and looks for .egg directories, which nothing here needs.
+A call that needs a module which only the full program has is unwound, which undoes what it changed, as after any failure. The full program then
+begins it again, with the same standard input, and under the lock that was had: no other call comes in between.
 """
 
 import posix
 import sys
 
-# Of these the program has a part. Where the archive's importer, or the zip file's, finds the rest.
-PACKAGES = {
-    "cni_quantum_nat": "cni_quantum_nat",
-    "cni_quantum_nat.hotpath": "cni_quantum_nat/hotpath",
-    "encodings": "base_library.zip/encodings",
-}
+from cni_quantum_nat.hotpath import protocol
+from cni_quantum_nat.hotpath.errors import IO_FAILURE, CniError, NeedsFullProgram
+from cni_quantum_nat.hotpath.lock import held
+
+PROGRAM = b"quantum-nat-full"
 
 
-class LastResort:
-    """Asked last: makes way for PyInstaller's importer at the first module that nobody else has."""
+class Finder:
+    """Asked last: no other module is here."""
 
     def find_spec(self, name, path=None, target=None):
-        sys.meta_path.remove(self)
-        install_archive()
-        return next((spec for finder in sys.meta_path if (spec := finder.find_spec(name, path, target))), None)
+        # Whoever unwinds the call closes the lock's descriptor; flock(2) holds as long as one of its duplicates is open.
+        raise NeedsFullProgram(name, [posix.dup(descriptor) for descriptor in held])
 
 
-def install_archive():
-    import pyimod02_importers
-
-    pyimod02_importers.install()
-    sys.path_importer_cache.clear()  # directories that were looked at without it
-    for name, place in PACKAGES.items():
-        if name in sys.modules:
-            sys.modules[name].__path__.append(f"{sys._MEIPASS}/{place}")
-    sys.frozen = True
+sys.meta_path[2:] = [
+    Finder()
+]  # after those of built-in and frozen modules, and in place of the one that looks into directories
 
 
-sys._MEIPASS = sys.prefix
-sys._pyinstaller_pyz = f"{sys.prefix}/modules.pyz"
-is_call = b"CNI_COMMAND" in posix.environ
-if is_call:
-    sys.meta_path.append(LastResort())
-else:
-    install_archive()
+def load():
+    """Import what a call imports, for the snapshot to have it."""
+    import _imp
 
-from cni_quantum_nat.__main__ import main  # noqa: E402 - it cannot be found before
+    for name in _imp._frozen_module_names():
+        if name.startswith("cni_quantum_nat"):
+            __import__(name)
 
-status = main()
-if is_call:
-    # The answer is written. To take the interpreter down in order costs a fifth of the whole call.
-    posix._exit(status)
-sys.exit(status)
+
+def run(loader, arguments):
+    """Run what the program was started for; does not return."""
+    if b"CNI_COMMAND" in posix.environ:
+        posix._exit(call(loader, arguments))
+    try:
+        run_full(loader, arguments)
+    except OSError as error:
+        posix.write(2, f"quantum-nat: {failure(error).message}\n".encode())
+        posix._exit(1)
+
+
+def call(loader, arguments):
+    """Answer a runtime's call, and return the exit status."""
+    from cni_quantum_nat.__main__ import main
+
+    try:
+        return main()
+    except NeedsFullProgram as needed:
+        try:
+            hand_on(needed)
+            run_full(loader, arguments)
+        except OSError as error:
+            protocol.print_result(failure(error).as_result(needed.version))
+            return 1
+
+
+def hand_on(needed):
+    """Let the program that comes in this one's place have the request on its standard input, and the lock."""
+    request = posix.memfd_create("request")
+    left = memoryview(needed.request)
+    while left:
+        left = left[posix.write(request, left) :]
+    posix.lseek(request, 0, 0)
+    posix.dup2(request, 0)
+    for descriptor in needed.locks:
+        posix.set_inheritable(descriptor, True)
+        posix.putenv(b"QUANTUM_NAT_LOCK", str(descriptor).encode())
+
+
+def run_full(loader, arguments):
+    """Execute the full program in this one's place, by the loader beside it; OSError when it cannot be."""
+    loader = posix.readlink(b"/proc/self/exe").rpartition(b"/")[0] + b"/" + loader
+    directory = loader.rpartition(b"/")[0]
+    options = [b"--inhibit-cache", b"--library-path", directory, b"--argv0", arguments[0]]
+    posix.execv(loader, [loader, *options, directory + b"/" + PROGRAM, *arguments[1:]])
+
+
+def failure(error):
+    return CniError(IO_FAILURE, f"the full program cannot be started: {error}", "Install quantum-nat again.")
