@@ -36,15 +36,8 @@ def take(plugin: Path, environment: dict[str, str]) -> bytes:
     with tempfile.TemporaryDirectory() as directory:
         snapshot = Path(directory) / "snapshot"
         line = [str(plugin.resolve()), "--record-snapshot", str(snapshot)]
-        subprocess.run(
-            line,
-            env=environment,
-            cwd=directory,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=None,
-            check=True,
-        )
+        nothing = subprocess.DEVNULL  # as the interpreter looks at what its descriptors are
+        subprocess.run(line, env=environment, cwd=directory, stdin=nothing, stdout=nothing, stderr=nothing, check=True)
         return snapshot.read_bytes()
 
 

@@ -79,6 +79,8 @@ def run_full(loader, arguments):
     """Execute the full program in this one's place, by the loader beside it; OSError when it cannot be."""
     loader = posix.readlink(b"/proc/self/exe").rpartition(b"/")[0] + b"/" + loader
     directory = loader.rpartition(b"/")[0]
+    for variable in (b"LD_PRELOAD", b"LD_AUDIT"):
+        posix.unsetenv(variable)  # libraries for the host's C library
     options = [b"--inhibit-cache", b"--library-path", directory, b"--argv0", arguments[0]]
     posix.execv(loader, [loader, *options, directory + b"/" + PROGRAM, *arguments[1:]])
 

@@ -26,7 +26,8 @@ def made(target: Path, version: str, layout: int | None = None) -> Path:
     """Make an rpm of some version."""
     target.mkdir()
     tree = derived_tree(built(), target / "tree", version, layout=layout)
-    run(str(PROJECT / "packaging/rpm"), str(tree), version.partition("-")[0], str(target))
+    line = [PROJECT / "packaging/rpm", tree, version.partition("-")[0], target]
+    subprocess.run(line, check=True, capture_output=True, timeout=300)  # it compresses as well as it can
     return next(target.glob("*.rpm"))
 
 
