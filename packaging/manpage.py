@@ -14,8 +14,8 @@ import time
 from typing import TYPE_CHECKING
 
 from cni_quantum_nat import __version__
-from cni_quantum_nat.admin.cli import make_parser
-from cni_quantum_nat.hotpath.state import DEFAULT_DIRECTORY
+from cni_quantum_nat.commands.cli import make_parser
+from cni_quantum_nat.state.directory import DEFAULT_DIRECTORY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,7 +35,7 @@ def page(parser: argparse.ArgumentParser) -> Iterator[str]:
     """Yield the lines of the page."""
     date = time.strftime("%Y-%m-%d", time.gmtime(int(os.environ.get("SOURCE_DATE_EPOCH", time.time()))))
     yield f'.TH QUANTUM\\-NAT 8 {date} "quantum\\-nat {__version__}" "System Administration"'
-    yield from (".SH NAME", r"quantum\-nat \- masquerade, SNAT and port mappings for containers, as a CNI plugin")
+    yield from (".SH NAME", r"quantum\-nat \- CNI plugin for port mapping and outbound NAT")
     yield from (".SH SYNOPSIS", *_text(_synopsis(parser)))
     yield ".SH DESCRIPTION"
     yield from _paragraphs(parser.description or "")

@@ -19,6 +19,7 @@ from .contenders import NETAVARK_IPTABLES, NETAVARK_NFTABLES, Programs
 from .figures import Figure, Figures
 from .plot import draw
 from .report import comparison, put_into, tables, verdicts
+from .summary import summary
 from .targets import targets_of
 
 if TYPE_CHECKING:
@@ -27,9 +28,10 @@ if TYPE_CHECKING:
     from .figures import Samples
 
 _ROOT = Path(__file__).parents[2]
-_JSON = _ROOT / "docs/performance.json"
-_PLOT = _ROOT / "docs/performance.svg"
-_DOCUMENT = _ROOT / "docs/performance.md"
+_JSON = _ROOT / "docs/development/performance.json"
+_PLOT = _ROOT / "docs/pictures/performance.svg"
+_DOCUMENT = _ROOT / "docs/development/performance.md"
+_PAGE_FOR_USERS = _ROOT / "docs/performance.md"
 
 
 @dataclass(frozen=True)
@@ -114,14 +116,21 @@ def _arguments() -> argparse.Namespace:
         "--only", nargs="+", choices=names, metavar="SECTION", help=f"one or more of {', '.join(names)}"
     )
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the figures here (all of them: docs/performance.json)"
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write the figures here (all of them: docs/development/performance.json)",
     )
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them here (all of them: docs/performance.svg)")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw them here (all of them: docs/pictures/performance.svg)"
+    )
     parser.add_argument(
         "--against", type=Path, default=_JSON, metavar="FILE", help="say what became worse since (%(default)s)"
     )
     parser.add_argument(
-        "--write-tables", action="store_true", help="measure nothing: put the tables of --json into docs/performance.md"
+        "--write-tables",
+        action="store_true",
+        help="measure nothing: put the tables of --json into the two pages on performance",
     )
     return parser.parse_args()
 
@@ -157,7 +166,9 @@ def _document(figures: Figures) -> dict[str, Any]:
 def _write_tables(path: Path) -> None:
     content = json.loads(path.read_text())
     head = f"Measured on {content['measuredAt']}, Linux {content['kernel']}."
-    _DOCUMENT.write_text(put_into(_DOCUMENT.read_text(), [head, "", *_lines(_read(path))]))
+    figures = _read(path)
+    for page, lines in ((_DOCUMENT, _lines(figures)), (_PAGE_FOR_USERS, summary(figures))):
+        page.write_text(put_into(page.read_text(), [head, "", *lines]))
 
 
 if __name__ == "__main__":

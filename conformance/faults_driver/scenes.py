@@ -121,7 +121,7 @@ class Replace(Add):
 class Heal(Add):
     """ADD where a chain was flushed, so that it builds the table; then ADD again."""
 
-    name = "ADD that heals"
+    name = "ADD that repairs"
 
     def prepare(self) -> None:
         if self.host.backend == "nftables":

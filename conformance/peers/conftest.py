@@ -29,14 +29,15 @@ _ORDER = (  # of the tables
     "test_netavark",
     "test_migration",
 )
-_PREFACE = """# Beside portmap, ipMasq and netavark
+_PREFACE = """# Compared with portmap, ipMasq and netavark
 
-What others promise and check in their own tests, restated as cases of what a client sees, with real packets between network
-namespaces. Each row was tried on each subject with the same configuration; only `type` changes, and where our records are.
-portmap and bridge are v1.9.1, netavark is 2.1.0. `differs`: what the row says does not hold there, and that was seen; the
-note says why. An empty cell: the row is not about this subject.
+Each row is something that a peer promises or tests itself, restated as what a client sees, and tried with real packets
+between network namespaces. All subjects get the same configuration except for `type` and the state directory. portmap
+and bridge are v1.9.1, netavark is 2.1.0. `differs` means that the row does not hold there, and that the test saw it;
+the note says why. An empty cell means that the row does not concern this subject.
 
-`conformance/portmap --table docs/conformance-portmap.md` makes this page. What it means for you: [migrating-from-portmap.md](migrating-from-portmap.md).
+`conformance/portmap --table docs/development/conformance-portmap.md` writes this page. If you use portmap,
+[migrating-from-portmap.md](../migrating-from-portmap.md) says what changes for you.
 """
 
 

@@ -13,7 +13,7 @@ from .port_mapper import PORTMAP, PortMapper, differs, publish
 if TYPE_CHECKING:
     from contextlib import ExitStack
 
-TABLE = "What users have complained of"
+TABLE = "Problems that users reported"
 VALID = "cni.dev/valid-attachments"
 
 
@@ -25,7 +25,7 @@ def test_moby_53384_flows_of_another(
     neighbour: Container,
     mapper: PortMapper,
 ) -> None:
-    """DEL leaves the UDP flows of another container alone that has the same port on another address (moby#53384)."""
+    """DEL keeps the UDP connections of another container with the same port on another address (moby#53384)."""
     keep_tracking(host)
     neighbour.serve("neighbour", 80)
     web = mapper.add(container, publish(5353, protocol="udp", hostIP=HOST[4]))
@@ -44,7 +44,7 @@ def _flow(host: Host, client_port: int) -> str:
     return next(line.rpartition("id=")[2] for line in listed.splitlines() if f"sport={client_port} " in line)
 
 
-@differs(PORTMAP, "The rule of the dead container stays, and comes first.")
+@differs(PORTMAP, "The dead container's rule stays, and takes precedence.")
 def test_podman_27516_stale_mapping(
     client: Namespace, container: Container, neighbour: Container, mapper: PortMapper
 ) -> None:
@@ -68,9 +68,9 @@ def test_multus_1254_gc(client: Namespace, container: Container, neighbour: Cont
     assert client.ask(HOST[4], 8081).server == "neighbour"
 
 
-@differs(PORTMAP, "It translates ::1 too, which the kernel cannot route: a time-out.")
+@differs(PORTMAP, "It translates ::1 too, which the kernel cannot route: connections time out.")
 def test_kubernetes_90236_ipv6_localhost(host: Host, container: Container, mapper: PortMapper) -> None:
-    """[::1] is refused at once, so that a client of `localhost` goes on to 127.0.0.1 (kubernetes#90236, podman#12690)."""
+    """[::1] is refused at once, so that a client of `localhost` falls back to 127.0.0.1 (kubernetes#90236, podman#12690)."""
     mapper.add(container, publish(8080))
     assert host.is_refused("::1", 8080)
     assert host.ask("127.0.0.1", 8080).server == "web"

@@ -31,7 +31,7 @@ def network(subject: str, host: Host, stack: ExitStack, tmp_path: Path) -> Masqu
 
 
 def test_attachments(network: Masquerader) -> None:
-    """Four containers on three networks get out, with each of their addresses, IPv4 and IPv6."""
+    """Four containers on three networks reach the outside with each of their addresses, IPv4 and IPv6."""
     members = [
         network.attach("10.77.0.2/24"),
         network.attach("10.77.0.3/24", "fd77::3/64"),
@@ -48,7 +48,7 @@ def test_attachments(network: Masquerader) -> None:
 
 
 def test_after_del(network: Masquerader) -> None:
-    """After DEL of one container, another still gets out; the address alone is not masqueraded any more."""
+    """After DEL of one container, another still reaches the outside; the removed address is not masqueraded."""
     old, kept = network.attach("10.77.0.2/24"), network.attach("10.77.0.3/24")
     network.delete(old)
     assert kept.ask(CLIENT[4], 80).source == HOST[4]
@@ -57,7 +57,7 @@ def test_after_del(network: Masquerader) -> None:
 
 
 def test_reused_address(network: Masquerader) -> None:
-    """DEL of a container whose address another has by now leaves the other its way out."""
+    """DEL of a container keeps outbound NAT for the new owner of its address."""
     old = network.attach("10.77.0.2/24")
     old.ip("link set eth0 down")  # it has died, and nobody has said so yet
     new = network.attach("10.77.0.2/24")
@@ -65,7 +65,7 @@ def test_reused_address(network: Masquerader) -> None:
     assert new.ask(CLIENT[4], 80).source == HOST[4]
 
 
-@differs(IPMASQ, "Without a namespace DEL removes no rule: who gets the address next is masqueraded, like it or not.")
+@differs(IPMASQ, "Without a namespace DEL removes no rule: the next owner of the address is masqueraded unasked.")
 def test_del_without_namespace(network: Masquerader) -> None:
     """DEL without a network namespace leaves nothing that masquerades the address's next owner."""
     old = network.attach("10.77.0.2/24")
@@ -76,7 +76,7 @@ def test_del_without_namespace(network: Masquerader) -> None:
 
 
 def test_own_subnet(network: Masquerader) -> None:
-    """Within its own subnet a container has its own address."""
+    """Within its own subnet a container keeps its own address."""
     one, other = network.attach("10.77.0.2/24", "fd77::2/64"), network.attach("10.77.0.3/24", "fd77::3/64")
     other.serve("neighbour", 80)
     for address, own in zip(other.addresses, one.addresses, strict=True):
@@ -122,7 +122,7 @@ def _index(namespace: Namespace) -> int:
 
 @no_gc
 def test_gc_stale(network: Masquerader) -> None:
-    """GC with a set of valid attachments removes the others of its network, and no other network's."""
+    """GC with a set of valid attachments removes all others of its network, and none of another network."""
     stale, kept = network.attach("10.77.0.2/24"), network.attach("10.77.0.3/24")
     elsewhere = network.attach("10.78.0.2/24", network="alternate")
     network.collect_garbage("net", kept)
@@ -132,7 +132,7 @@ def test_gc_stale(network: Masquerader) -> None:
 
 
 def test_gc_nothing_stale(network: Masquerader) -> None:
-    """GC that names all of them, and one that is long gone, removes nothing."""
+    """GC that names all of them, and one that no longer exists, removes nothing."""
     one, other = network.attach("10.77.0.2/24"), network.attach("10.77.0.3/24")
     network.collect_garbage("net", one, other, network.member("10.77.0.4/24"))
     for member in (one, other):
@@ -141,7 +141,7 @@ def test_gc_nothing_stale(network: Masquerader) -> None:
 
 @no_gc
 def test_gc_empty(network: Masquerader) -> None:
-    """GC with an empty set removes all of its network."""
+    """GC with an empty set removes all attachments of its network."""
     one, other = network.attach("10.77.0.2/24"), network.attach("10.77.0.3/24")
     network.collect_garbage("net")
     assert one.cannot_reach(CLIENT[4], 80)

@@ -78,7 +78,7 @@ def web(container: Container, mapper: PortMapper) -> Container:
 
 @from_portmap
 def test_flow(stack: ExitStack, client: Namespace, web: Container, neighbour: Container, ours: PortMapper) -> None:
-    """A connection to a container of portmap goes on while new containers use us; new connections reach both."""
+    """A connection to a portmap container continues while new containers use us; new connections reach both."""
     conversation = Conversation(stack, client, HOST[4], 8082, web, 82)
     neighbour.serve("new", 80)
     new = ours.add(neighbour, publish(8081))
@@ -94,7 +94,7 @@ def test_flow(stack: ExitStack, client: Namespace, web: Container, neighbour: Co
 def test_del_by_old_list(
     host: Host, client: Namespace, web: Container, neighbour: Container, mapper: PortMapper, ours: PortMapper
 ) -> None:
-    """DEL of portmap's container by the old list, as cached, removes its rules; ours work on and pass CHECK."""
+    """DEL of a portmap container by the old, cached list removes its rules; ours keep working and pass CHECK."""
     neighbour.serve("new", 80)
     new = ours.add(neighbour, publish(8081))
     mapper.attachment(web, publish(8080), publish(8082, 82)).delete()
@@ -108,7 +108,7 @@ def test_del_by_old_list(
 def test_conflict_is_said(
     stack: ExitStack, client: Namespace, web: Container, neighbour: Container, ours: PortMapper
 ) -> None:
-    """`doctor` names portmap where its container has the same host port; connections to that container go on."""
+    """`doctor` names portmap if its container has the same host port; connections to that container continue."""
     conversation = Conversation(stack, client, HOST[4], 8082, web, 82)
     neighbour.serve("new", 80)
     assert "portmap" not in ours.operate("doctor").stdout
@@ -123,7 +123,7 @@ def test_conflict_is_said(
 @from_portmap
 @pytest.mark.usefixtures("web")
 def test_conflict_is_refused(host: Host, client: Namespace, neighbour: Container, ours: PortMapper) -> None:
-    """Where the runtime holds the host port for portmap's container, as podman does, our ADD is refused."""
+    """If the runtime reserves the host port for a portmap container, as podman does, our ADD is refused."""
     host.serve("conmon", 8080)
     with pytest.raises(PluginError, match="8080") as caught:
         ours.add(neighbour, publish(8080))
@@ -135,7 +135,7 @@ def test_conflict_is_refused(host: Host, client: Namespace, neighbour: Container
 def test_in_place(
     stack: ExitStack, host: Host, client: Namespace, web: Container, mapper: PortMapper, ours: PortMapper
 ) -> None:
-    """A running container moves: DEL by the old list, ADD by the new one, as `podman network reload` does; flows go on."""
+    """A running container migrates: DEL by the old list, ADD by the new, as `podman network reload` does; connections continue."""
     conversation = Conversation(stack, client, HOST[4], 8082, web, 82)
     keep_tracking(host)
     mapper.attachment(web, publish(8080), publish(8082, 82)).delete()
@@ -149,7 +149,7 @@ def test_in_place(
 def test_leftovers_of_one(
     host: Host, client: Namespace, web: Container, neighbour: Container, mapper: PortMapper
 ) -> None:
-    """A container whose DEL never reached portmap: the guide's command removes its rules, and nobody else's."""
+    """A DEL that never reached portmap: the guide's command removes that container's rules, and no others."""
     neighbour.serve("kept", 80)
     mapper.add(neighbour, publish(8081))
     known = {"network": "net", "container": web.id, "backend": mapper.backend, "portmap": str(CNI_PATH / "portmap")}
@@ -164,7 +164,7 @@ def test_leftovers_of_one(
 def test_leftovers(
     host: Host, client: Namespace, web: Container, neighbour: Container, mapper: PortMapper, ours: PortMapper
 ) -> None:
-    """A DEL that never reached portmap leaves rules: ours come first, `doctor` says so, the guide's commands remove them."""
+    """A DEL that never reached portmap leaves rules: ours come first, `doctor` reports them, the guide's commands remove them."""
     mapper.attachment(web).delete()  # a list without the ports: portmap does nothing
     neighbour.serve("new", 80)
     ours.add(neighbour, publish(8080))
@@ -180,7 +180,7 @@ def test_leftovers(
 
 @from_portmap
 def test_linked(host: Host, client: Namespace, container: Container, mapper: PortMapper, tmp_path: Path) -> None:
-    """Linked into the plugin directory under portmap's name, we serve portmap's own configuration, as it is."""
+    """Linked into the plugin directory under portmap's name, we take portmap's own configuration."""
     mapper.command = [str(tmp_path / "portmap")]
     installed = Path(sys.executable).with_name("quantum-nat")
     (tmp_path / "portmap").symlink_to(os.environ.get("QUANTUM_NAT_PLUGIN", installed))
@@ -205,7 +205,7 @@ def test_back(
     tmp_path: Path,
     backend: str,
 ) -> None:
-    """Back: our container's connections go on while new ones use portmap; the guide's commands remove what is left of us."""
+    """Back: our container's connections continue while new ones use portmap; the guide's commands remove what we leave."""
     ours = PortMapper(backend, host, tmp_path / "state")
     leaving = ours.add(container, publish(8080), publish(8082, 82))
     conversation = Conversation(stack, client, HOST[4], 8082, container, 82)
@@ -227,7 +227,7 @@ def test_back(
 
 @from_ipmasq
 def test_masquerade(stack: ExitStack, host: Host, subject: str, client: Namespace, tmp_path: Path) -> None:
-    """A connection of a container of ipMasq goes on while new ones use us; all get out, and each DEL removes its own."""
+    """A connection of an ipMasq container continues while new ones use us; all reach the outside, and each DEL removes its own."""
     client.serve("outside", 80)
     before = Masquerader(subject, host, stack, tmp_path / "state")
     now = Masquerader(QUANTUM_NAT, host, stack, tmp_path / "state")
@@ -246,7 +246,7 @@ def test_masquerade(stack: ExitStack, host: Host, subject: str, client: Namespac
 
 @from_ipmasq
 def test_masquerade_twice(stack: ExitStack, host: Host, subject: str, client: Namespace, tmp_path: Path) -> None:
-    """ipMasq that somebody left on beside us does no harm; ours comes first."""
+    """ipMasq that is left on beside us does no harm; ours comes first."""
     client.serve("outside", 80)
     both = Masquerader(QUANTUM_NAT, host, stack, tmp_path / "state", keep_ipmasq=subject)
     member = both.attach("10.77.0.2/24")

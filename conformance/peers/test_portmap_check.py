@@ -45,21 +45,21 @@ def test_changed_snat(container: Container, mapper: PortMapper) -> None:
         assert fails(now), version
 
 
-@differs(PORTMAP_NFTABLES, "It counts the container's rules, and does not look at what they say.")
+@differs(PORTMAP_NFTABLES, "It counts the container's rules, and does not compare them.")
 def test_changed_port(container: Container, mapper: PortMapper) -> None:
-    """It fails when a mapping leads to another container port now."""
+    """It fails when a mapping now leads to another container port."""
     mapper.add(container, publish(8080, 80))
     assert fails(mapper.attachment(container, publish(8080, 81)))
 
 
 def test_further_port(container: Container, mapper: PortMapper) -> None:
-    """It fails when there is one more mapping now."""
+    """It fails when there is now one more mapping."""
     mapper.add(container, publish(8080))
     assert fails(mapper.attachment(container, publish(8080), publish(8081)))
 
 
 def test_flushed(host: Host, client: Namespace, container: Container, mapper: PortMapper) -> None:
-    """It fails when somebody flushed the ruleset, until ADD is called again."""
+    """It fails after a flush of the ruleset, until ADD is called again."""
     web = mapper.add(container, publish(8080))
     host.run("nft", "flush", "ruleset")
     assert fails(web)

@@ -29,7 +29,7 @@ def in_parallel(mapper: PortMapper, verb: str, attachments: list[Attachment]) ->
 
 
 def test_repeated_add(host: Host, client: Namespace, container: Container, mapper: PortMapper) -> None:
-    """ADD may be called again, and one DEL removes it all."""
+    """ADD may be repeated, and one DEL removes everything."""
     web = mapper.add(container, publish(8080)).add()
     assert client.ask(HOST[4], 8080).server == "web"
     web.delete()
@@ -47,7 +47,7 @@ def test_repeated_del(client: Namespace, container: Container, mapper: PortMappe
     assert client.is_refused(HOST[4], 8080)
 
 
-@differs(PORTMAP, "They get in each other's way, and now and then some fail.", raises=PluginError, always=False)
+@differs(PORTMAP, "They disturb each other, and sometimes some fail.", raises=PluginError, always=False)
 def test_parallel_del(host: Host, client: Namespace, container: Container, mapper: PortMapper) -> None:
     """Ten DELs of one container at once all succeed."""
     web = mapper.add(container, publish(8080))
@@ -73,7 +73,7 @@ def test_plugins_510_parallel_containers(
 
 
 def test_rules_of_others(host: Host, client: Namespace, container: Container, mapper: PortMapper) -> None:
-    """What another program translates goes on being translated, during and after."""
+    """Another program's translations keep working, during and after."""
     host.serve("other", 7000)
     for program in ("iptables", "ip6tables"):
         redirect = "-p tcp --dport 7777 -j REDIRECT --to-ports 7000"
@@ -99,9 +99,9 @@ def test_del_without_mappings(client: Namespace, container: Container, mapper: P
     assert client.is_refused(HOST[4], 8080)
 
 
-@differs(PORTMAP_NFTABLES, "Rules are known by the container's ID alone.")
+@differs(PORTMAP_NFTABLES, "Rules are identified by the container's ID only.")
 def test_two_networks(client: Namespace, container: Container, mapper: PortMapper) -> None:
-    """Of a container on two networks with the same ports, DEL on one leaves the other's."""
+    """If a container is on two networks with the same ports, DEL on one keeps the other's."""
     second = on_second_network(container)
     first_network = mapper.add(container, publish(8080))
     mapper.add(second, publish(8080), network="other")
@@ -109,16 +109,16 @@ def test_two_networks(client: Namespace, container: Container, mapper: PortMappe
     assert client.ask(HOST[4], 8080).server == "web"
 
 
-@differs(PORTMAP, "Both ADDs succeed; one container shadows the other, and nobody is told.")
+@differs(PORTMAP, "Both ADDs succeed, but only one container gets the traffic, without an error.")
 def test_crio_1538_conflict(client: Namespace, container: Container, neighbour: Container, mapper: PortMapper) -> None:
-    """A host port that another container has is refused, and the holder is named."""
+    """A host port that another container uses is refused, and the error names the owner."""
     mapper.add(container, publish(8080))
     with pytest.raises(PluginError, match=container.id):
         mapper.add(neighbour, publish(8080))
     assert client.ask(HOST[4], 8080).server == "web"
 
 
-@differs(PORTMAP, "The container takes over what was the process's.")
+@differs(PORTMAP, "The container takes over the process's traffic.")
 def test_podman_17719_conflict_with_a_process(
     host: Host, client: Namespace, container: Container, mapper: PortMapper
 ) -> None:
@@ -141,11 +141,11 @@ def test_kubernetes_78350_one_port_on_two_addresses(
     assert client.ask(HOST[4], 8080, "udp").server == "neighbour"
 
 
-@differs(PORTMAP, "Only ADD forgets flows; those of a container that is gone go on (plugins#1190).")
+@differs(PORTMAP, "Only ADD deletes conntrack entries; connections to a removed container continue (plugins#1190).")
 def test_plugins_1190_udp_after_del(
     stack: ExitStack, host: Host, client: Namespace, container: Container, mapper: PortMapper
 ) -> None:
-    """After DEL, a UDP client that keeps sending does not reach the container any more."""
+    """After DEL, a UDP client that keeps sending no longer reaches the container."""
     keep_tracking(host)
     web = mapper.add(container, publish(5353, protocol="udp"))
     talk = Talk(stack, client, HOST[4], 5353)
@@ -154,11 +154,11 @@ def test_plugins_1190_udp_after_del(
     assert talk.ask() is None
 
 
-@differs(PORTMAP, "Its containers have to be started again, or their network reloaded by the runtime.")
+@differs(PORTMAP, "Its containers must be restarted, or the runtime must reload their network.")
 def test_netavark_230_flush(
     host: Host, client: Namespace, container: Container, neighbour: Container, mapper: PortMapper
 ) -> None:
-    """After `nft flush ruleset`, the next ADD of any container restores everybody's ports."""
+    """After `nft flush ruleset`, the next ADD of any container restores the ports of all."""
     mapper.add(container, publish(8080))
     host.run("nft", "flush", "ruleset")
     mapper.add(neighbour, publish(8081))

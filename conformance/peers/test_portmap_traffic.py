@@ -46,7 +46,7 @@ def test_tcp(host: Host, client: Namespace, container: Container, mapper: PortMa
 def test_udp(
     stack: ExitStack, client: Namespace, container: Container, neighbour: Container, mapper: PortMapper
 ) -> None:
-    """A UDP port goes on working for a client that keeps sending when a second container takes it over."""
+    """A UDP port keeps working for a client that keeps sending when a second container takes it over."""
     neighbour.serve("second", 80)
     for number, version in enumerate(VERSIONS):
         port = publish(5353 + number, protocol="udp")
@@ -95,7 +95,7 @@ def test_host_ip(client: Namespace, container: Container, mapper: PortMapper, fa
 def test_wildcard_host_ip(
     client: Namespace, container: Container, mapper: PortMapper, wildcard: str, family: int
 ) -> None:
-    """A mapping for 0.0.0.0 is for all IPv4 addresses and no IPv6 one, for :: the other way round."""
+    """A mapping for 0.0.0.0 is for all IPv4 addresses and no IPv6 one; for :: it is the other way round."""
     mapper.add(container, publish(8080, hostIP=wildcard))
     assert client.ask(HOST[family], 8080).server == "web"
     assert client.ask(OTHER_HOST[family], 8080).server == "web"
@@ -103,7 +103,7 @@ def test_wildcard_host_ip(
 
 
 def test_many_ports(client: Namespace, container: Container, mapper: PortMapper) -> None:
-    """A container publishes forty ports: more than a multiport match of iptables takes."""
+    """A container publishes forty ports, more than a multiport match of iptables takes."""
     mapper.add(container, *(publish(port) for port in range(8000, 8040)))
     for port in (8000, 8014, 8015, 8030, 8039):
         assert client.ask(HOST[4], port).server == "web"
@@ -117,17 +117,19 @@ def test_localhost_mapping_from_the_host(host: Host, container: Container, mappe
 
 
 def test_neighbour(host: Host, container: Container, neighbour: Container, mapper: PortMapper) -> None:
-    """A neighbour reaches the port through the host where bridged packets pass iptables (br_netfilter)."""
+    """A container on the same network reaches the port where bridged packets pass iptables (br_netfilter)."""
     host.filter_bridges("1")
     mapper.add(container, publish(8080))
     assert neighbour.ask(GATEWAY[4], 8080).server == "web"
 
 
-@differs(PORTMAP_NFTABLES, "The answer takes the direct way over the bridge: neighbours are not masqueraded.")
+@differs(
+    PORTMAP_NFTABLES, "The answer goes directly over the bridge, because traffic within the network is not masqueraded."
+)
 def test_plugins_68_neighbour_without_bridge_filter(
     host: Host, container: Container, neighbour: Container, mapper: PortMapper
 ) -> None:
-    """A neighbour reaches the port through the host where bridged packets do not pass iptables."""
+    """A container on the same network reaches the port where bridged packets do not pass iptables."""
     host.filter_bridges("0")
     mapper.add(container, publish(8080))
     assert neighbour.ask(GATEWAY[4], 8080, timeout=1).server == "web"
@@ -136,7 +138,7 @@ def test_plugins_68_neighbour_without_bridge_filter(
 @both_families
 @differs(PORTMAP_NFTABLES, "masqAll has no effect with nftables in v1.9.1.")
 def test_masq_all(client: Namespace, container: Container, mapper: PortMapper, family: int) -> None:
-    """masqAll: the container sees the host in place of the client."""
+    """masqAll: the container sees the host's address instead of the client's."""
     mapper.add(container, publish(8080), masqAll=True)
     assert client.ask(HOST[family], 8080).source == GATEWAY[family]
 
@@ -159,11 +161,11 @@ def test_conditions(client: Namespace, container: Container, mapper: PortMapper)
             client.ask(HOST[family], 8080, source=stranger)
 
 
-@differs(PORTMAP_NFTABLES, "Conditions stand in the chain that all networks share, and each ADD writes it anew.")
+@differs(PORTMAP_NFTABLES, "Conditions are in the chain that all networks share, and each ADD writes it again.")
 def test_conditions_of_another_network(
     client: Namespace, container: Container, neighbour: Container, mapper: PortMapper
 ) -> None:
-    """The conditions of one network do not bind another's containers."""
+    """The conditions of one network do not apply to containers of another."""
     neighbour.serve("neighbour", 80)
     mapper.add(container, publish(8080))
     mapper.add(neighbour, publish(8081), network="other", conditionsV4=mapper.conditions("192.0.2.1"))
@@ -173,7 +175,7 @@ def test_conditions_of_another_network(
 
 @pytest.mark.parametrize("subject", ON_IPTABLES)
 def test_mark_bit(host: Host, container: Container, mapper: PortMapper) -> None:
-    """markMasqBit: what is masqueraded has this bit of the packet mark, and no other."""
+    """markMasqBit: masqueraded packets have this bit of the packet mark, and no other."""
     mapper.add(container, publish(8080), markMasqBit=5)
     host.run("nft", "-f", "-", stdin=_MARKS_SEEN)
     assert host.ask("127.0.0.1", 8080).server == "web"
@@ -194,7 +196,7 @@ _MARKS_SEEN = """table ip audit {
 
 @pytest.mark.parametrize("subject", ON_IPTABLES)
 def test_external_mark_chain(host: Host, container: Container, mapper: PortMapper) -> None:
-    """externalSetMarkChain: another program's chain marks what is to be masqueraded, and that program does it."""
+    """externalSetMarkChain: another program's chain marks what to masquerade, and that program does it."""
     for program in ("iptables-restore", "ip6tables-restore"):
         host.run(program, "--noflush", stdin=_OTHERS_CHAIN)
     mapper.add(container, publish(8080), externalSetMarkChain="KUBE-MARK-MASQ")
@@ -228,7 +230,7 @@ def test_cve_2025_67499_transit(
 def test_cve_2020_8558_host_services_on_localhost(
     host: Host, container: Container, neighbour: Container, mapper: PortMapper
 ) -> None:
-    """A neighbour does not reach what listens on the host's own 127.0.0.1 (CVE-2020-8558)."""
+    """A container on the same network does not reach the host's services on 127.0.0.1 (CVE-2020-8558)."""
     secret = host.serve("secret", 9090, "127.0.0.1")
     mapper.add(container, publish(8080))
     neighbour.aim_at_localhost(GATEWAY[4])
@@ -236,22 +238,22 @@ def test_cve_2020_8558_host_services_on_localhost(
     assert secret.seen == []
 
 
-@differs(PORTMAP, "It translates what comes in by any interface; an outside host only needs a route to 127.0.0.1.")
+@differs(PORTMAP, "It translates packets from any interface; another host only needs a route to 127.0.0.1.")
 def test_moby_45610_localhost_mapping_from_outside(
     host: Host, client: Namespace, container: Container, mapper: PortMapper
 ) -> None:
-    """A mapping for 127.0.0.1 is closed to an outside host that sends to this address."""
+    """A mapping for 127.0.0.1 is closed to another host that sends to this address."""
     mapper.add(container, publish(8080, hostIP="127.0.0.1"))
     client.aim_at_localhost(HOST[4])
     assert client.cannot_reach(AIMED, 8080)
     assert host.ask("127.0.0.1", 8080).server == "web"
 
 
-@differs(PORTMAP, "There is no precedence: the rule that was made first wins.")
+@differs(PORTMAP, "There is no precedence: the older rule wins.")
 def test_host_ip_before_wildcard(
     client: Namespace, container: Container, neighbour: Container, mapper: PortMapper
 ) -> None:
-    """A mapping for one address comes before an older one for all."""
+    """A mapping for one address takes precedence over an older one for all."""
     neighbour.serve("specific", 80)
     mapper.add(container, publish(8080))
     mapper.add(neighbour, publish(8080, hostIP=OTHER_HOST[4]))
@@ -261,7 +263,7 @@ def test_host_ip_before_wildcard(
 
 @differs(
     PORTMAP_IPTABLES,
-    "Whatever has bit 13 of the mark is masqueraded, also when another program means something else by it.",
+    "Any packet with bit 13 of the mark is masqueraded, even if another program uses the bit for something else.",
 )
 def test_marks_of_others(host: Host, client: Namespace, container: Container, mapper: PortMapper) -> None:
     """A packet mark that another program sets on its own traffic masquerades nothing."""

@@ -26,7 +26,7 @@ class Cnitool(Runtime):
     lacks: ClassVar[dict[str, str]] = {
         "daemon": "it has no daemon",
         "own host ports": HANDS_PORTS_ON,
-        "reload": "it has no command for it; see the row of quantum-nat reconcile",
+        "reload": "it has no such command; see the row of quantum-nat reconcile",
     }
 
     @classmethod

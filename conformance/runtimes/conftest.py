@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-_PREFACE = """# With real runtimes
+_PREFACE = """# Tested with real runtimes
 
-Each behaviour was tried on each runtime, with real containers and real packets, as a person or a kubelet would. `-`: the runtime
-has no such thing; the note says why. `conformance/run --table docs/conformance-runtimes.md` makes this page.
+Each behaviour was tried on each runtime, with real containers and real packets, as a user or a kubelet would. `-` means
+that the runtime does not have it; the note says why. `conformance/run --table docs/development/conformance-runtimes.md`
+writes this page.
 """
 
 

@@ -36,7 +36,7 @@ class CriRuntime(Runtime):
 
     lacks: ClassVar[dict[str, str]] = {
         "several networks": "the daemon's configuration, not the pod's, says which networks a pod has",
-        "reload": "it has no command for it; see the row of quantum-nat reconcile",
+        "reload": "it has no such command; see the row of quantum-nat reconcile",
     }
 
     @classmethod

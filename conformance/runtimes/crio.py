@@ -62,7 +62,7 @@ class Crio(CriRuntime):
     name = "cri-o-1.36"
     conflist_to_copy = "crio"
     cni_version = "1.1.0"
-    lacks: ClassVar[dict[str, str]] = {**CriRuntime.lacks, "ports": "it makes host ports itself"}
+    lacks: ClassVar[dict[str, str]] = {**CriRuntime.lacks, "ports": "it publishes host ports itself"}
 
     @classmethod
     def install(cls) -> None:

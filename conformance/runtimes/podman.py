@@ -40,7 +40,7 @@ class Podman(Runtime):
     cni_version = "0.4.0"  # the newest that podman 4.3 reads
     lacks: ClassVar[dict[str, str]] = {
         "daemon": "it has no daemon",
-        "verbs": "it calls ADD and DEL alone",
+        "verbs": "it calls only ADD and DEL",
         "status": "it does not call STATUS",
         "own host ports": HANDS_PORTS_ON,
     }

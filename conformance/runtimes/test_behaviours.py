@@ -18,7 +18,7 @@ LOCALHOST = "127.0.0.1"
 
 @pytest.mark.needs("ports")
 def test_outside(cluster: Cluster) -> None:
-    """Published tcp and udp ports answer an outside host over IPv4 and IPv6, and the container sees who asked."""
+    """Published tcp and udp ports answer another host over IPv4 and IPv6, and the container sees the client's address."""
     container = cluster.run(Port(8080, 80), Port(8053, 53, "udp"))
     for family in (4, 6):
         for port, protocol in ((8080, "tcp"), (8053, "udp")):
@@ -37,7 +37,7 @@ def test_range(cluster: Cluster) -> None:
 
 @pytest.mark.needs("ports")
 def test_host_ip(cluster: Cluster) -> None:
-    """A hostIP of 127.0.0.1 is for the host alone, one of another address for that address alone."""
+    """A port published on 127.0.0.1 is open to the host only; one on another address, at that address only."""
     container = cluster.run(
         Port(8080, 80, host_ip=LOCALHOST), Port(8081, 81, host_ip=OTHER_HOST[4]), Port(8081, 81, host_ip=OTHER_HOST[6])
     )
@@ -50,7 +50,7 @@ def test_host_ip(cluster: Cluster) -> None:
 
 @pytest.mark.needs("ports")
 def test_host(cluster: Cluster) -> None:
-    """The host reaches them by its own addresses and by 127.0.0.1."""
+    """The host reaches published ports at its own addresses and at 127.0.0.1."""
     container = cluster.run(Port(8080))
     for address in (HOST[4], HOST[6], LOCALHOST):
         cluster.serves(container, cluster.host.path, address, 8080)
@@ -58,7 +58,7 @@ def test_host(cluster: Cluster) -> None:
 
 @pytest.mark.needs("ports")
 def test_neighbour(cluster: Cluster) -> None:
-    """A neighbour, and the container itself, reach them by the host's address."""
+    """The container itself, and one on the same network, reach them at the host's address."""
     container, neighbour = cluster.run(Port(8080)), cluster.run()
     for asking in (neighbour, container):
         for family in (4, 6):
@@ -66,7 +66,7 @@ def test_neighbour(cluster: Cluster) -> None:
 
 
 def test_masquerade(cluster: Cluster) -> None:
-    """What a container sends outside has the host's address; what it sends to a neighbour its own."""
+    """Traffic to the outside has the host's address, traffic within the network the container's own."""
     container, neighbour = cluster.run(), cluster.run()
     for family in (4, 6):
         outside = cluster.answer(container.netns, CLIENT[family], 80)
@@ -94,7 +94,7 @@ def test_restart(cluster: Cluster) -> None:
 
 
 def test_killed_hard(cluster: Cluster) -> None:
-    """Of a container that was killed behind the runtime's back nothing is left after the clean-up."""
+    """A container that was killed behind the runtime's back leaves nothing after the clean-up."""
     container, other = cluster.run(Port(8080)), cluster.run(Port(8090))
     cluster.kill_hard(container)
     cluster.runtime.clean_up(container)
@@ -107,7 +107,7 @@ def test_killed_hard(cluster: Cluster) -> None:
 
 @pytest.mark.needs("verbs")
 def test_verbs(cluster: Cluster) -> None:
-    """CHECK and STATUS pass, CHECK fails when the table is gone, and GC removes what died."""
+    """CHECK and STATUS pass, CHECK fails when the table is gone, and GC removes dead containers."""
     container = cluster.run()
     cluster.runtime.status(container)
     cluster.runtime.check(container)
@@ -121,7 +121,7 @@ def test_verbs(cluster: Cluster) -> None:
 
 @pytest.mark.needs("status")
 def test_status(cluster: Cluster) -> None:
-    """While the plugin cannot work, STATUS tells why to who asks the runtime for its own."""
+    """While the plugin cannot work, the runtime's own status says why, by STATUS."""
     container = cluster.run()
     directory = cluster.runtime.state_directory
     kept = directory.rename(directory.with_name("kept"))
@@ -137,7 +137,7 @@ def test_status(cluster: Cluster) -> None:
 
 @pytest.mark.needs("daemon")
 def test_daemon_restart(cluster: Cluster) -> None:
-    """Containers keep their ports and their way out while the runtime is restarted, and can be removed then."""
+    """Containers keep their ports and outbound NAT while the runtime restarts, and can be removed after."""
     container = cluster.run(Port(8080))
     cluster.runtime.restart_daemon()
     cluster.serves(container, cluster.client.path, HOST[4], 8080)
@@ -180,7 +180,7 @@ def test_reconcile(cluster: Cluster) -> None:
 
 @pytest.mark.needs("several networks")
 def test_two_networks(cluster: Cluster) -> None:
-    """A container on two networks has its ports once, and its way out by either."""
+    """A container on two networks has its ports once, and outbound NAT on both."""
     container = cluster.run(Port(8080), networks=(FRONT, BACK))
     assert set(container.addresses) == {FRONT.name, BACK.name}
     cluster.serves(container, cluster.client.path, HOST[4], 8080)
@@ -191,7 +191,7 @@ def test_two_networks(cluster: Cluster) -> None:
 
 @pytest.mark.needs("ports")
 def test_conflict(cluster: Cluster) -> None:
-    """A host port that is taken is refused, and who typed the command reads who has it."""
+    """A host port that is in use is refused, and the user reads who uses it."""
     holder = cluster.run(Port(8080))
     with pytest.raises(NotRun) as refused:
         cluster.run(Port(8080, 81))
@@ -204,7 +204,7 @@ def test_conflict(cluster: Cluster) -> None:
 
 @pytest.mark.needs("own host ports")
 def test_own_host_ports(cluster: Cluster) -> None:
-    """Host ports that the runtime makes itself work beside the plugin's table, and the container's way out with them."""
+    """Host ports that the runtime publishes itself work beside the plugin's table, and so does outbound NAT."""
     container = cluster.run(Port(8080), Port(8053, 53, "udp"))
     cluster.serves(container, cluster.client.path, HOST[4], 8080)
     cluster.serves(container, cluster.client.path, HOST[4], 8053, "udp")
@@ -213,7 +213,7 @@ def test_own_host_ports(cluster: Cluster) -> None:
 
 
 def test_pip(cluster_of_pip: Cluster) -> None:
-    """The command that pip installs does the same: a port, the way out, and nothing is left."""
+    """The command that pip installs does the same: a port, outbound NAT, and nothing is left."""
     container = cluster_of_pip.run(Port(8080))
     cluster_of_pip.serves(container, cluster_of_pip.client.path, HOST[4], 8080)
     assert cluster_of_pip.answer(container.netns, CLIENT[4], 80) == ("outside", HOST[4])

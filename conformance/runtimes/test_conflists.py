@@ -24,7 +24,7 @@ def network(cluster: Cluster, name: str, number: int, *families: int) -> Network
 
 
 def test_dual_stack(cluster: Cluster) -> None:
-    """dual-stack: ports on both families, masquerade for IPv4 alone."""
+    """dual-stack: ports on both families, masquerade for IPv4 only."""
     copied = network(cluster, "dual-stack", 72, 4, 6)
     cluster.client.ip(f"route add {copied.subnets[6]} via {HOST[6]}")
     container = cluster.run(Port(8080), networks=(copied,))

@@ -22,7 +22,7 @@ _PLUGIN = Path(os.environ["QUANTUM_NAT_PLUGIN"])
 
 @pytest.mark.needs("daemon")
 def test_crash(cluster: Cluster) -> None:
-    """Containers outlive a crash of the runtime, with their ports and their way out, and are removed after its next start."""
+    """Containers survive a crash of the runtime, with ports and outbound NAT, and are removed after its next start."""
     container = cluster.run(Port(8080), Port(8053, 53, "udp"))
     cluster.runtime.end_daemon(signal.SIGKILL)
     for port, protocol in ((8080, "tcp"), (8053, "udp")):
@@ -35,7 +35,7 @@ def test_crash(cluster: Cluster) -> None:
 
 @pytest.mark.needs("daemon")
 def test_lost_meanwhile(cluster: Cluster) -> None:
-    """Of a container that was lost while the runtime was down nothing is left after its next start and clean-up."""
+    """A container that was lost while the runtime was down leaves nothing after the next start and clean-up."""
     container, other = cluster.run(Port(8080)), cluster.run(Port(8090))
     cluster.runtime.end_daemon(signal.SIGKILL)
     cluster.kill_hard(container)
@@ -59,7 +59,7 @@ def test_stop(subject: str, tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.mark.needs("daemon")
 def test_stop_after_crash(subject: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Nor does one whose daemon had crashed."""
+    """Neither does a runtime whose daemon had crashed."""
     before = traces()
     with started(subject, _PLUGIN, tmp_path_factory) as cluster:
         cluster.run(Port(8080))

@@ -15,35 +15,35 @@ _BYTES_PER_LINE = 32
 
 
 class NoSource(Exception):
-    """A module that is listed has no source."""
+    """A module that is listed is not written in Python, or not there."""
 
 
 def modules(listing: str) -> dict[str, Path]:
     """Return the source of each module in a list, by name."""
     found: dict[str, Path] = {}
-    for line in listing.splitlines():
-        if not line or line.startswith("#"):
+    for line in _lines(listing):
+        if line.startswith("@"):
+            names = _lines((PROJECT / line[1:]).read_text())
+            found.update({name: source for name in names if (source := _source(name))})
             continue
         name, _, place = line.partition(" ")
-        if name.endswith(".*"):
-            package = name.removesuffix(".*")
-            initial = _source(package)
-            found[package] = initial
-            for path in sorted(initial.parent.glob("*.py")):
-                if path != initial:
-                    found[f"{package}.{path.stem}"] = path
-        else:
-            found[name] = _source(place or name)
+        source = PROJECT / place if place.endswith(".py") else _source(place or name)
+        if source is None:
+            raise NoSource(f"{name} has no source that could be compiled")
+        found[name] = source
     return found
 
 
-def _source(place: str) -> Path:
-    """Return the file of a module, or the one that is meant itself."""
-    if place.endswith(".py"):
-        return PROJECT / place
-    spec = importlib.util.find_spec(place)
-    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
-        raise NoSource(f"{place} has no source that could be compiled")
+def _lines(listing: str) -> list[str]:
+    lines = (line.partition("#")[0].strip() for line in listing.splitlines())
+    return [line for line in lines if line]
+
+
+def _source(name: str) -> Path | None:
+    """Return where a module is written in Python; None when it is not."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        return None
     return Path(spec.origin)
 
 

@@ -20,7 +20,7 @@ if is_call:
     gc.disable()  # nothing lives long enough
 
 from cni_quantum_nat.__main__ import main  # noqa: E402 - it cannot be found before
-from cni_quantum_nat.hotpath import lock  # noqa: E402
+from cni_quantum_nat.state import lock  # noqa: E402
 
 if inherited := posix.environ.pop(b"QUANTUM_NAT_LOCK", b""):
     posix.unsetenv(b"QUANTUM_NAT_LOCK")

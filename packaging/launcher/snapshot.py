@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 SECTION = ".snapshot"
 _RANDOMIZATION = Path("/proc/sys/kernel/randomize_va_space")
@@ -36,8 +37,12 @@ def take(plugin: Path, environment: dict[str, str]) -> bytes:
     with tempfile.TemporaryDirectory() as directory:
         snapshot = Path(directory) / "snapshot"
         line = [str(plugin.resolve()), "--record-snapshot", str(snapshot)]
-        nothing = subprocess.DEVNULL  # as the interpreter looks at what its descriptors are
-        subprocess.run(line, env=environment, cwd=directory, stdin=nothing, stdout=nothing, stderr=nothing, check=True)
+        nothing = subprocess.DEVNULL  # the interpreter looks at what its descriptors are
+        surroundings: dict[str, Any] = {"env": environment, "cwd": directory}
+        done = subprocess.run(line, **surroundings, stdin=nothing, stdout=nothing, stderr=nothing, check=False)
+        if done.returncode:
+            done = subprocess.run(line, **surroundings, capture_output=True, text=True, check=False)
+            raise Unfit(f"the plugin cannot start:\n{done.stderr}")
         return snapshot.read_bytes()
 
 

@@ -7,9 +7,9 @@ begins it again, with the same standard input, and under the lock that was had: 
 import posix
 import sys
 
-from cni_quantum_nat.hotpath import protocol
-from cni_quantum_nat.hotpath.errors import IO_FAILURE, CniError, NeedsFullProgram
-from cni_quantum_nat.hotpath.lock import held
+from cni_quantum_nat.cni import entry
+from cni_quantum_nat.model.errors import IO_FAILURE, CniError, NeedsFullProgram
+from cni_quantum_nat.state.lock import held
 
 PROGRAM = b"quantum-nat-full"
 
@@ -58,8 +58,7 @@ def call(loader, arguments):
             hand_on(needed)
             run_full(loader, arguments)
         except OSError as error:
-            protocol.print_result(failure(error).as_result(needed.version))
-            return 1
+            return entry.refuse(failure(error), needed.version)
 
 
 def hand_on(needed):

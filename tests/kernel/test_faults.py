@@ -15,7 +15,7 @@ from .world import HOST, Container, Host, Namespace, wait_until
 
 # Primes, so that kinds of faults take turns: of each kind, some at all stages of the call.
 EVERY = {"nftables": 127, "iptables-nft": 907}
-OF_MANY_CALLS = {"ADD that heals": 251, "reconcile": 499}
+OF_MANY_CALLS = {"ADD that repairs": 251, "reconcile": 499}
 
 
 @pytest.mark.frozen

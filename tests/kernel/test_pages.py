@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .world import Container, Host
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 class Block(NamedTuple):
@@ -41,7 +41,7 @@ class Elsewhere(NamedTuple):
 
 
 BLOCKS = [
-    Block(page.name, commands)
+    Block(str(page.relative_to(ROOT)), commands)
     for page in PAGES
     for commands in re.findall(r"^```bash\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
 ]
@@ -49,18 +49,24 @@ ELSEWHERE = [
     Elsewhere("README.md", "packaging/quickstart", "tests/run", "packaging/quickstart"),
     Elsewhere("README.md", "tests/run", ".ci/run", "test_command"),
     Elsewhere("CONTRIBUTING.md", "packaging/check", ".ci/run", "packaging/check"),
-    Elsewhere("development.md", "tests/run tests/kernel", "tests/run", 'run_pytest "$@"'),
-    Elsewhere("getting-started.md", "packaging/build", "tests/run", "packaging/build"),
-    Elsewhere("kubernetes.md", "kubectl apply", "conformance/kubernetes", "build packaging/kubernetes/base"),
+    Elsewhere("docs/development/README.md", "tests/run tests/kernel", "tests/run", 'run_pytest "$@"'),
+    Elsewhere("docs/getting-started.md", "packaging/build", "tests/run", "packaging/build"),
+    Elsewhere("docs/getting-started.md", "export CNI_PATH", "packaging/quickstart", "cni add"),
+    Elsewhere("docs/getting-started.md", "kill $(ip netns pids web)", "packaging/quickstart", "cni del"),
+    Elsewhere("docs/kubernetes.md", "kubectl apply", "conformance/kubernetes", "build packaging/kubernetes/base"),
     Elsewhere(
-        "kubernetes.md", "kubectl -n kube-system", "packaging/kubernetes/base/daemonset.yaml", "name: quantum-nat"
+        "docs/kubernetes.md", "kubectl -n kube-system", "packaging/kubernetes/base/daemonset.yaml", "name: quantum-nat"
     ),
-    Elsewhere("metrics.md", "quantum-nat metrics --listen", "tests/kernel/test_exporter.py", '"--listen"'),
-    Elsewhere("migrating-from-portmap.md", "nft delete table", "conformance/peers/test_migration.py", "```bash"),
-    Elsewhere("operations.md", "systemctl enable", "tests/unit/test_service.py", "quantum-nat-reconcile.service"),
-    Elsewhere("performance.md", "conformance/bench", "tests/unit/test_benchmark.py", "benchmark"),
-    Elsewhere("performance.md", "strace -f", "conformance/benchmark/costs.py", "strace"),
-    Elsewhere("reliability.md", "conformance/faults", "tests/kernel/test_faults.py", "faults_driver"),
+    Elsewhere("docs/metrics.md", "quantum-nat metrics --listen", "tests/kernel/test_exporter.py", '"--listen"'),
+    Elsewhere("docs/migrating-from-portmap.md", "nft delete table", "conformance/peers/test_migration.py", "```bash"),
+    Elsewhere(
+        "docs/operations.md", "systemctl enable", "tests/unit/project/test_service.py", "quantum-nat-reconcile.service"
+    ),
+    Elsewhere(
+        "docs/development/performance.md", "conformance/bench", "tests/unit/project/test_benchmark.py", "benchmark"
+    ),
+    Elsewhere("docs/development/performance.md", "strace -f", "conformance/benchmark/costs.py", "strace"),
+    Elsewhere("docs/development/reliability.md", "conformance/faults", "tests/kernel/test_faults.py", "faults_driver"),
 ]
 
 
