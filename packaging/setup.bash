@@ -64,6 +64,37 @@ source_of() {
     rm -rf "$place"
 }
 
+# in_debian_12 SCRIPT [ARGUMENT...]: the release is built from Debian 12's CPython 3.11. On another system, run the script in a root directory
+# of Debian 12, have what it makes in dist/, and exit.
+in_debian_12() {
+    local root=$CACHE/roots/build script=$1
+    [ "$(/usr/bin/python3 -c 'import sys; print("{}.{}".format(*sys.version_info))' 2>/dev/null)" != 3.11 ] || return 0
+    [ "$(id -u)" = 0 ] || die "needs root: it is Debian 12 that the release is built on, and here it takes a root directory of it"
+    apt_install debootstrap util-linux
+    if [ ! -d "$root" ]; then
+        say "Making a root directory of Debian 12 to build in ..."
+        mkdir -p "$CACHE/roots"
+        rm -rf "$root.new"
+        debootstrap --variant=minbase --include=ca-certificates bookworm "$root.new" "${MIRROR:-http://deb.debian.org/debian}" >"$root.log" ||
+            die "cannot make a root directory of Debian 12: see $root.log"
+        mv "$root.new" "$root"
+    fi
+    SOURCE_DATE_EPOCH=$(source_date)
+    export SOURCE_DATE_EPOCH
+    mkdir -p "$root/project"
+    find "$root/project" -mindepth 1 -maxdepth 1 ! -name .venv ! -name .cache ! -name dist -exec rm -rf {} +
+    tar -C "$PROJECT" --exclude=./.git --exclude=./.venv --exclude=./.cache --exclude=./dist -cf - . | tar -C "$root/project" -xf -
+    for file in /etc/resolv.conf /etc/pip.conf /etc/ssl/certs/ca-certificates.crt; do
+        [ ! -f "$file" ] || cp --dereference "$file" "$root$file" # mirrors, and who vouches for them
+    done
+    # shellcheck disable=SC2016
+    unshare --mount --pid --fork --kill-child sh -c 'mount -t proc proc "$0/proc"; mount --rbind /dev "$0/dev"; exec chroot "$0" "$@"' \
+        "$root" "/project/packaging/${script##*/}" "${@:2}"
+    mkdir -p "$PROJECT/dist"
+    cp -a "$root/project/dist/." "$PROJECT/dist"
+    exit 0
+}
+
 # make_venv: a virtual environment in .venv with the project and what builds and tests it, made again when pyproject.toml or
 # the lock changes.
 make_venv() {
