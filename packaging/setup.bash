@@ -68,7 +68,8 @@ source_of() {
 # of Debian 12, have what it makes in dist/, and exit.
 in_debian_12() {
     local root=$CACHE/roots/build script=$1
-    [ "$(/usr/bin/python3 -c 'import sys; print("{}.{}".format(*sys.version_info))' 2>/dev/null)" != 3.11 ] || return 0
+    apt_install python3
+    [ "$(/usr/bin/python3 -c 'import sys; print("{}.{}".format(*sys.version_info))')" != 3.11 ] || return 0
     [ "$(id -u)" = 0 ] || die "needs root: it is Debian 12 that the release is built on, and here it takes a root directory of it"
     apt_install debootstrap util-linux
     if [ ! -d "$root" ]; then

@@ -1,5 +1,10 @@
 /* The plugin: what a runtime starts. Statically linked, so that it needs no loader, no library and no file of the host: CPython, and in its data
  * the modules of an ordinary call. It runs start.py, which passes everything else on to the full program (full.c).
+ *
+ * The build:    main -> record -> start_interpreter, with memory from `region` -> snapshot.py puts what was written to into the file
+ * A call:       main -> resume -> start.run
+ * No snapshot:  main -> start_interpreter -> start.run
+ * docs/development/start.md has the reasons.
  */
 #define Py_BUILD_CORE /* for the internal header */
 #include "interpreter.h"
