@@ -42,8 +42,8 @@ def run(loader, arguments):
         posix._exit(call(loader, arguments))
     try:
         run_full(loader, arguments)
-    except OSError as error:
-        posix.write(2, f"quantum-nat: {failure(error).message}\n".encode())
+    except CniError as error:
+        posix.write(2, f"quantum-nat: {error.message}\n{error.details}\n".encode())
         posix._exit(1)
 
 
@@ -57,8 +57,8 @@ def call(loader, arguments):
         try:
             hand_on(needed)
             run_full(loader, arguments)
-        except OSError as error:
-            return entry.refuse(failure(error), needed.version)
+        except CniError as error:
+            return entry.refuse(error, needed.version)
 
 
 def hand_on(needed):
@@ -75,14 +75,19 @@ def hand_on(needed):
 
 
 def run_full(loader, arguments):
-    """Execute the full program in this one's place, by the loader beside it; OSError when it cannot be."""
-    loader = posix.readlink(b"/proc/self/exe").rpartition(b"/")[0] + b"/" + loader
+    """Execute the full program in this one's place, by the loader beside it; CniError(5) when it cannot be."""
+    own = posix.readlink(b"/proc/self/exe")
+    loader = own.rpartition(b"/")[0] + b"/" + loader
     directory = loader.rpartition(b"/")[0]
     for variable in (b"LD_PRELOAD", b"LD_AUDIT"):
         posix.unsetenv(variable)  # libraries for the host's C library
     options = [b"--inhibit-cache", b"--library-path", directory, b"--argv0", arguments[0]]
-    posix.execv(loader, [loader, *options, directory + b"/" + PROGRAM, *arguments[1:]])
-
-
-def failure(error):
-    return CniError(IO_FAILURE, f"the full program cannot be started: {error}", "Install quantum-nat again.")
+    try:
+        posix.execv(loader, [loader, *options, directory + b"/" + PROGRAM, *arguments[1:]])
+    except OSError as error:
+        raise CniError(
+            IO_FAILURE,
+            f"cannot start {loader.decode(errors='replace')}: {error.strerror}",
+            "quantum-nat needs the directory that it was installed in. Reinstall it; if this is a copy, replace it by a link: "
+            f"ln -sf /usr/lib/quantum-nat/quantum-nat {own.decode(errors='replace')}",
+        ) from None

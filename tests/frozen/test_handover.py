@@ -74,15 +74,17 @@ def test_a_request_larger_than_a_pipe_is_handed_on_whole(release: Release) -> No
 
 
 def test_a_full_program_that_is_not_there_is_an_error_in_the_callers_version(release: Release) -> None:
+    loader = next(release.internal.glob("ld-linux-*"))
     release.internal.rename(release.root / "elsewhere")
     answer = release.call("ADD", cniVersion="0.4.0")
     assert answer.returncode == 1
     error = json.loads(answer.stdout)
     assert (error["cniVersion"], error["code"]) == ("0.4.0", 5)
-    assert "the full program cannot be started" in error["msg"]
+    assert error["msg"] == f"cannot start {loader}: No such file or directory"
+    assert error["details"].endswith(f": ln -sf /usr/lib/quantum-nat/quantum-nat {release.program}")
     command = release.operate("list")
     assert command.returncode == 1
-    assert "the full program cannot be started" in command.stderr
+    assert command.stderr == f"quantum-nat: {error['msg']}\n{error['details']}\n"
 
 
 def test_a_call_that_waits_for_the_lock_in_vain_says_who_has_it(release: Release) -> None:
