@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-ORDINARY_START = Path(__file__).parents[2] / ".cache/build/plugin-without-snapshot"
+ORDINARY_START = Path(__file__).parents[2] / "dist/plugin-without-snapshot"
 PROGRAM = Path(os.environ.get("QUANTUM_NAT_PLUGIN", "dist/quantum-nat/quantum-nat")).resolve()
 OTHER_NAMESPACE = f"/proc/{os.getpid()}/ns/net"
 CONFIGURATION = {
