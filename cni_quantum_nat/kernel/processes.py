@@ -1,6 +1,6 @@
-"""Which processes hold a socket or a lock: looked up in /proc, where one is in somebody's way.
+"""Find the processes that use a socket or hold a lock, from /proc. Used only to explain an error.
 
-With posix alone, so that a call that has waited for the lock in vain says by whom in the program that it is in.
+It needs posix alone, so that a call that has waited for the lock in vain says who holds it without the full program.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ _CHUNK_BYTES = 1 << 16
 
 
 class Process:
-    """A process: its number, its name, its command line."""
+    """A process: its ID, name and command line."""
 
     __slots__ = ("arguments", "name", "number")
 
@@ -25,9 +25,9 @@ class Process:
         return f"{self.name} (process {self.number})"
 
     def serves_container(self, container_id: str) -> bool:
-        """Whether it runs for this container: conmon has its ID on the command line, podman's and CRI-O's alike.
+        """Return whether it runs for this container: conmon (podman, CRI-O) has the container ID on its command line.
 
-        nerdctl prefixes the ID for CNI with its namespace.
+        nerdctl's CNI container ID is the ID with its namespace as a prefix.
         """
         return any(
             container_id in argument or (len(argument) >= _SHORTEST_ID and container_id.endswith(f"-{argument}"))
@@ -36,22 +36,22 @@ class Process:
 
 
 def holders_of(inode: int) -> list[Process]:
-    """Return the processes that have the socket open, those that can be seen."""
+    """Return the visible processes that have the socket open."""
     target = f"socket:[{inode}]"
     numbers = [name for name in posix.listdir("/proc") if name.isdecimal()]
     return [_describe(number) for number in numbers if _holds(number, target)]
 
 
 def holders_of_lock(descriptor: int) -> list[Process]:
-    """Return the processes that have an open file locked by flock(2); none where they cannot be seen."""
+    """Return the visible processes that hold an flock(2) on an open file."""
     status = posix.fstat(descriptor)
     file = f"{posix.major(status.st_dev):02x}:{posix.minor(status.st_dev):02x}:{status.st_ino}"
     try:
         lines = [line.split() for line in _read("/proc/locks").decode().splitlines()]
     except OSError:
         return []
-    # NUMBER: FLOCK ADVISORY WRITE PROCESS DEVICE:INODE START END; who waits has an arrow before FLOCK, who is not
-    # in this PID namespace the number 0.
+    # NUMBER: FLOCK ADVISORY WRITE PROCESS DEVICE:INODE START END. A waiting process has an arrow before FLOCK; the process
+    # ID is 0 if it is in another PID namespace.
     numbers = {words[4] for words in lines if words[1] == "FLOCK" and words[5] == file and words[4] != "0"}
     return [_describe(number) for number in sorted(numbers)]
 
@@ -61,7 +61,7 @@ def _holds(number: str, target: str) -> bool:
     try:
         return any(posix.readlink(f"{directory}/{name}") == target for name in posix.listdir(directory))
     except OSError:
-        return False  # it has ended, or is not ours to look at
+        return False  # it has ended, or we may not inspect it
 
 
 def _describe(number: str) -> Process:

@@ -1,4 +1,4 @@
-"""The command: which sections, how often, and what becomes of the figures."""
+"""The command line: which sections to measure, how often, and where to write the figures."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _PAGE_FOR_USERS = _ROOT / "docs/performance.md"
 
 @dataclass(frozen=True)
 class Extent:
-    """How much is measured: numbers of containers already there, and rounds."""
+    """The extent of a run: the numbers of existing containers, and the rounds."""
 
     levels: list[int]
     rounds: int
@@ -53,7 +53,7 @@ _QUICK = Extent([0, 1000], 4, 1, 2, [0, 1000], packets.Repeat(2, 0.3), [1000], 2
 
 
 def main() -> None:
-    """Measure, print, and write what was asked for."""
+    """Measure, print and write the figures."""
     arguments = _arguments()
     if arguments.write_tables:
         _write_tables(arguments.json or _JSON)
@@ -96,22 +96,22 @@ def _sections(programs: Programs, packets_program: str, extent: Extent) -> dict[
 
 
 def _netavarks(arguments: argparse.Namespace) -> dict[str, str]:
-    """Return where each is; the newer one is not to be had without a newer cargo."""
+    """Return the path of each; the newer one needs a newer cargo."""
     programs = {NETAVARK_IPTABLES: arguments.netavark, NETAVARK_NFTABLES: arguments.newer_netavark}
     return {name: program for name, program in programs.items() if program}
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="conformance/bench", description="Times the plugin beside its peers, in one run."
+        prog="conformance/bench", description="Benchmark the plugin against its peers, in one run."
     )
     for name in ("ours", "ours-pip", "plugins", "netavark", "newer-netavark", "packets"):
         parser.add_argument(f"--{name}", required=True, help=argparse.SUPPRESS)
     names = (calls.SECTION, parallel.SECTION, resources.SECTION, packets.SECTION, reconciling.SECTION, costs.SECTION)
     parser.add_argument(
-        "--quick", action="store_true", help="few rounds, 0 and 1,000 containers; writes no file by itself"
+        "--quick", action="store_true", help="few rounds, 0 and 1,000 containers; writes no files by default"
     )
-    parser.add_argument("--rounds", type=int, metavar="N", help="time each call N times, not 20 (--quick: 4)")
+    parser.add_argument("--rounds", type=int, metavar="N", help="time each call N times (default: 20, with --quick: 4)")
     parser.add_argument(
         "--only", nargs="+", choices=names, metavar="SECTION", help=f"one or more of {', '.join(names)}"
     )

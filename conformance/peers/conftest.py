@@ -1,4 +1,4 @@
-"""The world is the kernel tests'; the subject is what the table has columns for."""
+"""Fixtures: the test topology of the kernel tests, and the subjects, which are the columns of the table."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from conformance.table import PREFACE
-from tests.kernel.conftest import client, container, host, neighbour, stack
+from tests.kernel.conftest import client, container, host, other_container, stack
 
 from .port_mapper import PORT_MAPPERS, PortMapper
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.kernel.world import Host
+    from tests.kernel.topology import Host
 
-__all__ = ["client", "container", "host", "neighbour", "stack"]
+__all__ = ["client", "container", "host", "other_container", "stack"]
 
 
 _ORDER = (  # of the tables
@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Try a case on every port mapper, unless it says on which."""
+    """Run a test with every port mapper, unless it names its subjects."""
     marked = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
     if "mapper" in metafunc.fixturenames and "subject" not in marked:
         metafunc.parametrize("subject", PORT_MAPPERS)
@@ -58,7 +58,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def mapper(subject: str, host: Host, tmp_path: Path) -> PortMapper:
-    """The subject, called in the host's namespace."""
+    """The subject, run in the host's namespace."""
     for setting in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
-        host.set_sysctl(setting, "1")  # what the bridge plugin does for a gateway
+        host.set_sysctl(setting, "1")  # as the bridge plugin does for a gateway
     return PortMapper(subject, host, tmp_path / "state")

@@ -1,4 +1,4 @@
-"""What bridge's ipMasq promises, as seen by those outside: whose address a container's traffic has."""
+"""The promises of bridge's ipMasq: the source address of a container's traffic outside."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.kernel.peer import open_socket
-from tests.kernel.world import CLIENT, HOST, Host, Namespace
+from tests.kernel.topology import CLIENT, HOST, Host, Namespace
 
 from .masquerader import IPMASQ, MASQUERADERS, Masquerader
 from .port_mapper import differs
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
     from pathlib import Path
 
-TABLE = "Masquerade: what bridge's ipMasq promises"
+TABLE = "Masquerade, as promised by bridge's ipMasq"
 
 pytestmark = pytest.mark.parametrize("subject", MASQUERADERS)
 no_gc = differs(IPMASQ, "bridge v1.9.1 does nothing at GC.")
@@ -25,7 +25,7 @@ no_gc = differs(IPMASQ, "bridge v1.9.1 does nothing at GC.")
 
 @pytest.fixture
 def network(subject: str, host: Host, stack: ExitStack, tmp_path: Path) -> Masquerader:
-    """A subject that attaches containers; outside, a server answers on port 80."""
+    """A subject that attaches containers; a server outside answers on port 80."""
     host.client.serve("outside", 80)
     return Masquerader(subject, host, stack, tmp_path / "state")
 
@@ -59,7 +59,7 @@ def test_after_del(network: Masquerader) -> None:
 def test_reused_address(network: Masquerader) -> None:
     """DEL of a container keeps outbound NAT for the new owner of its address."""
     old = network.attach("10.77.0.2/24")
-    old.ip("link set eth0 down")  # it has died, and nobody has said so yet
+    old.ip("link set eth0 down")  # it has died, and DEL has not been called yet
     new = network.attach("10.77.0.2/24")
     network.delete(old)
     assert new.ask(CLIENT[4], 80).source == HOST[4]
@@ -67,7 +67,7 @@ def test_reused_address(network: Masquerader) -> None:
 
 @differs(IPMASQ, "Without a namespace DEL removes no rule: the next owner of the address is masqueraded unasked.")
 def test_del_without_namespace(network: Masquerader) -> None:
-    """DEL without a network namespace leaves nothing that masquerades the address's next owner."""
+    """DEL without a network namespace removes masquerading for the address's next owner."""
     old = network.attach("10.77.0.2/24")
     old.remove()
     network.delete(old, without_namespace=True)
@@ -78,15 +78,15 @@ def test_del_without_namespace(network: Masquerader) -> None:
 def test_own_subnet(network: Masquerader) -> None:
     """Within its own subnet a container keeps its own address."""
     one, other = network.attach("10.77.0.2/24", "fd77::2/64"), network.attach("10.77.0.3/24", "fd77::3/64")
-    other.serve("neighbour", 80)
+    other.serve("other", 80)
     for address, own in zip(other.addresses, one.addresses, strict=True):
         assert one.ask(address, 80).source == own
 
 
 def test_other_subnet(network: Masquerader) -> None:
-    """A container of another network of the host sees that network's gateway."""
+    """A container on another network of the host sees that network's gateway."""
     one, other = network.attach("10.77.0.2/24"), network.attach("10.78.0.2/24", network="alternate")
-    other.serve("neighbour", 80)
+    other.serve("other", 80)
     assert one.ask(other.addresses[0], 80).source == "10.78.0.1"
 
 

@@ -1,4 +1,4 @@
-"""What podman's users are used to from netavark: its cases of published ports, on netavark and on us."""
+"""netavark's tests of published ports, with netavark and with Quantum NAT."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kernel.world import CLIENT, HOST, OTHER_HOST, Host, Namespace
+from tests.kernel.topology import CLIENT, HOST, HOST_SECONDARY, Host, Namespace
 
 from .fabric import FABRICS, NETAVARK, Fabric, Netavark, Port, QuantumNat, Refusal
 from .port_mapper import differs
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
     from pathlib import Path
 
-TABLE = "Published ports: what netavark does"
+TABLE = "Published ports, as in netavark"
 
 pytestmark = pytest.mark.parametrize("subject", FABRICS)
 stacks = pytest.mark.parametrize("families", [(4,), (6,), (4, 6)], ids=["ipv4", "ipv6", "dual"])
@@ -60,7 +60,7 @@ def test_host_ip(client: Namespace, fabric: Fabric, family: int) -> None:
     fabric.run(Port(8080, "tcp", HOST[family]), Port(8080, "udp", HOST[family])).serve("web", 80)
     for protocol in ("tcp", "udp"):
         assert client.ask(HOST[family], 8080, protocol).server == "web"
-        assert client.is_refused(OTHER_HOST[family], 8080, protocol)
+        assert client.is_refused(HOST_SECONDARY[family], 8080, protocol)
         assert client.is_refused(HOST[10 - family], 8080, protocol)
 
 
@@ -70,7 +70,7 @@ def test_wildcard(client: Namespace, fabric: Fabric, wildcard: str, family: int,
     """A port published on 0.0.0.0 or :: is open at every address of the family, also with dual stack."""
     fabric.run(Port(8080, host_ip=wildcard), families=(4, 6) if dual else (family,)).serve("web", 80)
     assert client.ask(HOST[family], 8080).server == "web"
-    assert client.ask(OTHER_HOST[family], 8080).server == "web"
+    assert client.ask(HOST_SECONDARY[family], 8080).server == "web"
 
 
 def test_localhost(host: Host, fabric: Fabric) -> None:
@@ -89,7 +89,7 @@ def test_every_port_at_localhost(host: Host, fabric: Fabric) -> None:
 @pytest.mark.parametrize("family", [4, 6])
 def test_hairpin(host: Host, fabric: Fabric, family: int) -> None:
     """A container reaches its own published port where bridged packets do not pass iptables."""
-    host.filter_bridges("0")
+    host.set_bridge_netfilter("0")
     container = fabric.run(Port(8080))
     container.serve("web", 80)
     assert container.ask(HOST[family], 8080).server == "web"
@@ -99,7 +99,7 @@ def test_hairpin(host: Host, fabric: Fabric, family: int) -> None:
 @differs(NETAVARK, "It leaves the bridge's hairpin mode off. With CNI it is the bridge plugin's `hairpinMode`.")
 def test_hairpin_with_bridge_filter(host: Host, fabric: Fabric, family: int) -> None:
     """A container reaches its own published port where bridged packets pass iptables (br_netfilter)."""
-    host.filter_bridges("1")
+    host.set_bridge_netfilter("1")
     container = fabric.run(Port(8080))
     container.serve("web", 80)
     assert container.ask(HOST[family], 8080, timeout=1).server == "web"
@@ -139,8 +139,8 @@ def test_reload(host: Host, client: Namespace, fabric: Fabric) -> None:
 
 
 def test_stopped(client: Namespace, fabric: Fabric) -> None:
-    """After stop, ports on two addresses and for two protocols are closed; another container's is open."""
-    ports = [Port(8080, protocol, address) for protocol in ("tcp", "udp") for address in (HOST[4], OTHER_HOST[4])]
+    """After stop, ports on two addresses and for two protocols are closed; another container's port stays open."""
+    ports = [Port(8080, protocol, address) for protocol in ("tcp", "udp") for address in (HOST[4], HOST_SECONDARY[4])]
     stopped, kept = fabric.run(*ports), fabric.run(Port(8081))
     kept.serve("kept", 80)
     fabric.stop(stopped)
@@ -160,7 +160,7 @@ def test_stopped_without_namespace(client: Namespace, fabric: Fabric) -> None:
 def test_outbound_address(client: Namespace, fabric: Fabric, family: int) -> None:
     """A container has a fixed source address: `outbound_addr4` and `outbound_addr6`, `snatAddress`."""
     client.serve("outside", 80)
-    assert fabric.run(source=OTHER_HOST[family]).ask(CLIENT[family], 80).source == OTHER_HOST[family]
+    assert fabric.run(source=HOST_SECONDARY[family]).ask(CLIENT[family], 80).source == HOST_SECONDARY[family]
 
 
 def test_isolation(client: Namespace, fabric: Fabric) -> None:
@@ -168,7 +168,7 @@ def test_isolation(client: Namespace, fabric: Fabric) -> None:
     one, other = fabric.run(Port(8080)), fabric.run(networks=("cni1",))
     one.serve("web", 80)
     if isinstance(fabric, QuantumNat):
-        assert other.ask(fabric.address(one), 80).server == "web", "it is that plugin which isolates"
+        assert other.ask(fabric.address(one), 80).server == "web", "the isolation must come from that plugin"
         for container in (one, other):
             fabric.isolate(container)
     assert other.cannot_reach(fabric.address(one), 80)
@@ -176,7 +176,7 @@ def test_isolation(client: Namespace, fabric: Fabric) -> None:
 
 
 def test_other_network(fabric: Fabric) -> None:
-    """A container of another network reaches the port at the host's address."""
+    """A container on another network reaches the port at the host's address."""
     fabric.run(Port(8080)).serve("web", 80)
     assert fabric.run(networks=("cni1",)).ask(HOST[4], 8080).server == "web"
 

@@ -1,11 +1,11 @@
-"""CHECK: whether the runtime hears that an attachment is not, or no longer, as it was set up."""
+"""CHECK: whether it reports an attachment that is not, or no longer, as it was set up."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from tests.kernel.plugin import PluginError
-from tests.kernel.world import HOST, Container, Host, Namespace
+from tests.kernel.topology import HOST, Container, Host, Namespace
 
 from .port_mapper import CHECKED_VERSIONS, PORTMAP_NFTABLES, PortMapper, differs, publish
 
@@ -34,7 +34,7 @@ def test_ok(container: Container, mapper: PortMapper) -> None:
 
 
 def test_changed_snat(container: Container, mapper: PortMapper) -> None:
-    """It fails when snat was off at ADD and is on now, until ADD is called again; and after DEL."""
+    """It fails if snat was off at ADD and is on now, until ADD is called again; and after DEL."""
     ports = (publish(8080), publish(8081, hostIP="0.0.0.0"), publish(8082, hostIP="::"))
     for version in CHECKED_VERSIONS:
         mapper.add(container, *ports, snat=False, cniVersion=version).check()

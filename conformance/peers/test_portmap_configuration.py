@@ -1,4 +1,4 @@
-"""What portmap makes of a configuration: which it takes, which it refuses, and which address of prevResult it publishes."""
+"""The configurations that portmap accepts and refuses, and the addresses of prevResult that it publishes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.kernel.plugin import PluginError
-from tests.kernel.world import CLIENT, HOST, Container, Host, Namespace
+from tests.kernel.topology import CLIENT, HOST, Container, Host, Namespace
 
 from .port_mapper import (
     PORTMAP,
@@ -24,11 +24,11 @@ from .port_mapper import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-TABLE = "Configuration: what portmap takes and what it refuses"
+TABLE = "Configuration, as portmap accepts and refuses it"
 
 
 def refusal(mapper: PortMapper, container: Container, *ports: dict[str, Any], **keys: Any) -> str:
-    """Return what ADD says, which must fail."""
+    """Call ADD, which must fail, and return its error."""
     with pytest.raises(PluginError) as caught:
         mapper.add(container, *(ports or (publish(8080),)), **keys)
     return f"{caught.value.message} {caught.value.details}"
@@ -74,7 +74,7 @@ def test_host_port_0(container: Container, mapper: PortMapper) -> None:
 
 @pytest.mark.parametrize(("host_port", "container_port"), [(-1, 80), (8080, 0), (8080, -1)])
 def test_other_ports_below_1(container: Container, mapper: PortMapper, host_port: int, container_port: int) -> None:
-    """A negative hostPort is refused, and a containerPort below 1."""
+    """A negative hostPort and a containerPort below 1 are refused."""
     refusal(mapper, container, publish(host_port, container_port))
 
 
@@ -87,7 +87,7 @@ def test_ports_above_65535(host: Host, container: Container, mapper: PortMapper)
 
 
 def rules_of(host: Host) -> str:
-    """Return everybody's rules, without counters."""
+    """Return all rules, without counters."""
     return host.run("nft", "--stateless", "list", "ruleset")
 
 
@@ -103,8 +103,8 @@ def test_no_backend(client: Namespace, container: Container, mapper: PortMapper)
 @pytest.mark.parametrize("subject", UNNAMED_BACKEND)
 @differs(
     QUANTUM_NAT,
-    'Without `backend` it is nftables, portmap iptables. The message says so; add `"backend": "iptables"`, or write the '
-    "conditions for nftables.",
+    'Without `backend`, the default is nftables (portmap: iptables). The error says so; add `"backend": "iptables"`, or write '
+    "the conditions for nftables.",
     raises=PluginError,
 )
 def test_iptables_conditions_without_backend(client: Namespace, container: Container, mapper: PortMapper) -> None:
@@ -147,7 +147,7 @@ def test_no_previous_result(container: Container, mapper: PortMapper) -> None:
 
 
 def without_index(result: dict[str, Any]) -> None:
-    """Do as plugins do that name no interface for an address."""
+    """Do as plugins that name no interface for an address."""
     result["interfaces"] = [{"name": "host"}]
     for ip in result["ips"]:
         del ip["interface"]
@@ -172,7 +172,7 @@ def test_missing_interface(
 
 
 def test_case_of_keys(client: Namespace, container: Container, mapper: PortMapper) -> None:
-    """The keys of a mapping may be in any case: containerd writes HostPort, podman hostport."""
+    """The case of a mapping's keys is ignored: containerd writes HostPort, podman hostport."""
     containerd = {"HostPort": 8080, "ContainerPort": 80, "Protocol": "tcp", "HostIP": ""}
     podman = {"hostport": 8081, "containerport": 80, "protocol": "tcp"}
     mapper.add(container, containerd, podman)
@@ -187,7 +187,7 @@ def test_no_protocol(client: Namespace, container: Container, mapper: PortMapper
     assert client.ask(HOST[4], 8080).server == "web"
 
 
-@differs(PORTMAP, "It is taken for an IPv6 address: ADD succeeds, and nothing is published on IPv4.")
+@differs(PORTMAP, "It is treated as an IPv6 address: ADD succeeds, and nothing is published on IPv4.")
 def test_wrong_host_ip(container: Container, mapper: PortMapper) -> None:
     """A hostIP that is not an address is refused, and the error names it."""
     assert "abcd" in refusal(mapper, container.host.container(families=(4,)), publish(8080, hostIP="abcd"))

@@ -1,4 +1,4 @@
-"""What must hold on every runtime. The docstrings are the rows of the table."""
+"""Behaviours of every runtime. The docstrings are the rows of the table."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kernel.world import CLIENT, HOST, OTHER_HOST
+from tests.kernel.topology import CLIENT, HOST, HOST_SECONDARY
 
 from .runtime import BACK, FRONT, NotRun, Port
 
@@ -28,7 +28,7 @@ def test_outside(cluster: Cluster) -> None:
 
 @pytest.mark.needs("ports")
 def test_range(cluster: Cluster) -> None:
-    """A range of three ports leads to three ports."""
+    """A range of three ports is published."""
     container = cluster.run(*(Port(8080 + at, 80 + at) for at in range(3)))
     for at in range(3):
         cluster.serves(container, cluster.client.path, HOST[4], 8080 + at)
@@ -39,12 +39,14 @@ def test_range(cluster: Cluster) -> None:
 def test_host_ip(cluster: Cluster) -> None:
     """A port published on 127.0.0.1 is open to the host only; one on another address, at that address only."""
     container = cluster.run(
-        Port(8080, 80, host_ip=LOCALHOST), Port(8081, 81, host_ip=OTHER_HOST[4]), Port(8081, 81, host_ip=OTHER_HOST[6])
+        Port(8080, 80, host_ip=LOCALHOST),
+        Port(8081, 81, host_ip=HOST_SECONDARY[4]),
+        Port(8081, 81, host_ip=HOST_SECONDARY[6]),
     )
     cluster.serves(container, cluster.host.path, LOCALHOST, 8080)
     assert cluster.answer(cluster.client.path, HOST[4], 8080) is None
     for family in (4, 6):
-        cluster.serves(container, cluster.client.path, OTHER_HOST[family], 8081)
+        cluster.serves(container, cluster.client.path, HOST_SECONDARY[family], 8081)
         assert cluster.answer(cluster.client.path, HOST[family], 8081) is None
 
 
@@ -59,24 +61,24 @@ def test_host(cluster: Cluster) -> None:
 @pytest.mark.needs("ports")
 def test_neighbour(cluster: Cluster) -> None:
     """The container itself, and one on the same network, reach them at the host's address."""
-    container, neighbour = cluster.run(Port(8080)), cluster.run()
-    for asking in (neighbour, container):
+    container, other_container = cluster.run(Port(8080)), cluster.run()
+    for asking in (other_container, container):
         for family in (4, 6):
             cluster.serves(container, asking.netns, HOST[family], 8080)
 
 
 def test_masquerade(cluster: Cluster) -> None:
     """Traffic to the outside has the host's address, traffic within the network the container's own."""
-    container, neighbour = cluster.run(), cluster.run()
+    container, other_container = cluster.run(), cluster.run()
     for family in (4, 6):
         outside = cluster.answer(container.netns, CLIENT[family], 80)
         assert outside == ("outside", HOST[family])
-        inside = cluster.serves(neighbour, container.netns, neighbour.addresses[FRONT.name][family], 80)
+        inside = cluster.serves(other_container, container.netns, other_container.addresses[FRONT.name][family], 80)
         assert inside.source == container.addresses[FRONT.name][family]
 
 
 def test_remove(cluster: Cluster) -> None:
-    """Stop and remove leave no element and no record."""
+    """Stopping and removing a container leaves no elements or records."""
     ports = () if "ports" in cluster.runtime.lacks else (Port(8080), Port(8053, 53, "udp"))
     container = cluster.run(*ports)
     assert cluster.left_over()
@@ -147,7 +149,7 @@ def test_daemon_restart(cluster: Cluster) -> None:
 
 
 def test_fifty(cluster: Cluster) -> None:
-    """Fifty containers start at once and are removed at once."""
+    """Fifty containers start in parallel and are removed in parallel."""
     mappings = [Port(9000 + number) for number in range(50)]
     containers = cluster.run_all(mappings)
     if "ports" not in cluster.runtime.lacks:
@@ -159,7 +161,7 @@ def test_fifty(cluster: Cluster) -> None:
 
 @pytest.mark.needs("reload")
 def test_reload(cluster: Cluster) -> None:
-    """After `nft flush ruleset`, the runtime's own reload makes the ports work again."""
+    """After `nft flush ruleset`, the runtime's own reload restores the ports."""
     container = cluster.run(Port(8080))
     cluster.host.run("nft", "flush", "ruleset")
     assert cluster.answer(cluster.client.path, HOST[4], 8080) is None
@@ -168,7 +170,7 @@ def test_reload(cluster: Cluster) -> None:
 
 
 def test_reconcile(cluster: Cluster) -> None:
-    """After `nft flush ruleset`, quantum-nat reconcile makes ports and masquerade work again."""
+    """After `nft flush ruleset`, `quantum-nat reconcile` restores ports and masquerade."""
     container = cluster.run(Port(8080))
     cluster.host.run("nft", "flush", "ruleset")
     assert cluster.answer(container.netns, CLIENT[4], 80) is None

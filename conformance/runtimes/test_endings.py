@@ -1,4 +1,4 @@
-"""How daemons, containers and whole runtimes end. The docstrings are rows of the table."""
+"""Crashes and stops of daemons, containers and runtimes. The docstrings are the rows of the table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kernel.world import CLIENT, HOST, NETNS_DIRECTORY
+from tests.kernel.topology import CLIENT, HOST, NETNS_DIRECTORY
 
 from .conftest import started
 from .runtime import Port
@@ -48,7 +48,7 @@ def test_lost_meanwhile(cluster: Cluster) -> None:
 
 
 def test_stop(subject: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A runtime that is stopped while containers run leaves no process, mount, cgroup or network namespace."""
+    """A runtime stopped while containers run leaves no process, mount, cgroup or network namespace."""
     before = traces()
     with started(subject, _PLUGIN, tmp_path_factory) as cluster:
         cluster.run(Port(8080))
@@ -68,13 +68,13 @@ def test_stop_after_crash(subject: str, tmp_path_factory: pytest.TempPathFactory
 
 
 def assert_gone(before: set[str], cluster: Cluster) -> None:
-    """Fail where something is left that was not there before."""
+    """Fail if something is left that was not there before."""
     assert traces() - before == set()
     assert cluster.runtime.cgroup.directories() == []
 
 
 def traces() -> set[str]:
-    """Return the processes, mounts and named network namespaces that there are."""
+    """Return all processes, mounts and named network namespaces."""
     processes = {f"process {process} {name}" for process, name in running()}
     mounts = {f"mount {line.split()[1]}" for line in Path("/proc/self/mounts").read_text().splitlines()}
     namespaces = {f"namespace {path.name}" for path in NETNS_DIRECTORY.iterdir()}
@@ -82,7 +82,7 @@ def traces() -> set[str]:
 
 
 def running() -> list[tuple[int, str]]:
-    """Return the processes of this PID namespace, without zombies."""
+    """Return the processes in this PID namespace, without zombies."""
     found = []
     for directory in Path("/proc").glob("[0-9]*"):
         try:

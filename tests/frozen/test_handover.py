@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.world import wait_until
+from tests.kernel.topology import wait_until
 
 from .release import PROGRAM, Release, succeeds
 

@@ -1,4 +1,4 @@
-"""What the pages tell a reader to type works: each block of shell commands is run, or is run by what the table names."""
+"""Every block of shell commands in the documentation works: it is run here, or by the file named in ELSEWHERE."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .plugin import publish
 
 if TYPE_CHECKING:
     from .plugin import Plugin
-    from .world import Container, Host
+    from .topology import Container, Host
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 class Block(NamedTuple):
-    """Commands, as a page shows them."""
+    """A block of commands on a page."""
 
     page: str
     commands: str
@@ -32,7 +32,7 @@ class Block(NamedTuple):
 
 
 class Elsewhere(NamedTuple):
-    """Where a block is run, or something that stands for it: a file, and words that it has."""
+    """A file that runs a block, or its equivalent, and words that must be in that file."""
 
     page: str
     beginning: str
@@ -75,7 +75,7 @@ def elsewhere(block: Block) -> list[Elsewhere]:
 
 
 @pytest.mark.parametrize("place", ELSEWHERE, ids=lambda place: f"{place.page}: {place.beginning}")
-def test_what_is_run_elsewhere_is_on_its_page_and_is_run_there(place: Elsewhere) -> None:
+def test_blocks_run_elsewhere_are_on_their_page_and_run_there(place: Elsewhere) -> None:
     assert [block for block in BLOCKS if place in elsewhere(block)]
     assert place.words in (ROOT / place.file).read_text()
 
@@ -83,7 +83,7 @@ def test_what_is_run_elsewhere_is_on_its_page_and_is_run_there(place: Elsewhere)
 @pytest.mark.parametrize(
     "block", [block for block in BLOCKS if not elsewhere(block)], ids=lambda block: f"{block.page}: {block.beginning}"
 )
-def test_commands_work_as_they_stand_there(
+def test_commands_on_the_pages_work(
     block: Block, host: Host, container: Container, plugin: Plugin, tmp_path: Path
 ) -> None:
     plugin.add(container, publish(8080))
@@ -94,7 +94,7 @@ def test_commands_work_as_they_stand_there(
     script = f"""
 set -euo pipefail
 mount -t tmpfs none {tmp_path}/layers
-for place in /etc /usr/local /var/lib; do  # what is written there goes with this mount namespace
+for place in /etc /usr/local /var/lib; do  # changes there are discarded with this mount namespace
     mkdir -p {tmp_path}/layers$place/{{upper,work}}
     mount -t overlay none -o lowerdir=$place,upperdir={tmp_path}/layers$place/upper,workdir={tmp_path}/layers$place/work $place
 done

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from tests.kernel.plugin import Plugin
-    from tests.kernel.world import Container, Host
+    from tests.kernel.topology import Container, Host
 
 
 @pytest.fixture(params=SYSTEMS)

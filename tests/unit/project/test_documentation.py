@@ -1,4 +1,4 @@
-"""What the documentation names is there."""
+"""Links, and the tests and files that the documentation names, exist."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """Return what a page's headings are called in links."""
+    """Return the anchors of a page's headings."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^a-z0-9 _-]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

@@ -108,7 +108,7 @@ def test_the_section_is_found_in_the_file_and_must_have_contents() -> None:
         snapshot.place_of_section(line.replace("PROGBITS", "NOBITS"))
 
 
-def test_what_is_to_be_left_out_must_be_there_once() -> None:
+def test_code_to_remove_must_be_there_exactly_once() -> None:
     rules = ((r"^import ssl$", "ssl = None"),)
     assert trim.trim("import os\nimport ssl\n", rules, "module") == "import os\nssl = None\n"
     for text in ("import os\n", "import ssl\nimport ssl\n"):
@@ -116,5 +116,5 @@ def test_what_is_to_be_left_out_must_be_there_once() -> None:
             trim.trim(text, rules, "module")
 
 
-def test_the_daemonsets_image_is_of_this_version() -> None:
+def test_the_daemonsets_image_has_this_version() -> None:
     assert f"newTag: {__version__}\n" in (PACKAGING / "kubernetes" / "base" / "kustomization.yaml").read_text()

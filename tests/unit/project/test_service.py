@@ -1,4 +1,4 @@
-"""The systemd unit: understood by systemd, and confined as far as what it does allows."""
+"""The systemd unit: valid, and confined."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 SERVICE = Path(__file__).parents[3] / "packaging" / "systemd" / "quantum-nat-reconcile.service"
-MOST_EXPOSURE = 2.2  # of 10, by systemd's own measure
+MOST_EXPOSURE = 2.2  # of 10, as rated by systemd
 
 
 def analyze(*arguments: str) -> str:
@@ -16,9 +16,9 @@ def analyze(*arguments: str) -> str:
     return done.stdout + done.stderr
 
 
-def test_systemd_understands_the_unit(tmp_path: Path) -> None:
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     unit = tmp_path / SERVICE.name
-    there = str(shutil.which("true"))  # the program and its manual are where the package puts them, and not here
+    there = str(shutil.which("true"))  # the program and its manual are not installed here
     unit.write_text(
         re.sub(r"^Documentation=.*$", "", re.sub(r"/usr/lib/\S+", there, SERVICE.read_text()), flags=re.MULTILINE)
     )
