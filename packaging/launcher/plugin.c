@@ -44,6 +44,15 @@ PyObject *_PyImport_LoadDynamicModuleWithSpec(PyObject *spec, FILE *file)
     return PyErr_Format(PyExc_ImportError, "%R cannot be loaded by a static program", spec);
 }
 
+/* No faulthandler: nothing asks for it, and it notes a size that depends on the processor (--wrap). */
+PyStatus __wrap__PyFaulthandler_Init(int);
+
+PyStatus __wrap__PyFaulthandler_Init(int enable)
+{
+    (void)enable;
+    return PyStatus_Ok();
+}
+
 static PyObject *start; /* module start, once the interpreter has started */
 
 /* Memory while the snapshot is taken: from `region`, which is part of it, and never given back. Afterwards it is the C library's again, and
