@@ -9,7 +9,7 @@ import time
 
 from ..kernel.stderr import warn
 from ..model.attachments import NOWHERE, Attachment
-from ..model.errors import INTERNAL, IO_FAILURE, NOT_AVAILABLE, CniError
+from ..model.errors import INTERNAL, IO_FAILURE, NOT_AVAILABLE, CniError, NeedsFullProgram
 from ..nat.manager import NatManager
 from ..ports.mappings import parse_port_mappings
 from ..state.counters import CallCounter, CounterFile
@@ -30,12 +30,11 @@ _NO_NAMESPACE = protocol.Namespace("", NOWHERE, NOWHERE)  # DEL may come when it
 def run() -> int:
     """Run one call, and return the exit status: 0, or 1 after printing an error."""
     started_at = time.monotonic()
-    version, code, counter = protocol.LATEST, 0, None
+    version, code, counter, raw = protocol.LATEST, 0, None, b""
     try:
         raw = protocol.read_standard_input()
-        version = protocol.version_of(
-            raw
-        )  # first: it is the version of every answer, also of an error in the environment
+        # First of all: every answer is in this version, also that the environment is wrong.
+        version = protocol.version_of(raw)
         environment = protocol.read_environment()
         if environment.command == "VERSION":
             protocol.print_result(protocol.encode_result(protocol.version_report(raw)))
@@ -53,10 +52,20 @@ def run() -> int:
     except Exception as error:  # noqa: BLE001 - a runtime reads an error object, never a traceback
         code = INTERNAL
         protocol.print_result(protocol.encode_result(_internal(error).as_result(version)))
+    except NeedsFullProgram as needed:
+        needed.request, needed.version = raw, version
+        counter = None  # the full program counts the call
+        raise
     finally:
         if counter is not None:
             counter.count(code)
     return 1 if code else 0
+
+
+def refuse(error: CniError, version: str) -> int:
+    """Answer with an error in the caller's version, and return the exit status."""
+    protocol.print_result(protocol.encode_result(error.as_result(version)))
+    return 1
 
 
 def _add(environment: Environment, configuration: dict[str, Any], version: str) -> None:
