@@ -1,20 +1,25 @@
-"""Find the processes that use a socket or hold a lock, from /proc. Used only to explain an error."""
+"""Find the processes that use a socket or hold a lock, from /proc. Used only to explain an error.
+
+It needs posix alone, so that a call that has waited for the lock in vain says who holds it without the full program.
+"""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-from typing import NamedTuple
+import posix
 
 _SHORTEST_ID = 12
+_CHUNK_BYTES = 1 << 16
 
 
-class Process(NamedTuple):
+class Process:
     """A process: its ID, name and command line."""
 
-    number: int
-    name: str
-    arguments: list[str]
+    __slots__ = ("arguments", "name", "number")
+
+    def __init__(self, number: int, name: str, arguments: list[str]) -> None:
+        self.number = number
+        self.name = name
+        self.arguments = arguments
 
     def __str__(self) -> str:
         return f"{self.name} (process {self.number})"
@@ -33,35 +38,47 @@ class Process(NamedTuple):
 def holders_of(inode: int) -> list[Process]:
     """Return the visible processes that have the socket open."""
     target = f"socket:[{inode}]"
-    numbered = [directory for directory in Path("/proc").iterdir() if directory.name.isdecimal()]
-    return [_describe(directory) for directory in numbered if _holds(directory, target)]
+    numbers = [name for name in posix.listdir("/proc") if name.isdecimal()]
+    return [_describe(number) for number in numbers if _holds(number, target)]
 
 
 def holders_of_lock(descriptor: int) -> list[Process]:
     """Return the visible processes that hold an flock(2) on an open file."""
-    status = os.fstat(descriptor)
-    file = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    status = posix.fstat(descriptor)
+    file = f"{posix.major(status.st_dev):02x}:{posix.minor(status.st_dev):02x}:{status.st_ino}"
     try:
-        lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+        lines = [line.split() for line in _read("/proc/locks").decode().splitlines()]
     except OSError:
         return []
     # NUMBER: FLOCK ADVISORY WRITE PROCESS DEVICE:INODE START END. A waiting process has an arrow before FLOCK; the process
     # ID is 0 if it is in another PID namespace.
     numbers = {words[4] for words in lines if words[1] == "FLOCK" and words[5] == file and words[4] != "0"}
-    return [_describe(Path("/proc", number)) for number in sorted(numbers)]
+    return [_describe(number) for number in sorted(numbers)]
 
 
-def _holds(directory: Path, target: str) -> bool:
+def _holds(number: str, target: str) -> bool:
+    directory = f"/proc/{number}/fd"
     try:
-        return any(str(link.readlink()) == target for link in (directory / "fd").iterdir())
+        return any(posix.readlink(f"{directory}/{name}") == target for name in posix.listdir(directory))
     except OSError:
         return False  # it has ended, or we may not inspect it
 
 
-def _describe(directory: Path) -> Process:
+def _describe(number: str) -> Process:
     try:
-        name = (directory / "comm").read_text().strip()
-        arguments = (directory / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        name = _read(f"/proc/{number}/comm").decode().strip()
+        arguments = _read(f"/proc/{number}/cmdline").decode(errors="replace").split("\0")
     except OSError:
         name, arguments = "a process that has ended", []
-    return Process(int(directory.name), name, [argument for argument in arguments if argument])
+    return Process(int(number), name, [argument for argument in arguments if argument])
+
+
+def _read(path: str) -> bytes:
+    descriptor = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
+    try:
+        chunks = []
+        while chunk := posix.read(descriptor, _CHUNK_BYTES):
+            chunks.append(chunk)
+    finally:
+        posix.close(descriptor)
+    return b"".join(chunks)
