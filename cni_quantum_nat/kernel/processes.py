@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import posix
 
-_SHORTEST_ID = 12
+_SHORTEST_ID = 12  # that people and runtimes abbreviate an ID to
+_NERDCTL = "/run/nerdctl"
 _CHUNK_BYTES = 1 << 16
 
 
@@ -25,14 +26,29 @@ class Process:
         return f"{self.name} (process {self.number})"
 
     def serves_container(self, container_id: str) -> bool:
-        """Return whether it runs for this container: conmon (podman, CRI-O) has the container ID on its command line.
+        """Return whether it runs for this container: podman's and CRI-O's conmon, or what nerdctl reserves a port with."""
+        return self._has_id(container_id) or self.number == _port_reserver(container_id)
 
-        nerdctl's CNI container ID is the ID with its namespace as a prefix.
+    def _has_id(self, container_id: str) -> bool:
+        """Return whether the container ID is on its command line: alone, or in a path.
+
+        A short one is a word like others, and counts only for conmon. For CNI, nerdctl prefixes the ID with its namespace.
         """
+        if len(container_id) < _SHORTEST_ID and self.name != "conmon":
+            return False
+        words = {word for argument in self.arguments for word in (argument, *argument.split("/"))}
         return any(
-            container_id in argument or (len(argument) >= _SHORTEST_ID and container_id.endswith(f"-{argument}"))
-            for argument in self.arguments
+            word == container_id or (len(word) >= _SHORTEST_ID and container_id.endswith(f"-{word}")) for word in words
         )
+
+
+def _port_reserver(container_id: str) -> int:
+    """Return the ID of the process that nerdctl (2.1.6 and newer) holds the container's ports with: `sleep infinity`; 0 if none."""
+    namespace, _, own_id = container_id.rpartition("-")
+    try:
+        return int(_read(f"{_NERDCTL}/{namespace}/{own_id}/port-reserver.pid"))
+    except (OSError, ValueError):
+        return 0
 
 
 def holders_of(inode: int) -> list[Process]:
