@@ -157,6 +157,19 @@ sources_checksum() {
         sort -z | xargs -0 sha256sum | sha256sum)
 }
 
+# make_root SUITE: a minimal installation of a Debian release, from the mirror that this host uses.
+make_root() {
+    local target=$CACHE/roots/$1
+    [ ! -d "$target" ] || return 0
+    apt_install debootstrap
+    say "Making a root directory of $1 ..."
+    mkdir -p "$CACHE/roots"
+    rm -rf "$target.new"
+    debootstrap --variant=minbase "$1" "$target.new" "${MIRROR:-http://deb.debian.org/debian}" >"$CACHE/roots/$1.log" ||
+        die "cannot make a root directory of $1: see $CACHE/roots/$1.log"
+    mv "$target.new" "$target"
+}
+
 # privately COMMAND [ARGUMENT...]: in a mount and network namespace of its own, with a fresh /run, and what libcni and
 # containers' storage keep in /var/lib whatever they are told: what it makes there goes when it ends, however that is.
 # UNSHARE_FLAGS are more flags for unshare.
