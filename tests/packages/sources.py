@@ -111,7 +111,7 @@ def interrupt(process: subprocess.Popen[str], _: SourceRoot) -> None:
     os.killpg(process.pid, signal.SIGINT)
 
 
-def cut_power(_: subprocess.Popen[str], root: SourceRoot) -> None:
+def cut_power(_: subprocess.Popen[str] | None, root: SourceRoot) -> None:
     """End everything at once, whatever it does."""
     while found := list(root.processes()):
         for pid, _name in found:

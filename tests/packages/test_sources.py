@@ -24,6 +24,7 @@ def root(request: pytest.FixtureRequest, tmp_path: Path, stack: ExitStack) -> So
     """Return a bare root directory with a checkout, in a path with a space, without git."""
     made = SourceRoot(request.param, tmp_path, stack)
     made.prepare()
+    stack.callback(cut_power, None, made)
     return made
 
 
