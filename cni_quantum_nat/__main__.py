@@ -9,9 +9,9 @@ import sys
 def main() -> int:
     """Run the plugin or the command line, and return the exit status."""
     if b"CNI_COMMAND" in posix.environ:
-        from .hotpath.entry import run
+        from .cni.entry import run
     else:
-        from .admin.cli import run  # never loaded while a runtime waits
+        from .commands.cli import run  # never loaded while a runtime waits
     return run()
 
 

@@ -13,17 +13,18 @@ from hashlib import blake2b
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING
 
-from .hotpath import model
-from .hotpath.addresses import Address, Endpoint
-from .hotpath.counters import CallCounter, CounterFile
-from .hotpath.errors import INTERNAL, CniError, HostPortConflict, InvalidConfiguration
-from .hotpath.manager import NatManager as Manager
-from .hotpath.ports import check_localhost, parse_entry
-from .hotpath.protocol import is_valid_name
-from .hotpath.settings import Settings
-from .hotpath.state import State
-from .slowpath.config import NatConfig, normalised
-from .slowpath.nat_rules import ANY_NETWORK, NatRule, NatType, Protocol, rules_of
+from .cni.configuration import NatConfig, normalised
+from .cni.protocol import is_valid_name
+from .cni.settings import outbound_for
+from .model import attachments as model
+from .model.addresses import Address, Endpoint
+from .model.errors import INTERNAL, CniError, HostPortConflict, InvalidConfiguration
+from .model.settings import Settings
+from .nat.manager import NatManager as Manager
+from .nat.rules import ANY_NETWORK, NatRule, NatType, Protocol, rules_of
+from .ports.mappings import check_localhost, parse_entry
+from .state.counters import CallCounter, CounterFile
+from .state.directory import State
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -194,7 +195,7 @@ class NatManager:
     def _whole_network(self, network: Network) -> model.Attachment:
         endpoint = Endpoint.parse(network.cidr)
         attachment = self._attachment(network.name, _WHOLE_NETWORK, endpoint, is_network=True)
-        attachment.outbound = self._settings.outbound_for([endpoint])
+        attachment.outbound = outbound_for(self._settings, [endpoint])
         if not attachment.needs_rules:
             raise InvalidConfiguration(
                 f"network {network.name} is IPv{endpoint.address.family}, which masquerade leaves out"

@@ -14,8 +14,8 @@ import time
 from typing import TYPE_CHECKING
 
 from cni_quantum_nat import __version__
-from cni_quantum_nat.admin.cli import make_parser
-from cni_quantum_nat.hotpath.state import DEFAULT_DIRECTORY
+from cni_quantum_nat.commands.cli import make_parser
+from cni_quantum_nat.state.directory import DEFAULT_DIRECTORY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -148,11 +148,11 @@ is_git_checkout() {
 can_freeze() { [ "$(/usr/bin/python3 -c 'import sys; print("{}.{}".format(*sys.version_info))')" = 3.11 ]; }
 
 # project_version: from the package.
-project_version() { sed -n 's/^__version__ = "\(.*\)"$/\1/p' "$PROJECT/cni_quantum_nat/__init__.py"; }
+project_version() { sed -n 's/^__version__ = "\(.*\)"$/\1/p' "$PROJECT/cni_quantum_nat/version.py"; }
 
 # sources_checksum: of all that what is built depends on.
 sources_checksum() {
-    (cd "$PROJECT" && find cni_quantum_nat packaging/*.py packaging/*.spec packaging/launcher packaging/build packaging/requirements.lock pyproject.toml \
+    (cd "$PROJECT" && find cni_quantum_nat packaging/*.py packaging/*.txt packaging/*.spec packaging/launcher packaging/build packaging/requirements.lock pyproject.toml \
         \( -name '.*' -o -name __pycache__ \) -prune -o -type f -print0 |
         sort -z | xargs -0 sha256sum | sha256sum)
 }

@@ -35,7 +35,7 @@ _TRACED = "execve,readlink,openat,read,write,exit_group"
 _LINE = re.compile(r"^(?:\d+ +)?(\d+\.\d+) (.*)$")
 _IMPORT = re.compile(r"^import time: +(\d+) \| +\d+ \| +(\S+)$")
 _MODULES_SHOWN = 12
-_ALLOWED = Path(__file__).parents[2] / "cni_quantum_nat/hotpath/allowed-modules.txt"  # what else starts pip's script
+_ALLOWED = Path(__file__).parents[2] / "packaging/hot-modules.txt"  # what else starts pip's script
 
 
 def measure(programs: Programs, rounds: int, stack: ExitStack, directory: Path) -> Samples:

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cni_quantum_nat.admin.reconcile import reconcile
-from cni_quantum_nat.hotpath.state import State
+from cni_quantum_nat.commands.reconcile.repair import reconcile
+from cni_quantum_nat.state.directory import State
 from tests.kernel.peer import inside
 
 if TYPE_CHECKING:

@@ -8,18 +8,19 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 from unittest.mock import patch
 
-from cni_quantum_nat.hotpath import counters, entry, protocol
-from cni_quantum_nat.hotpath.jsontext import dumps
-from cni_quantum_nat.hotpath.manager import NatManager
-from cni_quantum_nat.hotpath.rules import plan_rules
-from cni_quantum_nat.slowpath.iptables_rules import plan_rules as plan_iptables
-from cni_quantum_nat.slowpath.ruleset import elements_text
+from cni_quantum_nat.backends.iptables.rules import plan_rules as plan_iptables
+from cni_quantum_nat.backends.nftables.rules import plan_rules
+from cni_quantum_nat.backends.nftables.text import elements_text
+from cni_quantum_nat.cni import entry, protocol
+from cni_quantum_nat.model.json_text import dumps
+from cni_quantum_nat.nat.manager import NatManager
+from cni_quantum_nat.state import counters
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cni_quantum_nat.hotpath.model import Attachment
-    from cni_quantum_nat.hotpath.settings import Settings
+    from cni_quantum_nat.model.attachments import Attachment
+    from cni_quantum_nat.model.settings import Settings
 
 DEFECT = 199
 _FIELD = r'(?:[0-9a-f.:]+|tcp|udp|sctp|\d+(?:/\d+)?|"[^"\n]*")'
@@ -84,7 +85,7 @@ def _instead(environment: dict[bytes, bytes], raw: bytes, printed: list[dict[str
         patch.object(entry, "NatManager", _Planner),
         patch.object(entry, "counter_of", lambda *_: None),
         patch.object(counters, "warn", lambda _: None),
-        patch("cni_quantum_nat.hotpath.state.State.write_configuration", lambda *_: None),
+        patch("cni_quantum_nat.state.directory.State.write_configuration", lambda *_: None),
     ):
         yield
 

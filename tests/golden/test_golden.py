@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from cni_quantum_nat.hotpath import protocol
-from cni_quantum_nat.hotpath.entry import read_attachment
-from cni_quantum_nat.hotpath.rules import plan_rules
-from cni_quantum_nat.hotpath.settings import read_settings
-from cni_quantum_nat.hotpath.state import State
-from cni_quantum_nat.slowpath.ruleset import element_text
+from cni_quantum_nat.backends.nftables.rules import plan_rules
+from cni_quantum_nat.backends.nftables.text import element_text
+from cni_quantum_nat.cni import protocol
+from cni_quantum_nat.cni.entry import read_attachment
+from cni_quantum_nat.cni.settings import read_settings
+from cni_quantum_nat.state.directory import State
 
 CASES = sorted(path.parent for path in Path(__file__).parent.glob("*/conf.json"))
 ENVIRONMENT = protocol.Environment("ADD", "container", "eth0", "/run/netns/container")

@@ -66,6 +66,6 @@ def test_the_script_for_zsh_is_one_that_zsh_reads(plugin: Plugin) -> None:
 
 def test_the_parser_is_built_without_a_heavy_library() -> None:
     heavy = ("rich", "pyroute2", "pydantic", "prometheus_client", "argcomplete", "subprocess")
-    code = f"from cni_quantum_nat.admin.cli import make_parser; make_parser(); import sys; print([m for m in {heavy} if m in sys.modules])"
+    code = f"from cni_quantum_nat.commands.cli import make_parser; make_parser(); import sys; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

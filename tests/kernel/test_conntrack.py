@@ -6,10 +6,10 @@ import socket
 from typing import TYPE_CHECKING
 
 import pytest
-from cni_quantum_nat.hotpath import conntrack
-from cni_quantum_nat.hotpath.addresses import Address
-from cni_quantum_nat.hotpath.conntrack import ConnectionTracker, Selection
-from cni_quantum_nat.hotpath.model import PortMapping
+from cni_quantum_nat.connections import tracker as conntrack
+from cni_quantum_nat.connections.tracker import ConnectionTracker, Selection
+from cni_quantum_nat.model.addresses import Address
+from cni_quantum_nat.model.attachments import PortMapping
 
 from .peer import inside, open_socket
 from .plugin import Plugin, publish

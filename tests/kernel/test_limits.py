@@ -7,10 +7,10 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from cni_quantum_nat.hotpath.addresses import Endpoint
-from cni_quantum_nat.hotpath.host import namespace_identity
-from cni_quantum_nat.hotpath.model import Attachment, AttachmentId, Inbound, Outbound, PortMapping
-from cni_quantum_nat.hotpath.state import State
+from cni_quantum_nat.kernel.namespaces import namespace_identity
+from cni_quantum_nat.model.addresses import Endpoint
+from cni_quantum_nat.model.attachments import Attachment, AttachmentId, Inbound, Outbound, PortMapping
+from cni_quantum_nat.state.directory import State
 
 from .plugin import PluginError, publish
 from .world import HOST

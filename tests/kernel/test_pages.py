@@ -57,8 +57,10 @@ ELSEWHERE = [
     ),
     Elsewhere("metrics.md", "quantum-nat metrics --listen", "tests/kernel/test_exporter.py", '"--listen"'),
     Elsewhere("migrating-from-portmap.md", "nft delete table", "conformance/peers/test_migration.py", "```bash"),
-    Elsewhere("operations.md", "systemctl enable", "tests/unit/test_service.py", "quantum-nat-reconcile.service"),
-    Elsewhere("performance.md", "conformance/bench", "tests/unit/test_benchmark.py", "benchmark"),
+    Elsewhere(
+        "operations.md", "systemctl enable", "tests/unit/project/test_service.py", "quantum-nat-reconcile.service"
+    ),
+    Elsewhere("performance.md", "conformance/bench", "tests/unit/project/test_benchmark.py", "benchmark"),
     Elsewhere("performance.md", "strace -f", "conformance/benchmark/costs.py", "strace"),
     Elsewhere("reliability.md", "conformance/faults", "tests/kernel/test_faults.py", "faults_driver"),
 ]

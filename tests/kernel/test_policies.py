@@ -7,8 +7,8 @@ import socket
 from typing import TYPE_CHECKING
 
 import pytest
-from cni_quantum_nat.hotpath.errors import CniError
-from cni_quantum_nat.slowpath import libnftables
+from cni_quantum_nat.backends.nftables import programs as libnftables
+from cni_quantum_nat.model.errors import CniError
 
 from .peer import Refused, inside, open_socket
 from .plugin import Plugin, PluginError, publish

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from cni_quantum_nat.admin.cli import _COMMANDS
+from cni_quantum_nat.commands.cli import _COMMANDS
 
 from .plugin import Plugin, publish
 from .terminal import on_terminal

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Self
 
 import cni_quantum_nat
 import pytest
-from cni_quantum_nat.hotpath.nftables import NftablesTable
-from cni_quantum_nat.hotpath.table import LAYOUT
-from cni_quantum_nat.slowpath.libnftables import replace
+from cni_quantum_nat.backends.nftables.layout import LAYOUT
+from cni_quantum_nat.backends.nftables.programs import replace
+from cni_quantum_nat.backends.nftables.table import NftablesTable
 from conformance.faults_driver.flow import ECHO_PORT, Echo, Flow
 
 from .peer import inside
@@ -33,8 +33,8 @@ def newer(plugin: Plugin, tmp_path: Path) -> Plugin:
     """The same plugin as its next version would be: another layout, and a chain more."""
     copy = tmp_path / "newer" / "cni_quantum_nat"
     shutil.copytree(PACKAGE, copy)
-    _change(copy / "hotpath" / "table.py", f"\nLAYOUT = {LAYOUT}\n", f"\nLAYOUT = {LAYOUT + 1}\n")
-    _change(copy / "slowpath" / "ruleset.py", "\tchain own {{", ADDED_CHAIN)
+    _change(copy / "backends" / "nftables" / "layout.py", f"\nLAYOUT = {LAYOUT}\n", f"\nLAYOUT = {LAYOUT + 1}\n")
+    _change(copy / "backends" / "nftables" / "text.py", "\tchain own {{", ADDED_CHAIN)
     start = f"import sys; sys.path.insert(0, {str(copy.parent)!r}); from cni_quantum_nat.__main__ import main; sys.exit(main())"
     made = Plugin(plugin.host, plugin.state_directory)
     made.command = [sys.executable, "-I", "-c", start]

@@ -70,9 +70,10 @@ class SourceRoot(Root):
             **{name: os.environ[name] for name in _WAY_OUT if name in os.environ},
         }
         become = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"] if uid else []
-        line = self.line(*become, "sh", "-c", f'cd "$0" && {script}', str(checkout))
+        settings = ["env", "-i", *(f"{name}={value}" for name, value in environment.items())]
+        line = self.line(*settings, *become, "sh", "-c", f'cd "$0" && {script}', str(checkout))
         return subprocess.Popen(
-            line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+            line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
         )
 
     def succeed(self, script: str, *, uid: int = 0, checkout: Path = CHECKOUT, timeout_s: float = 1200) -> str:

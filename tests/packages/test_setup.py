@@ -23,14 +23,12 @@ def project(tmp_path: Path) -> Path:
     project = tmp_path / "a project"
     (project / "packaging").mkdir(parents=True)
     shutil.copy(SETUP, project / "packaging")
-    (project / "packaging/requirements.lock").touch()
-    (project / "packaging/tool.py").touch()
-    (project / "packaging/tool.spec").touch()
-    (project / "packaging/build").touch()
+    for name in ("requirements.lock", "tool.py", "tool.spec", "modules.txt", "build"):
+        (project / "packaging" / name).touch()
     (project / "packaging/launcher").mkdir()
     (project / "pyproject.toml").touch()
-    (project / "cni_quantum_nat/hotpath").mkdir(parents=True)
-    (project / "cni_quantum_nat/hotpath/entry.py").write_text("pass\n")
+    (project / "cni_quantum_nat/cni").mkdir(parents=True)
+    (project / "cni_quantum_nat/cni/entry.py").write_text("pass\n")
     (project / "CHANGELOG.md").write_text("# Changelog\n\n## Unreleased\n\n## 2.5.0 - 2031-01-31\n\n## 2.4.0 - 2030-01-31\n")
     return project
 
@@ -96,11 +94,11 @@ def test_without_any_date_it_says_how_to_give_one(project: Path) -> None:
 def test_what_tools_leave_beside_the_sources_is_no_change_of_them(project: Path) -> None:
     before = bash(project, "sources_checksum").stdout
     for name in (".ruff_cache/0.8/entry", "__pycache__/entry.cpython-311.pyc"):
-        file = project / "cni_quantum_nat/hotpath" / name
+        file = project / "cni_quantum_nat/cni" / name
         file.parent.mkdir(parents=True)
         file.touch()
     assert bash(project, "sources_checksum").stdout == before
-    (project / "cni_quantum_nat/hotpath/entry.py").write_text("pass  # changed\n")
+    (project / "cni_quantum_nat/cni/entry.py").write_text("pass  # changed\n")
     assert bash(project, "sources_checksum").stdout != before
 
 

@@ -1,0 +1,91 @@
+"""The command line: what a person asks for. `quantum-nat --help` is its manual."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from ..model.errors import CniError
+from ..state.directory import DEFAULT_DIRECTORY
+from ..version import __version__
+from . import chain as chain_command
+from . import completion as completion_command
+from . import connections as connections_command
+from . import gc as gc_command
+from . import list as list_command
+from . import port as port_command
+from . import schema as schema_command
+from . import show as show_command
+from . import validate as validate_command
+from .doctor import doctor as doctor_command
+from .metrics import metrics as metrics_command
+from .reconcile import reconcile as reconcile_command
+
+_COMMANDS = (  # in the order of --help
+    list_command,
+    show_command,
+    port_command,
+    connections_command,
+    doctor_command,
+    reconcile_command,
+    gc_command,
+    metrics_command,
+    validate_command,
+    chain_command,
+    schema_command,
+    completion_command,
+)
+_DESCRIPTION = """\
+Quantum NAT has two uses.
+
+A container runtime (containerd, CRI-O, podman, cnitool) runs it as a CNI plugin: with CNI_COMMAND in the
+environment and a network configuration on standard input. A configuration list names it after the plugin that makes
+the interface: {"type": "quantum-nat", "capabilities": {"portMappings": true}}.
+
+A person runs it with one of the commands below.
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return what reads the arguments, and what --help, the manual and completions are made of."""
+    parser = argparse.ArgumentParser(
+        prog="quantum-nat", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"quantum-nat {__version__}")
+    parser.add_argument(
+        "--state-dir",
+        default=DEFAULT_DIRECTORY,
+        metavar="DIRECTORY",
+        help="where the records are: the networks' stateDir (default: %(default)s)",
+    )
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
+    for command in _COMMANDS:
+        command.add_to(commands)
+    return parser
+
+
+def run() -> int:
+    """Run the command, and return the exit status: 0, 1 after a failure, 2 for unusable arguments."""
+    parser = make_parser()
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks, and waits with the line half typed
+        completion_command.offer(parser)
+    arguments = parser.parse_args()
+    if arguments.command is None:
+        parser.print_help(sys.stderr)
+        return 2
+    try:
+        status: int = arguments.run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read it has seen enough, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        print(f"quantum-nat: the system failed: {error}", file=sys.stderr)
+        return 1
+    except CniError as error:
+        print(f"quantum-nat: {error.message}", file=sys.stderr)
+        if error.details:
+            print(error.details, file=sys.stderr)
+        return 1
+    return status

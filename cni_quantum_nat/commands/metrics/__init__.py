@@ -1,0 +1,1 @@
+"""`quantum-nat metrics`: the counters, for Prometheus."""
