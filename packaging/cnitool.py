@@ -57,10 +57,17 @@ def call(verb: str, netns: str, content: dict[str, Any]) -> str:
         "CNI_IFNAME": os.environ.get("CNI_IFNAME", "eth0"),
     }
     done = subprocess.run(
-        [program], env={**os.environ, **variables}, input=json.dumps(content), stdout=subprocess.PIPE, text=True, check=False
+        [program],
+        env={**os.environ, **variables},
+        input=json.dumps(content),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
     )
     if done.returncode:
-        raise Failed(f"plugin {content['type']} failed ({VERBS[verb]}, exit status {done.returncode}): {done.stdout.strip()}")
+        raise Failed(
+            f"plugin {content['type']} failed ({VERBS[verb]}, exit status {done.returncode}): {done.stdout.strip()}"
+        )
     return done.stdout
 
 

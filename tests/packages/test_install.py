@@ -41,7 +41,7 @@ def install(source: Path, root: Path) -> subprocess.CompletedProcess[str]:
 
 
 def uninstall(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    line = [root / "usr/lib/quantum-nat/uninstall", *arguments]
+    line = [str(root / "usr/lib/quantum-nat/uninstall"), *arguments]
     variables = {**os.environ, "DESTDIR": str(root)}
     return subprocess.run(line, env=variables, capture_output=True, text=True, check=False)
 

@@ -29,7 +29,9 @@ def project(tmp_path: Path) -> Path:
     (project / "pyproject.toml").touch()
     (project / "cni_quantum_nat/cni").mkdir(parents=True)
     (project / "cni_quantum_nat/cni/entry.py").write_text("pass\n")
-    (project / "CHANGELOG.md").write_text("# Changelog\n\n## Unreleased\n\n## 2.5.0 - 2031-01-31\n\n## 2.4.0 - 2030-01-31\n")
+    (project / "CHANGELOG.md").write_text(
+        "# Changelog\n\n## Unreleased\n\n## 2.5.0 - 2031-01-31\n\n## 2.4.0 - 2030-01-31\n"
+    )
     return project
 
 
