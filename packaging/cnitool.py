@@ -54,6 +54,7 @@ def call(verb: str, netns: str, content: dict[str, Any]) -> str:
         "CNI_COMMAND": VERBS[verb],
         "CNI_CONTAINERID": f"cnitool-{digest[:10].hex()}",
         "CNI_NETNS": netns,
+        "CNI_ARGS": "",
         "CNI_IFNAME": os.environ.get("CNI_IFNAME", "eth0"),
     }
     done = subprocess.run(
