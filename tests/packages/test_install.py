@@ -17,13 +17,13 @@ FILES = ("quantum-nat.8", *UNITS, "completions/bash", "completions/zsh", "comple
 PROGRAM = '#!/bin/sh\ncat "$(dirname "$(readlink -f "$0")")/_internal"\n'
 
 
-def unpacked(directory: Path, version: str, script: str = PROGRAM) -> Path:
+def unpacked(directory: Path, version: str, program_text: str = PROGRAM) -> Path:
     """Return a directory like the archive's, whose program prints its version from a file beside it."""
     program = directory / "program" / "quantum-nat"
     for path in (program, *(directory / name for name in FILES)):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"{path.name} {version}\n")
-    program.write_text(script)
+    program.write_text(program_text)
     program.chmod(0o755)
     (program.parent / "_internal").write_text(version)
     (directory / "VERSION").write_text(f"{version}\n")
@@ -35,13 +35,28 @@ def unpacked(directory: Path, version: str, script: str = PROGRAM) -> Path:
     return directory
 
 
+@pytest.fixture(autouse=True, params=["coreutils", "busybox"])
+def _tools(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the scripts use busybox alone, as a host with musl has it, or what this host has."""
+    if request.param == "busybox":
+        applets = tmp_path / "applets"
+        applets.mkdir()
+        subprocess.run(["busybox", "--install", "-s", applets], check=True)
+        monkeypatch.setenv("PATH", str(applets))
+
+
+def script(path: Path) -> list[str]:
+    """Return how a script is run: by the sh that comes first."""
+    return [str(shutil.which("sh")), str(path)]
+
+
 def install(source: Path, root: Path) -> subprocess.CompletedProcess[str]:
     variables = {**os.environ, "DESTDIR": str(root)}
-    return subprocess.run([source / "install"], env=variables, capture_output=True, text=True, check=False)
+    return subprocess.run(script(source / "install"), env=variables, capture_output=True, text=True, check=False)
 
 
 def uninstall(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    line = [str(root / "usr/lib/quantum-nat/uninstall"), *arguments]
+    line = [*script(root / "usr/lib/quantum-nat/uninstall"), *arguments]
     variables = {**os.environ, "DESTDIR": str(root)}
     return subprocess.run(line, env=variables, capture_output=True, text=True, check=False)
 
@@ -66,7 +81,7 @@ def test_the_plugin_runs_at_every_moment_of_upgrades(tmp_path: Path) -> None:
     install(sources[0], root)
     for source in (*sources[::-1], *sources[::-1]):
         variables = {**os.environ, "DESTDIR": str(root)}
-        with subprocess.Popen([source / "install"], env=variables, stdout=subprocess.DEVNULL) as upgrade:
+        with subprocess.Popen(script(source / "install"), env=variables, stdout=subprocess.DEVNULL) as upgrade:
             while upgrade.poll() is None:
                 assert version_of(root) in {"1.0", "2.0"}
         assert upgrade.returncode == 0
@@ -85,7 +100,14 @@ def test_a_damaged_archive_changes_nothing(tmp_path: Path) -> None:
     (source / "program" / "_internal").write_text("half")
     result = install(source, root)
     assert result.returncode == 1
-    assert "install: files are damaged" in result.stderr
+    assert "install: damaged: ./program/_internal. Unpack the archive again" in result.stderr
+    assert not root.exists()
+
+
+def test_an_archive_without_checksums_changes_nothing(tmp_path: Path) -> None:
+    source, root = unpacked(tmp_path / "1", "1.0"), tmp_path / "root"
+    (source / "SHA256SUMS").unlink()
+    assert "SHA256SUMS is missing" in install(source, root).stderr
     assert not root.exists()
 
 
@@ -106,7 +128,7 @@ def test_uninstall_from_the_archive_says_which_one_to_run(tmp_path: Path) -> Non
     source, root = unpacked(tmp_path / "1", "1.0"), tmp_path / "root"
     install(source, root)
     before = files_in(root)
-    done = subprocess.run([source / "uninstall"], capture_output=True, text=True, check=False)
+    done = subprocess.run(script(source / "uninstall"), capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "/usr/lib/quantum-nat/uninstall" in done.stderr
     assert files_in(root) == before
