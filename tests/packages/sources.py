@@ -80,7 +80,7 @@ class SourceRoot(Root):
         """Run a shell script in the checkout, which must succeed, and return what it printed."""
         process = self.launch(script, uid=uid, checkout=checkout)
         output, _ = process.communicate(timeout=timeout_s)
-        assert process.returncode == 0, output[-5000:]
+        assert process.returncode == 0, output[:2000] + "\n...\n" + output[-5000:]
         return output
 
     def add_user(self) -> None:
