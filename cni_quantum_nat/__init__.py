@@ -1,6 +1,7 @@
 """Quantum NAT: a CNI plugin for port mapping and outbound NAT, built on nftables.
 
-The names in __all__ are the Python API. It is loaded when it is first used, so that a runtime's call does not pay for it.
+The names in __all__ are the Python API, which is loaded on first use: a runtime's call does without it.
+
 A pod's start waits for this module.
 """
 

@@ -1,4 +1,7 @@
-"""One program, two uses: a runtime sets CNI_COMMAND, a person gives arguments."""
+"""The entry point: a runtime sets CNI_COMMAND, an operator gives arguments.
+
+A pod's start waits for this module.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ def main() -> int:
     if b"CNI_COMMAND" in posix.environ:
         from .cni.entry import run
     else:
-        from .commands.cli import run  # never loaded while a runtime waits
+        from .commands.cli import run  # never loaded for a runtime's call
     return run()
 
 

@@ -1,5 +1,7 @@
-"""What a runtime says and hears: environment and standard input, one JSON object on standard output.
+"""The CNI protocol: a call's environment and standard input, and one JSON object on standard output.
 
-`entry` runs a call; `configuration` is the model of the network configuration, loaded for one that was not seen before.
-`api` and `commands` use the configuration; a runtime's call enters by `entry`.
+`entry` runs a runtime's call. `configuration` is the model of the network configuration, loaded only for one that is new;
+`api` and `commands` use it too.
+
+A pod's start waits for this module.
 """

@@ -1,7 +1,7 @@
-"""conditionsV4 and conditionsV6: what a connection must match as well, in the backend's own syntax.
+"""Check conditionsV4 and conditionsV6: further conditions for connections, in the backend's own syntax.
 
-The words become part of a rule, so they are restricted to match expressions: no verdict, no statement, and
-nothing that closes the rule and starts another.
+The words become part of a rule, so only match expressions are allowed: no verdicts, no statements, and nothing that ends the
+rule and starts another.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 
 _NFT_WORD = re.compile(r"[A-Za-z0-9_.:/!=<>&|^,{}()*\- ]+")
-# nft(8), STATEMENTS and VERDICT STATEMENT. Older and newer versions of nft differ in what they know, so what
-# is made of the words is looked at once more, by libnftables.py, before it is used.
+# nft(8), STATEMENTS and VERDICT STATEMENT. Versions of nft differ, so the compiled conditions are checked again before use, in
+# backends/nftables/programs.py.
 _NFT_STATEMENTS = frozenset(
     [
         "accept",
@@ -54,7 +54,7 @@ _NFT_STATEMENTS = frozenset(
 
 _IPTABLES_WORD = re.compile(r"[A-Za-z0-9_.:/,!+\-]+")
 _IPTABLES_SHORT = frozenset(("-s", "-d", "-i", "-o", "-m", "-f"))
-# What is not a match: the commands and the target, iptables(8). Long options may be abbreviated.
+# Options that are not matches: commands and targets, iptables(8). Long options may be abbreviated.
 _IPTABLES_COMMANDS = [
     "--append",
     "--check",
@@ -92,12 +92,12 @@ _IPTABLES_COMMANDS = [
 
 
 def backend_of(words: list[str]) -> str:
-    """Name the backend whose syntax this is, as portmap tells them apart."""
+    """Return the backend with this syntax, by the same rule as portmap."""
     return "iptables" if words[0].startswith(("-", "!")) else "nftables"
 
 
 def check_conditions(words: list[str]) -> list[str]:
-    """Return the words; ValueError names the one that is no part of a match expression."""
+    """Return the words; raise ValueError if one is not part of a match expression."""
     if not words:
         return words
     return _check_iptables(words) if backend_of(words) == "iptables" else _check_nft(words)
@@ -106,12 +106,12 @@ def check_conditions(words: list[str]) -> list[str]:
 def _check_nft(words: list[str]) -> list[str]:
     text = " ".join(words)
     if not _NFT_WORD.fullmatch(text):
-        raise ValueError(f"{text!r} has characters that no match expression needs")
+        raise ValueError(f"{text!r} has characters that are not allowed in a match expression")
     for word in re.findall(r"[A-Za-z0-9_]+", text):
         if word in _NFT_STATEMENTS:
             raise ValueError(f"{word!r} is not part of a match expression")
     if not _is_balanced(text):
-        raise ValueError(f"{text!r} closes a brace that it did not open, or the other way round")
+        raise ValueError(f"{text!r} has unbalanced braces or parentheses")
     return words
 
 
@@ -127,7 +127,7 @@ def _is_balanced(text: str) -> bool:
 def _check_iptables(words: list[str]) -> list[str]:
     for word in words:
         if not _IPTABLES_WORD.fullmatch(word):
-            raise ValueError(f"{word!r} has characters that no match needs")
+            raise ValueError(f"{word!r} has characters that are not allowed in a match")
         name = word.partition("=")[0]
         if word.startswith("--") and (word == "--" or any(known.startswith(name) for known in _IPTABLES_COMMANDS)):
             raise ValueError(f"{word!r} is not a match of iptables, or is added by quantum-nat itself")

@@ -1,8 +1,8 @@
-"""NatConfig: the network configuration, described once for validation, defaults, messages and JSON Schema."""
+"""NatConfig: the model of the network configuration, for validation, defaults, messages and JSON Schema."""
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -14,17 +14,17 @@ from .conditions import backend_of, check_conditions
 from .explain import explain
 
 _LAST_PORT = 65535
-# What the other backend has no means for, by attribute.
+# Attributes that the other backend does not support.
 _ONLY_NFTABLES = {"shared_ports", "conntrack_timeout", "ipv6_localhost"}
 _ONLY_IPTABLES = {"external_set_mark_chain"}
 
 
 def _check_interface(name: str) -> str:
-    # Double quotes, backslash and asterisk are possible, and syntax to nft or iptables-restore.
+    # Interface names may contain '"', '\' and '*', but nft and iptables-restore read those as syntax.
     strange = not name.isprintable() or any(c in '/:"\\*' or c.isspace() for c in name)
     if strange or not 1 <= len(name.encode()) <= 15 or name in (".", ".."):
         raise ValueError(
-            f"{name!r} is not the name of an interface (1 to 15 bytes, without '/', ':', '\"', backslash, '*' and white space)"
+            f"{name!r} is not an interface name (1 to 15 bytes, without '/', ':', '\"', backslash, '*' or white space)"
         )
     return name
 
@@ -32,127 +32,139 @@ def _check_interface(name: str) -> str:
 def _check_range(text: str) -> str:
     first, dash, last = text.partition("-")
     if not (dash and first.isdecimal() and last.isdecimal() and first.isascii() and last.isascii()):
-        raise ValueError(f"{text!r} is not two numbers with a dash between them")
+        raise ValueError(f"{text!r} is not two numbers with a dash between them, for example 32768-60999")
     if not 1 <= int(first) <= int(last) <= _LAST_PORT:
-        raise ValueError(f"{text!r} does not run from a port to the same or a higher one, within 1 to {_LAST_PORT}")
+        raise ValueError(f"{text!r} is not an ascending range of ports from 1 to {_LAST_PORT}")
     return text
+
+
+def _check_network(text: str) -> str:
+    try:
+        network = ip_network(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r} is not a network CIDR: {error}") from error
+    if network.prefixlen == 0:
+        raise ValueError(f'{text} is every address: say "masquerade": false instead')
+    return str(network)
 
 
 Interface = Annotated[str, AfterValidator(_check_interface)]
 Port = Annotated[int, Field(ge=1, le=_LAST_PORT)]
 PortRange = Annotated[str, AfterValidator(_check_range)]
 Conditions = Annotated[list[str], AfterValidator(check_conditions)]
-# An iptables chain: 28 bytes, no leading dash or exclamation mark, nothing that iptables-restore reads as syntax.
+# The name of an iptables chain: up to 28 bytes, without a leading '-' or '!', or anything that iptables-restore reads as syntax.
 Chain = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:-]{0,27}$")]
 
 
 class NatConfig(BaseModel):
-    """The keys of a network configuration that quantum-nat acts on. Others are ignored, as CNI asks."""
+    """The keys of a network configuration that quantum-nat uses. Others are ignored, as CNI requires."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, strict=True, extra="ignore")
 
     backend: Literal["nftables", "iptables"] = Field(
         default="nftables",
         description=(
-            "What makes the rules. iptables, through iptables-restore, is for hosts without nf_tables, "
-            "and cannot do sharedPorts, conntrackTimeout and ipv6Localhost. A network whose backend "
-            "changes is moved on its next ADD or DEL."
+            "The backend for the rules. iptables (through iptables-restore) is for hosts without nf_tables; "
+            "it does not support sharedPorts, conntrackTimeout and ipv6Localhost. If you change the backend, "
+            "the network moves to it with its next ADD or DEL."
         ),
     )
     ip_forwarding: bool = Field(
         default=True,
-        description=("Turn forwarding on for the families in use, without losing a router-advertised default route."),
+        description=("Enable IP forwarding for the families in use, and keep router-advertised default routes."),
     )
     masquerade: bool | Literal["ipv4", "ipv6"] = Field(
         default=True,
         description=(
-            "Give what leaves the container's own subnet the host's address: both families, one, or none. "
-            "Never within the subnet, never multicast."
+            "Masquerade traffic that leaves the container's subnet: for both families, one, or none. Traffic "
+            "within the subnet and multicast are never masqueraded."
         ),
+    )
+    no_masquerade_to: list[Annotated[str, AfterValidator(_check_network)]] = Field(
+        default_factory=list,
+        description="Destinations, as CIDRs, that always see the container's own address: pod networks of other nodes, for example.",
     )
     external_interface: Interface | list[Interface] | None = Field(
         default=None,
         description=(
-            'Masquerade only what leaves by this interface, or these. "default": that of the default '
-            "route when the container starts."
+            'Masquerade only traffic that leaves through these interfaces. "default" is the interface of the '
+            "default route at the time the container starts."
         ),
     )
     snat_address: list[Annotated[str, AfterValidator(lambda text: str(_address(text)))]] = Field(
         default_factory=list,
         max_length=2,
-        description="Use this fixed source address in place of the outgoing interface's; at most one per family.",
+        description="Use this fixed source address instead of the outgoing interface's; at most one per family.",
     )
     port_range: PortRange = Field(
-        default="32768-60999", description="Where a port is taken from for a mapping without hostPort: first and last."
+        default="32768-60999", description="The range of host ports for mappings without hostPort: first and last port."
     )
     host_port_conflict: Literal["refuse", "allow"] = Field(
         default="refuse",
         description=(
-            "A port that a process of the host listens on is refused, since the container would get that "
-            "process's traffic; allow lets it."
+            "Whether to refuse a host port that a process on the host listens on. With allow, the container "
+            "gets that process's traffic."
         ),
     )
     shared_ports: list[Port] = Field(
         default_factory=list,
         description=(
-            "Host ports that several containers may publish at the same time, also of different networks "
-            "that list them: new connections are dealt to them in turn. At most 64 containers a port."
+            "Host ports that several containers may publish at the same time, on any network that lists them. "
+            "New connections are distributed among them in turn. At most 64 containers per port."
         ),
     )
     shared_affinity: Literal["none", "client"] = Field(
         default="none",
         description=(
-            'Deal each new connection to a shared port, or with "client" all connections of a client '
-            "address to the same container."
+            'How a shared port distributes connections: each one separately, or with "client" all connections '
+            "from a client address to the same container."
         ),
     )
     conntrack_timeout: Annotated[int, Field(ge=1, le=2147483)] = Field(
         default=3600,
         description=(
-            "Seconds for which an established TCP connection that is translated may be idle. Others keep "
-            "the kernel's own, five days."
+            "Idle time-out of established TCP connections that are translated, in seconds. Other connections "
+            "keep the kernel's default, five days."
         ),
     )
     ipv6_localhost: bool = Field(
-        default=False, description="Let the host reach published ports on [::1] too; hostIP ::1 becomes possible."
+        default=False, description="Make published ports reachable from the host on [::1] too, and allow hostIP ::1."
     )
     isolate: bool = Field(
         default=False,
         description=(
-            "Other networks and hosts reach the container by its host ports alone, not by routing to its address."
+            "Let other networks and hosts reach the container only through its host ports, not by routing to its address."
         ),
     )
     snat: bool = Field(
         default=True,
         description=(
-            "Masquerade neighbours and 127.0.0.1 when they come through a published port, so that replies find back."
+            "Masquerade connections to a published port from containers on the same network and from 127.0.0.1, so that "
+            "replies return the same way."
         ),
     )
     masq_all: bool = Field(
         default=False,
-        description=(
-            "Masquerade everybody who comes through a published port. The container no longer sees who it is."
-        ),
+        description=("Masquerade all connections to published ports. The container no longer sees client addresses."),
     )
     mark_masq_bit: Annotated[int, Field(ge=0, le=31)] | None = Field(
         default=None,
         description=(
-            "With iptables, masquerade by this bit of the packet mark, as portmap does; without it no "
-            "mark is used. nftables needs none."
+            "With iptables, select packets to masquerade with this bit of the packet mark, as portmap does; "
+            "by default no mark is used. Ignored with nftables."
         ),
     )
     external_set_mark_chain: Chain | None = Field(
         default=None,
         description=(
-            "With iptables, send what is to be masqueraded to this chain of another program instead, such "
-            "as KUBE-MARK-MASQ."
+            "With iptables, send packets to masquerade to this chain of another program instead, such as "
+            "KUBE-MARK-MASQ."
         ),
     )
     conditions_v4: Conditions = Field(
         default_factory=list,
         description=(
-            "What an IPv4 connection to a host port must match as well, in the backend's syntax. Match "
-            "expressions only."
+            "Further conditions for IPv4 connections to host ports, in the backend's syntax. Match expressions only."
         ),
     )
     conditions_v6: Conditions = Field(
@@ -161,9 +173,11 @@ class NatConfig(BaseModel):
     )
     metrics: bool = Field(default=True, description="Count calls and connections for `quantum-nat metrics`.")
     state_dir: str = Field(
-        default="/run/cni/quantum-nat", description="Where the records are kept. All networks of a host share one."
+        default="/run/cni/quantum-nat", description="The directory of the records. All networks on a host share one."
     )
-    capabilities: dict[str, bool] = Field(default_factory=dict, description="What the runtime may pass: portMappings.")
+    capabilities: dict[str, bool] = Field(
+        default_factory=dict, description="What the runtime may pass in: portMappings."
+    )
 
     @field_validator("snat_address", mode="before")
     @classmethod
@@ -174,34 +188,34 @@ class NatConfig(BaseModel):
     @classmethod
     def _check_default(cls, value: str | list[str] | None) -> str | list[str] | None:
         if isinstance(value, list) and (not value or "default" in value):
-            raise ValueError('name at least one interface; "default" stands alone, not in a list')
+            raise ValueError('name at least one interface; "default" cannot be in a list')
         return value
 
     @model_validator(mode="after")
     def _check_addresses(self) -> NatConfig:
         families = [_address(text).version for text in self.snat_address]
         if len(set(families)) != len(families):
-            raise ValueError("snatAddress has more than one address of a family")
+            raise ValueError("snatAddress has two addresses of the same family")
         unused = [text for text in self.snat_address if _address(text).version not in self.families]
         if unused:
-            raise ValueError(f"snatAddress {unused[0]} is of a family that masquerade leaves out")
+            raise ValueError(f"snatAddress {unused[0]} is of a family that is not masqueraded")
         return self
 
     @model_validator(mode="after")
     def _check_marks(self) -> NatConfig:
         if self.mark_masq_bit is not None and self.external_set_mark_chain is not None:
-            raise ValueError("markMasqBit and externalSetMarkChain exclude each other")
+            raise ValueError("markMasqBit and externalSetMarkChain cannot be combined")
         return self
 
     @model_validator(mode="after")
     def _check_backend(self) -> NatConfig:
         for key, words in (("conditionsV4", self.conditions_v4), ("conditionsV6", self.conditions_v6)):
             if words and backend_of(words) != self.backend:
-                raise ValueError(f'{key} is in the syntax of {backend_of(words)}, but backend is "{self.backend}"')
+                raise ValueError(f'{key} is in {backend_of(words)} syntax, but backend is "{self.backend}"')
         foreign = _ONLY_NFTABLES if self.backend == "iptables" else _ONLY_IPTABLES
         for name in sorted(foreign & self.model_fields_set):
             if getattr(self, name) not in (None, False, []):
-                raise ValueError(f'{to_camel(name)} cannot be had with backend "{self.backend}"')
+                raise ValueError(f'{to_camel(name)} is not supported by backend "{self.backend}"')
         return self
 
     @property
@@ -223,7 +237,7 @@ def _address(text: str) -> IPv4Address | IPv6Address:
 
 
 def normalise(configuration: dict[str, Any]) -> dict[str, Any]:
-    """Validate, and return what the hot path's Settings read; CniError(7) names key and value."""
+    """Validate, and return the form that Settings reads; raise CniError(7), which names keys and values."""
     try:
         config = validated(configuration)
     except ValidationError as error:
@@ -233,19 +247,31 @@ def normalise(configuration: dict[str, Any]) -> dict[str, Any]:
 
 
 def validated(configuration: dict[str, Any]) -> NatConfig:
-    """Read the keys of JSON; the names that Python's side has for them are unknown keys there, and ignored."""
-    foreign = NatConfig.model_fields.keys() - set(map(to_camel, NatConfig.model_fields))
-    return NatConfig.model_validate({key: value for key, value in configuration.items() if key not in foreign})
+    """Read the keys of JSON, where null is as absent; pydantic's ValidationError, or CniError(7) for a key in another case.
+
+    The names that Python's side has for the keys are unknown keys there, and ignored, as CNI asks.
+    """
+    known = {to_camel(name): name for name in NatConfig.model_fields}
+    spelling = {key.lower(): key for key in known}
+    for key in configuration:
+        if key not in known and key.lower() in spelling:
+            raise InvalidConfiguration(
+                f"key {key!r} is spelled {spelling[key.lower()]!r}: other plugins take it in any case, and this one would ignore it"
+            )
+    return NatConfig.model_validate(
+        {key: value for key, value in configuration.items() if key in known and value is not None}
+    )
 
 
 def normalised(config: NatConfig) -> dict[str, Any]:
-    """Return what the hot path's Settings read."""
+    """Return the form that Settings reads."""
     interfaces = config.external_interface or []
     conditions = {"4": config.conditions_v4, "6": config.conditions_v6}
     return {
         "backend": config.backend,
         "ipForwarding": config.ip_forwarding,
         "masquerade": config.families,
+        "noMasqueradeTo": config.no_masquerade_to,
         "externalInterface": [interfaces] if isinstance(interfaces, str) else interfaces,
         "snatAddress": config.snat_address,
         "portRange": [int(port) for port in config.port_range.split("-")],

@@ -1,4 +1,4 @@
-"""JSON Schema (draft 2020-12) of what a person writes: a plugin of type quantum-nat, and a list that has one."""
+"""JSON Schema (draft 2020-12) of a plugin of type quantum-nat, and of a list that contains one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PORT_PATTERN = "^[0-9]{1,5}-[0-9]{1,5}$"
 
 
 def plugin_schema() -> dict[str, Any]:
-    """Return the schema of a plugin of type quantum-nat. Unknown keys are allowed, as CNI asks."""
+    """Return the schema of a plugin of type quantum-nat. Unknown keys are allowed, as CNI requires."""
     described = NatConfig.model_json_schema(by_alias=True)
     properties = {key: _without_title(value) for key, value in described["properties"].items()}
     properties["snatAddress"] = _one_or_list(properties["snatAddress"])
@@ -29,17 +29,17 @@ def plugin_schema() -> dict[str, Any]:
 
 
 def conflist_schema() -> dict[str, Any]:
-    """Return the schema of a network configuration list; plugins of other types may be anything."""
+    """Return the schema of a network configuration list; plugins of other types are not checked."""
     plugin = {key: value for key, value in plugin_schema().items() if key != "$schema"}
     ours = {"properties": {"type": {"const": "quantum-nat"}}, "required": ["type"]}
     return {
         "$schema": _DIALECT,
         "title": "CNI network configuration list with quantum-nat",
-        "description": "A .conflist file, as container runtimes read it.",
+        "description": "A .conflist file for container runtimes.",
         "type": "object",
         "required": ["cniVersion", "name", "plugins"],
         "properties": {
-            "cniVersion": {"enum": list(VERSIONS), "description": "The version of CNI that the list is written in."},
+            "cniVersion": {"enum": list(VERSIONS), "description": "The CNI version of the list."},
             "name": {
                 "type": "string",
                 "pattern": "^[A-Za-z0-9][A-Za-z0-9_.-]{0,199}$",
@@ -48,7 +48,7 @@ def conflist_schema() -> dict[str, Any]:
             "plugins": {
                 "type": "array",
                 "minItems": 1,
-                "description": "The plugins, in the order in which they are run.",
+                "description": "The plugins, in the order in which they run.",
                 "items": {
                     "type": "object",
                     "required": ["type"],
@@ -64,12 +64,12 @@ def conflist_schema() -> dict[str, Any]:
 
 
 def _without_title(described: dict[str, Any]) -> dict[str, Any]:
-    """Leave out the title that pydantic makes of a name, which an editor would show in place of the description."""
+    """Leave out pydantic's title, which editors would show instead of the description."""
     return {key: value for key, value in described.items() if key != "title"}
 
 
 def _one_or_list(described: dict[str, Any]) -> dict[str, Any]:
-    """Allow a single item in place of a list, which the model accepts before it looks."""
+    """Allow a single item instead of a list, as the model does."""
     kept = {key: value for key, value in described.items() if key in ("description", "default")}
     items = {key: value for key, value in described.items() if key not in kept}
     return {**kept, "anyOf": [described["items"], items]}

@@ -1,4 +1,4 @@
-"""The operator's commands, a file or a folder each; `cli` is the command line.
+"""The operator's commands, one file or folder each; `cli` is the command line.
 
-They read the kernel and the records and print; what they change, they change through the NAT Manager. Nobody imports them.
+They read the kernel and the records, and print; changes go through the NAT Manager. No other package imports them.
 """

@@ -1,4 +1,4 @@
-"""`quantum-nat chain FILE`: puts the plugin into a configuration list, in portmap's place if that is there; and out again."""
+"""`quantum-nat chain FILE`: add the plugin to a configuration list, instead of portmap if that is there, and undo it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .parser import Commands
 
 _PORTMAP = "portmap"
-_BEFORE = ".before-quantum-nat"  # no runtime reads a file of such a name
+_BEFORE = ".before-quantum-nat"  # no runtime reads a file with this suffix
 
 
 def add_to(commands: Commands) -> None:
@@ -29,22 +29,22 @@ def add_to(commands: Commands) -> None:
         commands,
         "chain",
         run,
-        summary="put the plugin into a configuration list",
-        description="Put quantum-nat into a configuration list: in the place of portmap, whose keys it keeps, or else after the plugin "
-        "that makes the interface. The list as it was is kept beside it, for --undo. A runtime reads the one or the other, whole.",
+        summary="add the plugin to a configuration list",
+        description="Add quantum-nat to a configuration list: instead of portmap, with portmap's keys, or after the plugin that "
+        "creates the interface. The original is saved beside the file, for --undo. The file is replaced atomically.",
         examples=(
             "chain --dry-run /etc/cni/net.d/10-containers.conflist",
             "chain --undo /etc/cni/net.d/10-containers.conflist",
         ),
     )
     parser.add_argument("file", metavar="FILE", help="a .conflist file")
-    parser.add_argument("--dry-run", action="store_true", help="only print the difference; 1 when there is one")
-    parser.add_argument("--undo", action="store_true", help="put the list back as it was before")
-    parser.add_argument("--json", action="store_true", help="print a JSON object: file, changed, before, after")
+    parser.add_argument("--dry-run", action="store_true", help="only print the changes; exit status 1 if there are any")
+    parser.add_argument("--undo", action="store_true", help="restore the original list")
+    parser.add_argument("--json", action="store_true", help="print a JSON object with file, changed, before and after")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Change the list, and print the difference."""
+    """Change the list, and print the changes."""
     file = Path(os.path.realpath(arguments.file))
     before = _read(file)
     after = _undone(file, before) if arguments.undo else _write_list(chained(_list(file, before)), before)
@@ -58,13 +58,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def chained(configuration: dict[str, Any]) -> dict[str, Any]:
-    """Return the list with the plugin in it; InvalidConfiguration where it is not clear in whose place."""
+    """Return the list with the plugin added; raise InvalidConfiguration if portmap is there more than once."""
     plugins = configuration["plugins"]
     types = [plugin.get("type") for plugin in plugins]
     if OURS in types:
         return configuration
     if types.count(_PORTMAP) > 1:
-        raise InvalidConfiguration("the list has portmap more than once", "Leave one of them.")
+        raise InvalidConfiguration("portmap is in the list more than once", "Remove all but one.")
     if _PORTMAP in types:
         replaced = [_in_place_of(plugin) if plugin.get("type") == _PORTMAP else plugin for plugin in plugins]
         return {**configuration, "plugins": replaced}
@@ -73,7 +73,7 @@ def chained(configuration: dict[str, Any]) -> dict[str, Any]:
 
 
 def _in_place_of(portmap: dict[str, Any]) -> dict[str, Any]:
-    """Return our entry for portmap's: its keys mean the same, but what its backend is when it names none."""
+    """Return our entry for portmap's. All keys have the same meaning, except that portmap has another default backend."""
     ours = {**portmap, "type": OURS, "capabilities": {**portmap.get("capabilities", {}), "portMappings": True}}
     conditions = [*portmap.get("conditionsV4", ()), *portmap.get("conditionsV6", ())]
     if "backend" not in portmap and conditions and str(conditions[0])[:1] in ("-", "!"):
@@ -96,12 +96,12 @@ def _list(file: Path, text: str) -> dict[str, Any]:
         raise InvalidConfiguration(f"{file}:{line}:{column}: not JSON: {error.message}") from error
     plugins = configuration.get("plugins") if isinstance(configuration, dict) else None
     if not (isinstance(plugins, list) and plugins and all(isinstance(plugin, dict) for plugin in plugins)):
-        raise InvalidConfiguration(f"{file} is no configuration list", 'It needs "plugins", a list of objects.')
+        raise InvalidConfiguration(f"{file} is not a configuration list", 'It needs "plugins", a list of objects.')
     return dict(configuration)
 
 
 def _write_list(configuration: dict[str, Any], before: str) -> str:
-    """Write it, as it was where nothing has changed."""
+    """Return the list as text, unchanged if its content is."""
     if configuration == decode(before).value:
         return before
     return json.dumps(configuration, indent=2, ensure_ascii=False) + "\n"
@@ -111,7 +111,7 @@ def _refuse_faults(file: Path, text: str) -> None:
     faults = [finding for finding in check(decode(text).value, ".conflist") if finding.severity == ERROR]
     if faults:
         raise InvalidConfiguration(
-            f"{file}: {'; '.join(finding.message for finding in faults)}", "Put that right first; nothing has changed."
+            f"{file}: {'; '.join(finding.message for finding in faults)}", "Correct that first; the file is unchanged."
         )
 
 
@@ -119,12 +119,12 @@ def _undone(file: Path, now: str) -> str:
     kept = _kept(file)
     if not kept.exists():
         raise InvalidConfiguration(
-            f"there is no {kept}", "The list was not changed by `quantum-nat chain`, or it is undone."
+            f"{kept} does not exist", "`quantum-nat chain` has not changed the list, or that is already undone."
         )
     before = _read(kept)
     if _write_list(chained(_list(kept, before)), before) != now:
         raise InvalidConfiguration(
-            f"{file} was changed since", f"Edit it by hand, and remove {kept}, which has the list as it was before."
+            f"{file} has changed since", f"Edit it by hand, then remove the original: `rm {kept}`."
         )
     return before
 
@@ -142,11 +142,11 @@ def _put(file: Path, before: str, after: str, *, undo: bool) -> None:
 
 
 def _replace(file: Path, text: str, *, like: Path) -> None:
-    """Write a file in one step, with owner and mode of another."""
+    """Replace a file atomically, with the owner and mode of another."""
     status = like.stat()
     pending = file.with_name(f".{file.name}.pending")
     with suppress(FileNotFoundError):
-        pending.unlink()  # of a command that was killed
+        pending.unlink()  # left by a killed command
     try:
         with pending.open("x") as stream:
             os.fchown(stream.fileno(), status.st_uid, status.st_gid)

@@ -1,4 +1,4 @@
-"""The command line: what a person asks for. `quantum-nat --help` is its manual."""
+"""The operator's command line. `quantum-nat --help` is its manual."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ _COMMANDS = (  # in the order of --help
     completion_command,
 )
 _DESCRIPTION = """\
-Quantum NAT has two uses.
+A CNI plugin for port mapping and outbound NAT, and the operator's commands for it.
 
-A container runtime (containerd, CRI-O, podman, cnitool) runs it as a CNI plugin: with CNI_COMMAND in the
-environment and a network configuration on standard input. A configuration list names it after the plugin that makes
-the interface: {"type": "quantum-nat", "capabilities": {"portMappings": true}}.
+Container runtimes (containerd, CRI-O, podman, cnitool) run it as a CNI plugin, with CNI_COMMAND in the environment
+and a network configuration on standard input. In a configuration list it goes after the plugin that creates the
+interface: {"type": "quantum-nat", "capabilities": {"portMappings": true}}.
 
-A person runs it with one of the commands below.
+Operators run it with one of the commands below.
 """
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Return what reads the arguments, and what --help, the manual and completions are made of."""
+    """Return the parser; --help, the man page and the completions are generated from it."""
     parser = argparse.ArgumentParser(
         prog="quantum-nat", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -57,7 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--state-dir",
         default=DEFAULT_DIRECTORY,
         metavar="DIRECTORY",
-        help="where the records are: the networks' stateDir (default: %(default)s)",
+        help="directory of the records, the networks' stateDir (default: %(default)s)",
     )
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
     for command in _COMMANDS:
@@ -66,9 +66,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def run() -> int:
-    """Run the command, and return the exit status: 0, 1 after a failure, 2 for unusable arguments."""
+    """Run the command, and return the exit status: 0, 1 after a failure, 2 for invalid arguments."""
     parser = make_parser()
-    if "_ARGCOMPLETE" in os.environ:  # a shell asks, and waits with the line half typed
+    if "_ARGCOMPLETE" in os.environ:  # a shell requests completions
         completion_command.offer(parser)
     arguments = parser.parse_args()
     if arguments.command is None:
@@ -77,11 +77,11 @@ def run() -> int:
     try:
         status: int = arguments.run(arguments)
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever read it has seen enough, as head does
+    except BrokenPipeError:  # the reader has closed the pipe, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        print(f"quantum-nat: the system failed: {error}", file=sys.stderr)
+        print(f"quantum-nat: a system call failed: {error}", file=sys.stderr)
         return 1
     except CniError as error:
         print(f"quantum-nat: {error.message}", file=sys.stderr)

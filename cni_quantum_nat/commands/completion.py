@@ -1,4 +1,4 @@
-"""`quantum-nat completion SHELL`, and what the shell is offered: containers, networks and ports on record."""
+"""`quantum-nat completion SHELL`, and the completions themselves: containers, networks and ports."""
 
 from __future__ import annotations
 
@@ -21,45 +21,44 @@ def add_to(commands: Commands) -> None:
         commands,
         "completion",
         run,
-        summary="print what makes a shell complete this command",
-        description="Print a script that makes a shell complete commands, options, and containers, networks and ports "
-        "on record.",
+        summary="print the completion script for a shell",
+        description="Print the completion script for a shell. It completes commands, options, containers, networks and ports.",
         examples=(
             "completion bash > /etc/bash_completion.d/quantum-nat",
             "completion zsh > /usr/local/share/zsh/site-functions/_quantum-nat",
             "completion fish > /etc/fish/completions/quantum-nat.fish",
         ),
     )
-    parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell that is to read the script")
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the script."""
-    from argcomplete.shell_integration import shellcode  # other commands start without it
+    from argcomplete.shell_integration import shellcode  # only this command needs it
 
     print(shellcode(["quantum-nat"], shell=arguments.shell))
     return 0
 
 
 def offer(parser: argparse.ArgumentParser) -> None:
-    """Answer the shell that asks for completions, and exit."""
+    """Print the completions that the shell requests, and exit."""
     from argcomplete import autocomplete
 
     autocomplete(parser, always_complete_options=False)
 
 
 def containers(parsed_args: argparse.Namespace, **_: object) -> list[str]:
-    """Return the IDs of all containers on record."""
+    """Return all container IDs."""
     return sorted({attachment.id.container_id for attachment in _attachments(parsed_args)})
 
 
 def networks(parsed_args: argparse.Namespace, **_: object) -> list[str]:
-    """Return the names of all networks on record."""
+    """Return the names of all networks."""
     return sorted({attachment.id.network for attachment in _attachments(parsed_args)})
 
 
 def ports(parsed_args: argparse.Namespace, **_: object) -> list[str]:
-    """Return the published ports of the container that was named before."""
+    """Return the published ports of the container given before."""
     named = str(parsed_args.container)
     found = [a for a in _attachments(parsed_args) if a.id.container_id.startswith(named)]
     return sorted({f"{m.container_port}/{m.protocol}" for attachment in found for m in attachment.port_mappings})
@@ -69,4 +68,4 @@ def _attachments(parsed_args: argparse.Namespace) -> list[Attachment]:
     try:
         return list(State(parsed_args.state_dir).attachments([]))
     except CniError:
-        return []  # there is no place for a message in the middle of a line that is typed
+        return []  # a message would disturb the line that is being typed

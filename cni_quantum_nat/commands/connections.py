@@ -1,4 +1,4 @@
-"""`quantum-nat connections [CONTAINER]`: the flows that are translated for containers, as conntrack knows them now."""
+"""`quantum-nat connections [CONTAINER]`: the translated connections of containers, from conntrack."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ _TCP_STATES = (  # enum tcp_conntrack
 
 
 class Connection(NamedTuple):
-    """A translated flow. The addresses have their ports; `bytes` is None where the host does not count them.
+    """A translated connection. Addresses include ports; `bytes` is None if the host does not count them.
 
-    direction: "in" through a host port, or "out". source, destination: in the first packet, before translation.
-    new_source, new_destination: afterwards; empty where it was left as it was.
+    direction: "in" through a host port, or "out". source, destination: of the first packet, before translation.
+    new_source, new_destination: after translation; empty if unchanged.
     """
 
     container_id: str
@@ -68,17 +68,19 @@ def add_to(commands: Commands) -> None:
         commands,
         "connections",
         run,
-        summary="list the connections that are translated now",
-        description="List the connections that are translated for containers now, as conntrack knows them.",
+        summary="list current translated connections",
+        description="List the current connections of containers that are translated, from the kernel's conntrack table.",
         examples=("connections 4f1c09 --json",),
     )
-    container = parser.add_argument("container", metavar="CONTAINER", nargs="?", help="its ID, or the beginning of it")
+    container = parser.add_argument(
+        "container", metavar="CONTAINER", nargs="?", help="container ID, or a unique prefix"
+    )
     container.completer = containers  # type: ignore[attr-defined]  # argcomplete reads it
     parser.add_argument("--json", action="store_true", help="print a JSON array")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the connections of one container, or of all on record."""
+    """Print the connections of one container, or of all."""
     damaged: list[CniError] = []
     if arguments.container is None:
         attachments = list(State(arguments.state_dir).attachments(damaged))
@@ -94,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def connections_of(attachments: list[Attachment]) -> Iterator[Connection]:
-    """Yield the translated flows from and to the attachments' addresses; CniError(101) when conntrack cannot be read."""
+    """Yield the translated connections of the attachments' addresses; raise CniError(101) if conntrack cannot be read."""
     containers = _Containers(attachments)
     for message in _tracked():
         status = message.get_attr("CTA_STATUS") or 0
@@ -106,7 +108,7 @@ def connections_of(attachments: list[Attachment]) -> Iterator[Connection]:
 
 
 class _Containers:
-    """Whose an address is."""
+    """The container or network of each address."""
 
     def __init__(self, attachments: list[Attachment]) -> None:
         self._by_address: dict[Address, str] = {}
@@ -119,7 +121,7 @@ class _Containers:
                     self._by_address[endpoint.address] = attachment.id.container_id
 
     def at(self, address: str) -> str:
-        """Return the ID of the container, or the name of the network, with this address; empty when there is none."""
+        """Return the container ID or network name with this address; empty if there is none."""
         parsed = Address.parse(address)
         if parsed in self._by_address:
             return self._by_address[parsed]
@@ -127,7 +129,7 @@ class _Containers:
 
 
 class _Tuple:
-    """One direction of a flow: addresses and ports of its packets."""
+    """One direction of a connection: the addresses and ports of its packets."""
 
     def __init__(self, attributes: Any) -> None:
         addresses, protocol = attributes.get_attr("CTA_TUPLE_IP"), attributes.get_attr("CTA_TUPLE_PROTO")
@@ -163,8 +165,8 @@ def _tracked() -> Iterator[Any]:
     except (NetlinkError, OSError) as error:
         raise CniError(
             KERNEL_REFUSED,
-            f"tracked connections cannot be listed: {error}",
-            "It needs root, and module nf_conntrack_netlink.",
+            f"cannot list tracked connections: {error}",
+            "Run it as root, and load the kernel module: `modprobe nf_conntrack_netlink`.",
         ) from error
 
 
@@ -194,7 +196,7 @@ def _state(message: Any) -> str:
 
 
 class _Nothing:
-    """Stands for an attribute that is not there."""
+    """Stands for a missing attribute."""
 
     @staticmethod
     def get_attr(_name: str) -> None:
@@ -202,7 +204,7 @@ class _Nothing:
 
 
 def _bytes(message: Any) -> int | None:
-    """Add up both directions; net.netfilter.nf_conntrack_acct says whether they are counted."""
+    """Return the bytes of both directions; None unless net.netfilter.nf_conntrack_acct is 1."""
     counters = [message.get_attr(f"CTA_COUNTERS_{side}") for side in ("ORIG", "REPLY")]
     counted = [counter.get_attr("CTA_COUNTERS_BYTES") for counter in counters if counter]
     return sum(counted) if counted else None

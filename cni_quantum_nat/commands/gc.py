@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from ..backends.base import is_alive
 from ..model.errors import CniError
-from ..nat.manager import NatManager
+from ..nat.manager import NatManager, left_alone
 from ..state.directory import State
 from .parser import add_command
 from .progress import tracked
-from .records import Records
+from .records import require_directory
 from .tables import CONTAINER_CHARACTERS, complain, print_table
 
 if TYPE_CHECKING:
@@ -41,18 +40,18 @@ def add_to(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Remove them, and print which they were; 1 when one could not be removed, or a record cannot be read."""
     state = State(arguments.state_dir)
+    require_directory(state)
     if not state.exists():
         _print([], arguments)
         return 0
     with NatManager(state) as manager:
-        records = Records(state)
-        gone = [attachment for attachment in records.attachments if not is_alive(attachment)] + records.leftovers
-        gone.sort(key=lambda attachment: attachment.created_at)
+        records = manager.records()
+        gone = sorted(records.over, key=lambda attachment: (attachment.sequence, attachment.created_at))
         going = tracked(gone, "Removing", len(gone))
         removed = [(attachment, _remove(manager, attachment, arguments)) for attachment in going]
     _print(removed, arguments)
-    complain(records.damaged)
-    return 1 if records.damaged or any(error for _, error in removed) else 0
+    complain([*records.damaged, *map(left_alone, records.uncertain)])
+    return 1 if records.damaged or records.uncertain or any(error for _, error in removed) else 0
 
 
 def _remove(manager: NatManager, attachment: Attachment, arguments: argparse.Namespace) -> CniError | None:

@@ -1,7 +1,7 @@
-"""JSON that remembers where everything stands, for messages that point to a line and a column.
+"""Decode JSON and keep the position of each key and item, for messages with line and column.
 
-Python's decoder gives no positions, so the walk over objects and lists is ours; strings and numbers are read by its own
-scanner. What it accepts is what the plugin accepts: no NaN, no text after the value.
+Python's decoder gives no positions, so this module parses objects and lists; strings and numbers are left to Python's
+scanner. It accepts what the plugin accepts: no NaN, no text after the value.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_MAX_DEPTH = 100  # no configuration comes near it, and Python's stack is far
+_MAX_DEPTH = 100  # far more than any configuration needs, and far less than Python's stack allows
 _WHITE_SPACE = " \t\n\r"
 _LITERALS = {"true": True, "false": False, "null": None}
 
@@ -28,15 +28,15 @@ class SyntaxProblem(ValueError):
 
 
 class Document(NamedTuple):
-    """A decoded value. offsets: by path, where a member's key or an item begins. repeated: keys that were there before."""
+    """A decoded value. offsets: by path, of the key of a member or of an item. repeated: duplicate keys."""
 
     text: str
     value: Any
     offsets: dict[Path, int]
     repeated: list[tuple[Path, int]]
 
-    def place(self, path: Path) -> tuple[int, int]:
-        """Return line and column, from 1, of a path, or of the nearest thing around it."""
+    def position(self, path: Path) -> tuple[int, int]:
+        """Return line and column, from 1, of a path, or of the innermost value around it."""
         while path and path not in self.offsets:
             path = path[:-1]
         return line_and_column(self.text, self.offsets[path])
@@ -48,7 +48,7 @@ def line_and_column(text: str, offset: int) -> tuple[int, int]:
 
 
 def decode(text: str) -> Document:
-    """Decode one JSON value; SyntaxProblem says what is wrong and where."""
+    """Decode one JSON value; raise SyntaxProblem if the text is not JSON."""
     return _Decoder(text).decode()
 
 
@@ -83,7 +83,7 @@ class _Decoder:
 
     def _value(self, path: Path) -> Any:
         if len(path) > _MAX_DEPTH:
-            raise SyntaxProblem(f"nested more than {_MAX_DEPTH} deep", self._at)
+            raise SyntaxProblem(f"nested more than {_MAX_DEPTH} levels deep", self._at)
         if self._next == "{":
             return self._object(path)
         if self._next == "[":
@@ -143,7 +143,7 @@ class _Decoder:
         return items
 
     def _goes_on(self, end: str, *, first: bool) -> bool:
-        """Step to the next member or item; False behind the end."""
+        """Step to the next member or item; return False at the end."""
         if first:
             self._at += 1
         self._skip_white_space()
@@ -157,5 +157,5 @@ class _Decoder:
             self._at += 1
             self._skip_white_space()
             if self._next == end:
-                raise SyntaxProblem(f"a comma stands before '{end}'", comma)
+                raise SyntaxProblem(f"unexpected comma before '{end}'", comma)
         return True

@@ -10,13 +10,13 @@ from ..state.directory import State
 from .completion import networks
 from .kernel import flows_by_owner
 from .parser import add_command
+from .records import read_records
 from .tables import CONTAINER_CHARACTERS, age, complain, print_table
 
 if TYPE_CHECKING:
     import argparse
 
     from ..model.attachments import Attachment
-    from ..model.errors import CniError
     from .parser import Commands
 
 _COLUMNS = ("NETWORK", "CONTAINER", "INTERFACE", "ADDRESSES", "PORTS", "CONNECTIONS", "AGE")
@@ -30,27 +30,28 @@ def add_to(commands: Commands) -> None:
         "list",
         run,
         summary="list attachments with their addresses and ports",
-        description="List the attachments on record, oldest first, with the connections that the kernel has counted.",
+        description="List all attachments, oldest first, with the number of connections so far.",
         examples=("list --network containers",),
     )
-    network = parser.add_argument("--network", metavar="NAME", help="only those of this network")
+    network = parser.add_argument("--network", metavar="NAME", help="only attachments to this network")
     network.completer = networks  # type: ignore[attr-defined]  # argcomplete reads it
     parser.add_argument("--json", action="store_true", help="print the records as a JSON array")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the records, oldest first."""
-    damaged: list[CniError] = []
-    records = sorted(State(arguments.state_dir).attachments(damaged), key=lambda attachment: attachment.created_at)
+    state = State(arguments.state_dir)
+    found = read_records(state)
+    records = found.attachments
     if arguments.network is not None:
         records = [attachment for attachment in records if attachment.id.network == arguments.network]
-    flows, now = flows_by_owner(records), time.time()
+    flows, now = flows_by_owner(records, state), time.time()
     if arguments.json:
         print(json.dumps([_as_json(attachment, flows, now) for attachment in records], indent=2))
     else:
         print_table(_COLUMNS, (_row(attachment, flows, now) for attachment in records), _FOLDED)
-    complain(damaged)
-    return 1 if damaged else 0
+    complain(found.damaged)
+    return 1 if found.damaged else 0
 
 
 def _as_json(attachment: Attachment, flows: dict[str, int], now: float) -> dict[str, object]:

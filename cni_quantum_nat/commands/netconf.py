@@ -1,4 +1,4 @@
-"""What is wrong with a CNI configuration file that quantum-nat is, or should be, in."""
+"""Check a CNI configuration file that contains, or should contain, quantum-nat."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 ERROR, WARNING = "error", "warning"
 OURS = "quantum-nat"
-_MAKERS = ("bridge", "ptp", "ipvlan", "macvlan", "vlan", "host-device", "dummy", "tap")  # of the interface
+_INTERFACE_PLUGINS = ("bridge", "ptp", "ipvlan", "macvlan", "vlan", "host-device", "dummy", "tap")
 _CNI_KEYS = (
     "type", "name", "cniVersion", "ipam", "dns", "args", "runtimeConfig", "prevResult", "capabilities", "disableCheck",
 )  # fmt: skip
-_ALIKE = 0.75  # of difflib's ratio: "masquarade" is, "mtu" and "snat" are not
+_SIMILAR = 0.75  # difflib's ratio: "masquarade" is similar to a key, "mtu" is not
 
 
 class Finding(NamedTuple):
-    """A problem, at a path of the file. severity: ERROR or WARNING."""
+    """A problem at a path in the file. severity: ERROR or WARNING."""
 
     path: Path
     severity: str
@@ -31,15 +31,15 @@ class Finding(NamedTuple):
 
 
 def check(configuration: Any, suffix: str) -> Iterator[Finding]:
-    """Yield what is wrong; suffix: how the file's name ends, which says whether runtimes read it as a list."""
+    """Yield the problems of a configuration. suffix: of the file name, which decides whether runtimes read it as a list."""
     if not isinstance(configuration, dict):
-        yield Finding((), ERROR, "a network configuration is a JSON object; put it into { }")
+        yield Finding((), ERROR, "not a JSON object; put it into { }")
         return
     yield from _check_network(configuration)
     if "plugins" in configuration or suffix == ".conflist":
         if suffix in (".conf", ".json"):
             yield Finding(
-                ("plugins",), ERROR, f"runtimes read {suffix} files as one plugin; end the file's name in .conflist"
+                ("plugins",), ERROR, f"runtimes read a {suffix} file as a single plugin; rename it to end in .conflist"
             )
         yield from _check_list(configuration)
     else:
@@ -49,8 +49,8 @@ def check(configuration: Any, suffix: str) -> Iterator[Finding]:
 def _check_network(configuration: dict[str, Any]) -> Iterator[Finding]:
     version = configuration.get("cniVersion")
     if version not in VERSIONS:
-        said = "is missing" if "cniVersion" not in configuration else f"is {version!r}"
-        yield Finding(("cniVersion",), ERROR, f"it {said}; write one of {', '.join(VERSIONS)}")
+        problem = "missing" if "cniVersion" not in configuration else f"unsupported version {version!r}"
+        yield Finding(("cniVersion",), ERROR, f"{problem}; use one of {', '.join(VERSIONS)}")
     try:
         network_name(configuration)
     except InvalidConfiguration as error:
@@ -59,18 +59,16 @@ def _check_network(configuration: dict[str, Any]) -> Iterator[Finding]:
 
 def _check_single(plugin: dict[str, Any]) -> Iterator[Finding]:
     if not isinstance(plugin.get("type"), str):
-        yield Finding(
-            ("type",), ERROR, "a plugin needs a type; name it, or write a list with plugins in a .conflist file"
-        )
+        yield Finding(("type",), ERROR, "missing type; add one, or write a list with plugins to a .conflist file")
     elif plugin["type"] != OURS:
         yield Finding(
-            ("type",), WARNING, f"this is {plugin['type']!r}, not {OURS}; only CNI's own demands were checked"
+            ("type",), WARNING, f"this is {plugin['type']!r}, not {OURS}; only the keys of CNI itself were checked"
         )
     else:
         yield Finding(
             ("type",),
             WARNING,
-            f"alone, {OURS} has no interface to work on, and ADD fails; put it into a list, after the plugin that makes one",
+            f"ADD fails, as {OURS} needs an interface; put it into a list, after the plugin that creates one",
         )
         yield from _check_ours(plugin, ())
 
@@ -78,67 +76,69 @@ def _check_single(plugin: dict[str, Any]) -> Iterator[Finding]:
 def _check_list(configuration: dict[str, Any]) -> Iterator[Finding]:
     plugins = configuration.get("plugins")
     if not isinstance(plugins, list) or not plugins:
-        yield Finding(("plugins",), ERROR, "it must be a list with at least one plugin; add the plugins in their order")
+        yield Finding(("plugins",), ERROR, "not a list with at least one plugin; add the plugins in order")
         return
     named: list[tuple[int, dict[str, Any]]] = []
     for index, plugin in enumerate(plugins):
         if isinstance(plugin, dict) and isinstance(plugin.get("type"), str) and plugin["type"]:
             named.append((index, plugin))
         else:
-            yield Finding(("plugins", index), ERROR, 'a plugin is an object with a type; write {"type": "NAME", ...}')
+            yield Finding(("plugins", index), ERROR, 'not an object with a type; write {"type": "NAME", ...}')
     ours = [(index, plugin) for index, plugin in named if plugin["type"] == OURS]
     if not ours:
-        yield _nobody(named)
+        yield _missing(named)
         return
     for index, _ in ours[1:]:
-        yield Finding(("plugins", index), ERROR, f"{OURS} is in the list a second time; remove it")
+        yield Finding(("plugins", index), ERROR, f"{OURS} is in the list twice; remove this one")
     index, plugin = ours[0]
     yield from _check_ours(plugin, ("plugins", index))
     yield from _check_order(named, index)
-    for other, neighbour in named:
-        yield from _check_neighbour(neighbour, ("plugins", other), plugin)
+    for position, other in named:
+        yield from _check_other(other, ("plugins", position), plugin)
 
 
-def _nobody(named: list[tuple[int, dict[str, Any]]]) -> Finding:
+def _missing(named: list[tuple[int, dict[str, Any]]]) -> Finding:
     for index, plugin in named:
         if plugin["type"] == "portmap":
             return Finding(
                 ("plugins", index, "type"),
                 WARNING,
-                f"no plugin is of type {OURS}, and portmap publishes the ports; write {OURS} here, unless the program "
-                "portmap is a link to it, and then check a copy that does",
+                f"no plugin has type {OURS}, and portmap publishes the ports; change this type to {OURS}. If portmap is a "
+                f"link to {OURS}, check a changed copy of this file",
             )
-    return Finding(("plugins",), WARNING, f"no plugin is of type {OURS}; add it after the one that makes the interface")
+    return Finding(("plugins",), WARNING, f"no plugin has type {OURS}; add it after the one that creates the interface")
 
 
 def _check_order(named: list[tuple[int, dict[str, Any]]], ours: int) -> Iterator[Finding]:
-    later = [(index, plugin["type"]) for index, plugin in named if index > ours and plugin["type"] in _MAKERS]
+    later = [
+        (index, plugin["type"]) for index, plugin in named if index > ours and plugin["type"] in _INTERFACE_PLUGINS
+    ]
     if later:
         yield Finding(
-            ("plugins", ours), ERROR, f"{OURS} stands before {later[0][1]}, which makes the interface; move it behind"
+            ("plugins", ours), ERROR, f"{OURS} is before {later[0][1]}, which creates the interface; move it after that"
         )
     elif not any(index < ours for index, _ in named):
         yield Finding(
             ("plugins", ours),
             ERROR,
-            f"no plugin before {OURS} makes an interface; put bridge, ptp or the like before it",
+            f"no plugin before {OURS} creates an interface; put one before it, such as bridge or ptp",
         )
 
 
-def _check_neighbour(neighbour: dict[str, Any], path: Path, ours: dict[str, Any]) -> Iterator[Finding]:
-    kind = neighbour["type"]
-    if kind in ("bridge", "ptp") and neighbour.get("ipMasq") is True and ours.get("masquerade", True) is not False:
-        yield Finding((*path, "ipMasq"), WARNING, f"{kind} would masquerade as well, and {OURS} does; remove ipMasq")
-    if kind == "bridge" and neighbour.get("hairpinMode") is not True:
+def _check_other(other: dict[str, Any], path: Path, ours: dict[str, Any]) -> Iterator[Finding]:
+    kind = other["type"]
+    if kind in ("bridge", "ptp") and other.get("ipMasq") is True and ours.get("masquerade", True) is not False:
+        yield Finding((*path, "ipMasq"), WARNING, f"both {kind} and {OURS} masquerade; remove ipMasq")
+    if kind == "bridge" and other.get("hairpinMode") is not True:
         yield Finding(
             (*path, "hairpinMode"),
             WARNING,
-            'a container does not reach itself through its own published port; add "hairpinMode": true',
+            'a container cannot reach itself through its own published port; add "hairpinMode": true',
         )
     if kind == "portmap":
-        both = _takes_ports(ours) and _takes_ports(neighbour)
+        both = _takes_ports(ours) and _takes_ports(other)
         yield Finding(
-            (*path, "type"), ERROR if both else WARNING, f"portmap and {OURS} would both publish ports; remove portmap"
+            (*path, "type"), ERROR if both else WARNING, f"both portmap and {OURS} publish ports; remove portmap"
         )
 
 
@@ -148,7 +148,7 @@ def _takes_ports(plugin: dict[str, Any]) -> bool:
 
 
 def _check_ours(plugin: dict[str, Any], path: Path) -> Iterator[Finding]:
-    from ..cni.configuration import NatConfig  # pydantic: 70 ms that a shell's completion need not wait for
+    from ..cni.configuration import NatConfig  # pydantic: 70 ms, which completions do without
 
     for problem in _problems_of(plugin):
         yield Finding((*path, *problem.path), ERROR, problem.message)
@@ -157,7 +157,7 @@ def _check_ours(plugin: dict[str, Any], path: Path) -> Iterator[Finding]:
         yield Finding(
             (*path, "capabilities"),
             WARNING,
-            'published ports never arrive; add "capabilities": {"portMappings": true}',
+            'the runtime does not pass on published ports; add "capabilities": {"portMappings": true}',
         )
     known = {str(field.alias) for field in NatConfig.model_fields.values()}
     yield from _check_spelling(plugin, path, {*known, *_CNI_KEYS})
@@ -168,15 +168,15 @@ def _check_spelling(plugin: dict[str, Any], path: Path, known: set[str]) -> Iter
 
     by_lower_case = {key.lower(): key for key in sorted(known)}
     for key in plugin:
-        alike = get_close_matches(key.replace("_", "").lower(), by_lower_case, n=1, cutoff=_ALIKE)
-        if key not in known and alike:
-            meant = by_lower_case[alike[0]]
-            yield Finding((*path, key), WARNING, f"this key is not known, and is ignored; did you mean {meant}?")
+        similar = get_close_matches(key.replace("_", "").lower(), by_lower_case, n=1, cutoff=_SIMILAR)
+        if key not in known and similar:
+            meant = by_lower_case[similar[0]]
+            yield Finding((*path, key), WARNING, f"unknown key, which is ignored; did you mean {meant}?")
 
 
 def _problems_of(configuration: dict[str, Any]) -> list[Problem]:
-    """Return what ADD would refuse in this configuration, in its words."""
-    # pydantic's weight, for `validate` alone
+    """Return the problems for which ADD would refuse this configuration."""
+    # pydantic: only `validate` needs it
     from pydantic import ValidationError
 
     from ..cni.configuration import validated

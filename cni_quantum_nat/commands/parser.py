@@ -1,4 +1,4 @@
-"""How a command joins the command line: `--help`, the manual and completions are made of what it says here."""
+"""Add a command to the command line; `--help`, the man page and the completions are generated from its parser."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 - as typeshed names it
 
-_WIDEST = 100  # a line that one still reads
+_WIDEST = 100  # longer lines are hard to read
 
 
-def add_command(  # noqa: PLR0913 - the names say what is what
+def add_command(  # noqa: PLR0913 - all by keyword
     commands: Commands,
     name: str,
     run: Callable[[argparse.Namespace], int],
@@ -24,7 +24,7 @@ def add_command(  # noqa: PLR0913 - the names say what is what
     description: str,
     examples: Sequence[str],
 ) -> argparse.ArgumentParser:
-    """Add a command, and return its parser, to be given arguments; the examples are what follows `quantum-nat`."""
+    """Add a command, and return its parser for further arguments. The examples are without `quantum-nat`."""
     lines = [f"  quantum-nat {example}" for example in examples]
     parser = commands.add_parser(
         name,

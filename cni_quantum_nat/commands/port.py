@@ -1,4 +1,4 @@
-"""`quantum-nat port CONTAINER [PORT]`: where a container's ports are published, in the form of `podman port`."""
+"""`quantum-nat port CONTAINER [PORT]`: the published ports of a container, in the format of `podman port`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from ..model.attachments import Attachment
     from .parser import Commands
 
-_ANY = {4: "0.0.0.0", 6: "::"}  # noqa: S104 - how everybody writes any address
+_ANY = {4: "0.0.0.0", 6: "::"}  # noqa: S104 - printed, not bound
 
 
 class Published(NamedTuple):
-    """One line: a port of the container, and the host's address and port that lead to it."""
+    """One line of output: a container port, and the host address and port that it is published on."""
 
     container_port: int
     protocol: str
@@ -29,13 +29,13 @@ class Published(NamedTuple):
     host_port: int
 
     @property
-    def place(self) -> str:
-        """Where it is published."""
+    def host(self) -> str:
+        """The host address and port."""
         host_ip = f"[{self.host_ip}]" if ":" in self.host_ip else self.host_ip
         return f"{host_ip}:{self.host_port}"
 
     def __str__(self) -> str:
-        return f"{self.container_port}/{self.protocol} -> {self.place}"
+        return f"{self.container_port}/{self.protocol} -> {self.host}"
 
 
 def add_to(commands: Commands) -> None:
@@ -44,19 +44,19 @@ def add_to(commands: Commands) -> None:
         commands,
         "port",
         run,
-        summary="show where a container's ports are published",
-        description="Show where the ports of a container are published, in the form of podman port.",
+        summary="show the published ports of a container",
+        description="Show the published ports of a container, in the format of podman port.",
         examples=("port 4f1c09 53/udp",),
     )
-    container = parser.add_argument("container", metavar="CONTAINER", help="its ID, or the beginning of it")
+    container = parser.add_argument("container", metavar="CONTAINER", help="container ID, or a unique prefix")
     container.completer = containers  # type: ignore[attr-defined]  # argcomplete reads it
-    port = parser.add_argument("port", metavar="PORT", nargs="?", help="only this port of the container: 80 or 53/udp")
+    port = parser.add_argument("port", metavar="PORT", nargs="?", help="only this container port, such as 80 or 53/udp")
     port.completer = ports  # type: ignore[attr-defined]
     parser.add_argument("--json", action="store_true", help="print a JSON array")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the ports; 1 when there is none."""
+    """Print the ports; return 1 if there are none."""
     attachments = attachments_of(arguments.state_dir, arguments.container)
     published = sorted({line for attachment in attachments for line in published_by(attachment)})
     if arguments.port is not None:
@@ -65,15 +65,15 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps([_as_json(line) for line in published], indent=2))
     else:
         for line in published:
-            print(line if arguments.port is None else line.place)
+            print(line if arguments.port is None else line.host)
     if not published:
-        missing = f"does not publish {arguments.port}" if arguments.port else "publishes no port"
+        missing = f"does not publish port {arguments.port}" if arguments.port else "publishes no ports"
         print(f"quantum-nat: {arguments.container} {missing}", file=sys.stderr)
     return 0 if published else 1
 
 
 def published_by(attachment: Attachment) -> Iterator[Published]:
-    """Yield the published ports of an attachment, a line for each family."""
+    """Yield the published ports of an attachment, one line for each address family."""
     for mapping in attachment.port_mappings:
         for family in sorted(attachment.published_families):
             if mapping.serves(family):

@@ -1,4 +1,4 @@
-"""Shows on a terminal that long work goes on; says nothing to whatever else reads along."""
+"""Show progress on a terminal; print nothing if the output is not a terminal."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ Item = TypeVar("Item")
 
 
 def tracked(items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
-    """Yield the items, with a bar that says how many of `total` are done."""
-    from rich.progress import track  # only commands that may take long need it
+    """Yield the items, and show a progress bar up to `total`."""
+    from rich.progress import track  # only for commands that may take long
 
     yield from track(items, what, total, console=_console(), transient=True, disable=not _console().is_terminal)
 
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """Show that something goes on whose length nobody knows."""
+    """Show a spinner while the block runs."""
     console = _console()
     if not console.is_terminal:
         yield

@@ -1,42 +1,33 @@
-"""All records of a state directory, read once, under its lock."""
+"""All records of a state directory, read once, with progress for whoever waits."""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from ..model.errors import InvalidConfiguration
+from ..nat.records import Records, here_of
 from .progress import tracked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ..model.attachments import Attachment
-    from ..model.errors import CniError
     from ..state.directory import State
 
 
-class Records:
-    """What is on record.
+def read_records(state: State) -> Records:
+    """Read them; CniError(7) when there is no such directory."""
+    require_directory(state)
+    return Records(state, here_of(state), lambda found, count: tracked(found, "Reading the records", count))
 
-    attachments: those whose record can be read. damaged: why the others cannot.
-    leftovers: those of earlier boots, which count for nothing.
-    owners: of all other records, also of those that cannot be read: what the kernel has in their name has a reason.
-    unreadable: the owners of those others.
-    """
 
-    def __init__(self, state: State) -> None:
-        self.damaged: list[CniError] = []
-        self.leftovers: list[Attachment] = []
-        identities = list(state.identities())
-        found = tracked(state.attachments(self.damaged, self.leftovers), "Reading the records", len(identities))
-        self.attachments: list[Attachment] = list(found)
-        leftovers = {attachment.id for attachment in self.leftovers}
-        self.owners = {identity.owner for identity in identities if identity not in leftovers}
-        self.unreadable = self.owners - {attachment.id.owner for attachment in self.attachments}
-
-    def of_backend(self, name: str) -> list[Attachment]:
-        """Return the attachments whose rules this backend makes."""
-        return [attachment for attachment in self.attachments if attachment.backend == name]
+def require_directory(state: State) -> None:
+    """Refuse a directory that is none: a mistyped name would look like a host without containers."""
+    if not state.exists() and state.option:
+        raise InvalidConfiguration(
+            f"there are no records in {state.directory}",
+            "Name the networks' stateDir: quantum-nat --state-dir DIRECTORY. Without the option it is the usual one.",
+        )
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""`quantum-nat schema`: JSON Schema for editors and other checkers."""
+"""`quantum-nat schema`: JSON Schema for editors and other tools."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def add_to(commands: Commands) -> None:
         description="Print the JSON Schema (draft 2020-12) of a plugin of type quantum-nat, for editors.",
         examples=("schema --conflist > quantum-nat.conflist.schema.json",),
     )
-    parser.add_argument("--conflist", action="store_true", help="of a whole configuration list")
-    parser.add_argument("--json", action="store_true", help="as always: a schema is JSON")
+    parser.add_argument("--conflist", action="store_true", help="the schema of a whole configuration list")
+    parser.add_argument("--json", action="store_true", help="no effect: the schema is always JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the schema."""
-    from ..cni.schema import conflist_schema, plugin_schema  # pydantic, which only this and validate need
+    from ..cni.schema import conflist_schema, plugin_schema  # pydantic: only this command and validate need it
 
     print(json.dumps(conflist_schema() if arguments.conflist else plugin_schema(), indent=2))
     return 0

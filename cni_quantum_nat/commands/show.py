@@ -1,4 +1,4 @@
-"""`quantum-nat show CONTAINER`: everything that is known about one container."""
+"""`quantum-nat show CONTAINER`: all details of one container."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import json
 import time
 from typing import TYPE_CHECKING, Any
 
-from ..backends.base import is_alive
 from ..model.errors import CniError
+from ..nat.decision import IN_FORCE, UNCERTAIN
+from ..nat.records import here_of, standing
 from ..state.directory import State
 from .completion import containers
 from .find import attachments_of
-from .kernel import held_by
+from .kernel import kernel_rules
 from .parser import add_command
 from .tables import age
 
@@ -32,13 +33,13 @@ def add_to(commands: Commands) -> None:
         commands,
         "show",
         run,
-        summary="show everything about a container",
-        description="Show each attachment of a container: addresses, ports, its way out, and what the kernel has for it.",
+        summary="show all details of a container",
+        description="Show each attachment of a container: addresses, published ports, outbound NAT, and its rules in the kernel.",
         examples=("show 4f1c09",),
     )
-    container = parser.add_argument("container", metavar="CONTAINER", help="its ID, or the beginning of it")
+    container = parser.add_argument("container", metavar="CONTAINER", help="container ID, or a unique prefix")
     container.completer = containers  # type: ignore[attr-defined]  # argcomplete reads it
-    parser.add_argument("--json", action="store_true", help="print a JSON array, an object for each attachment")
+    parser.add_argument("--json", action="store_true", help="print a JSON array with an object for each attachment")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -53,11 +54,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _describe(attachment: Attachment, state: State) -> dict[str, Any]:
-    """Return the record, and what became of it in the kernel."""
+    """Return the record, and what is installed for it in the kernel."""
     description: dict[str, Any] = {
         **attachment.as_record(),
         "record": state.path(attachment.id),
-        "alive": is_alive(attachment),
+        "alive": {IN_FORCE: True, UNCERTAIN: None}.get(standing(attachment, here_of(state)), False),
         "ageS": int(time.time() - attachment.created_at),
         "ports": [str(mapping) for mapping in attachment.port_mappings],
         "tracked": _count_tracked(attachment),
@@ -68,14 +69,14 @@ def _describe(attachment: Attachment, state: State) -> dict[str, Any]:
         "unreadable": "",
     }
     try:
-        held = held_by(attachment, state)
+        installed = kernel_rules(attachment, state)
     except CniError as error:
         return description | {"unreadable": f"{error.message}. {error.details}".strip()}
     return description | {
-        "connections": held.flows,
-        "elements": [_element(element) for element in held.elements],
-        "rules": held.rules,
-        "differences": held.differences,
+        "connections": installed.flows,
+        "elements": [_element(element) for element in installed.elements],
+        "rules": installed.rules,
+        "differences": installed.differences,
     }
 
 
@@ -85,7 +86,7 @@ def _count_tracked(attachment: Attachment) -> int | None:
     try:
         return sum(1 for _ in connections_of([attachment]))
     except CniError:
-        return None  # not root, or no conntrack: the rest can still be shown
+        return None  # not root, or no conntrack; the rest is still useful
 
 
 def _element(element: Element) -> dict[str, Any]:
@@ -115,7 +116,7 @@ def _lines(described: dict[str, Any]) -> Iterator[str]:
     yield _line("Backend", described["backend"])
     yield _line("Record", described["record"])
     for endpoint in described["endpoints"]:
-        via = f" by {endpoint['hostInterface']}" if endpoint["hostInterface"] else ""
+        via = f" via {endpoint['hostInterface']}" if endpoint["hostInterface"] else ""
         yield _line("Address", endpoint["address"] + via)
     for port in described["ports"]:
         yield _line("Port", port)
@@ -130,10 +131,10 @@ def _outbound_lines(outbound: dict[str, Any]) -> Iterator[str]:
     for family in outbound["masquerade"]:
         source = outbound["snatAddresses"].get(str(family))
         interfaces = ", ".join(outbound["externalInterfaces"].get(str(family), ())) or "any interface"
-        kind = f"as {source}" if source else "masqueraded"
-        yield _line("Way out", f"IPv{family} {kind}, by {interfaces}")
+        kind = f"SNAT to {source}" if source else "masquerade"
+        yield _line("Outbound NAT", f"IPv{family} {kind}, via {interfaces}")
     if not outbound["masquerade"]:
-        yield _line("Way out", "not translated")
+        yield _line("Outbound NAT", "none")
 
 
 def _kernel_lines(described: dict[str, Any]) -> Iterator[str]:
@@ -141,11 +142,11 @@ def _kernel_lines(described: dict[str, Any]) -> Iterator[str]:
     if described["unreadable"]:
         yield _line("In the kernel", f"cannot be read: {described['unreadable']}")
         return
-    yield _line("In the kernel", "as it should be" if not described["differences"] else "")
+    yield _line("In the kernel", "matches the record" if not described["differences"] else "differs from the record")
     for difference in described["differences"]:
         yield f"  ! {difference}"
-    for held in [*(element["text"] for element in described["elements"]), *described["rules"]]:
-        yield f"  {held}"
+    for entry in [*(element["text"] for element in described["elements"]), *described["rules"]]:
+        yield f"  {entry}"
 
 
 def _number(count: int | None) -> str:

@@ -1,4 +1,4 @@
-"""What the commands print for people: tables, ages, abbreviated IDs."""
+"""The commands' output for people: tables, ages, abbreviated IDs."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ if TYPE_CHECKING:
 
     from ..model.errors import CniError
 
-CONTAINER_CHARACTERS = 12  # what podman and crictl show
-_PIPED_WIDTH = 10_000  # one line a row, whatever reads it
+CONTAINER_CHARACTERS = 12  # as in podman and crictl
+_PIPED_WIDTH = 10_000  # one line per row
 _UNITS = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 
 
 def print_table(
     columns: tuple[str, ...], rows: Iterable[tuple[str, ...]], folded: Container[str] | None = None
 ) -> None:
-    """Print a table: as wide as the terminal, and one line a row for whatever else reads it.
+    """Print a table: as wide as the terminal, or one line per row if the output is not a terminal.
 
-    folded: the columns that go on in the next line where the terminal is too narrow; all, unless it is given.
+    folded: the columns to wrap if the terminal is too narrow; None for all.
     """
-    from rich.console import Console  # 60 ms, which a shell that completes a word, or a program, need not wait for
+    from rich.console import Console  # 60 ms, which completions and --json do without
     from rich.table import Table
     from rich.text import Text
 
@@ -33,12 +33,12 @@ def print_table(
     for column in columns:
         table.add_column(column, overflow="fold", no_wrap=folded is not None and column not in folded)
     for row in rows:
-        table.add_row(*map(Text, row))  # not markup: an IPv6 address stands in brackets
+        table.add_row(*map(Text, row))  # Text, since rich would read the brackets of an IPv6 address as markup
     console.print(table)
 
 
 def age(seconds: float) -> str:
-    """Say a duration by its largest unit: 42s, 5m, 3h, 12d."""
+    """Format a duration with its largest unit: 42s, 5m, 3h, 12d."""
     for unit, length in _UNITS:
         if seconds >= length:
             return f"{int(seconds // length)}{unit}"
@@ -46,6 +46,6 @@ def age(seconds: float) -> str:
 
 
 def complain(errors: Iterable[CniError]) -> None:
-    """Say on standard error what went wrong beside the answer, as damaged records."""
+    """Print errors that do not prevent a result, such as damaged records, to standard error."""
     for error in errors:
         print(f"quantum-nat: {error.message}. {error.details}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`quantum-nat validate FILE...`: what is wrong with CNI configuration files, and where."""
+"""`quantum-nat validate FILE...`: check CNI configuration files, and print problems with line and column."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from .jsonfile import Path
     from .parser import Commands
 
-_MAX_BYTES = 1 << 20  # hundreds of times what any network needs
+_MAX_BYTES = 1 << 20  # far more than any network needs
 
 
 class Message(NamedTuple):
-    """A finding in a file. line, column: from 1; 0 where the file could not be read."""
+    """A finding in a file. line, column: from 1; 0 if the file could not be read."""
 
     file: str
     line: int
@@ -30,10 +30,10 @@ class Message(NamedTuple):
     message: str
 
     def __str__(self) -> str:
-        place = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+        position = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
         kind = f"{WARNING}: " if self.severity == WARNING else ""
         path = f"{self.path}: " if self.path else ""
-        return f"{place}: {kind}{path}{self.message}"
+        return f"{position}: {kind}{path}{self.message}"
 
 
 def add_to(commands: Commands) -> None:
@@ -43,18 +43,18 @@ def add_to(commands: Commands) -> None:
         "validate",
         run,
         summary="check CNI configuration files",
-        description="Check CNI configuration files: as JSON, against CNI's demands, and against what ADD accepts. "
-        "The exit status is 1 when there is an error; warnings alone are 0.",
+        description="Check CNI configuration files: JSON syntax, the rules of CNI, and the plugin's own keys, as ADD does. "
+        "The exit status is 1 if there are errors, and 0 if there are only warnings.",
         examples=("validate /etc/cni/net.d/*.conflist",),
     )
     parser.add_argument(
-        "files", metavar="FILE", nargs="+", help="a .conflist, .conf or .json file; - is standard input"
+        "files", metavar="FILE", nargs="+", help="a .conflist, .conf or .json file, or - for standard input"
     )
-    parser.add_argument("--json", action="store_true", help="print a JSON array of what was found")
+    parser.add_argument("--json", action="store_true", help="print a JSON array of findings")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print what is wrong with each file; 1 when anything is an error."""
+    """Print the problems of each file; return 1 if any is an error."""
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a file may say "\ud800"
     found = {file: messages_of(file) for file in arguments.files}
     everything = [message for messages in found.values() for message in messages]
@@ -67,15 +67,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def messages_of(file: str) -> list[Message]:
-    """Return what is wrong with one file, in the order of its lines."""
+    """Return the problems of one file, in the order of its lines."""
     try:
         raw = _read(file)
     except OSError as error:
-        return [Message(file, 0, 0, "", ERROR, f"it cannot be read: {error.strerror}")]
+        return [Message(file, 0, 0, "", ERROR, f"cannot be read: {error.strerror}")]
     if len(raw) > _MAX_BYTES:
-        return [
-            Message(file, 0, 0, "", ERROR, f"it has more than {_MAX_BYTES} bytes; that is no network configuration")
-        ]
+        return [Message(file, 0, 0, "", ERROR, f"more than {_MAX_BYTES} bytes; this is not a network configuration")]
     try:
         text = raw.decode()
         document = decode(text)
@@ -104,18 +102,18 @@ def _findings(file: str, document: Document) -> list[Message]:
             *line_and_column(document.text, offset),
             _written(path),
             ERROR,
-            "the key is there twice; keep one of them",
+            "duplicate key; remove one of them",
         )
         for path, offset in document.repeated
     ]
     for finding in check(document.value, splitext(file)[1]):
-        place = document.place(finding.path)
-        messages.append(Message(file, *place, _written(finding.path), finding.severity, finding.message))
+        position = document.position(finding.path)
+        messages.append(Message(file, *position, _written(finding.path), finding.severity, finding.message))
     return messages
 
 
 def _written(path: Path) -> str:
-    """Write a path as jq does: plugins[1].masquerade."""
+    """Format a path as jq does: plugins[1].masquerade."""
     text = ""
     for part in path:
         if isinstance(part, int):

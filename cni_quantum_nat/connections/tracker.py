@@ -1,8 +1,7 @@
-"""Connection Tracker: forgets flows that would outlive the mapping or the container that they belong to.
+"""Connection Tracker: deletes conntrack entries that would outlive the mapping or the container that they belong to.
 
-A translated flow is translated for as long as conntrack remembers it, whatever the rules say by then; UDP never ends
-as long as somebody sends. Spoken is ctnetlink: linux/netfilter/nfnetlink_conntrack.h, and for the filter's flags
-net/netfilter/nf_internals.h.
+A connection is translated for as long as conntrack has an entry for it, whatever the rules say by then; UDP never ends as long as somebody
+sends. The protocol is ctnetlink: linux/netfilter/nfnetlink_conntrack.h, and for the filter's flags net/netfilter/nf_internals.h.
 
     selection:  nfgenmsg, CTA_TUPLE_ORIG or CTA_TUPLE_REPLY { what is compared }, CTA_FILTER { which fields of it are },
                 CTA_STATUS, CTA_STATUS_MASK
@@ -15,7 +14,8 @@ an answer from the container has the container's address as source.
 Linux 6.10 and newer delete a selection by themselves, in 0.3 ms where the table has 262,144 buckets; older ones, from 5.8 on,
 can only list it, which takes 12 ms there: a lock for each bucket. IPv6 addresses cannot be selected by at all: the kernel's
 comparison is the wrong way round (ctnetlink_filter_match_tuple, Linux 5.8 to 6.18 at least), so that "from this address" would
-delete everybody else's flows. So IPv6 flows are listed and compared here, when there are any.
+delete everybody else's entries. So IPv6 entries are listed, and their bytes compared here before anything is decoded.
+A pod's start waits for this module.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from ..model.errors import KernelRefused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
     from typing import Self
 
-    from ..model.attachments import PortMapping
+    from ..model.attachments import Attachment, PortMapping
 
 _NETLINK_NETFILTER = 12
 _SUBSYSTEM = 1 << 8
@@ -162,8 +162,8 @@ class ConnectionTracker:
     def __exit__(self, *_: object) -> None:
         self._netlink.close_without_waiting()
 
-    def forget_container(self, addresses: list[Address]) -> None:
-        """Delete the flows from and to these addresses: translated to the container's ports, or masqueraded from it."""
+    def delete_of_addresses(self, addresses: list[Address]) -> None:
+        """Delete the entries from and to these container addresses: translated to its ports, or masqueraded from it."""
         for address in addresses:
             if address.family == 6:
                 self.delete(list(filter(_from(address), self.flows(Selection(6), containing=address.packed))))
@@ -172,11 +172,11 @@ class ConnectionTracker:
             for direction in (_ORIGINAL, _REPLY):
                 self._delete_selected(Selection(4, direction, source, _BY_SOURCE), _from(address))
 
-    def forget_stale_udp(self, mappings: list[PortMapping], families: set[int]) -> None:
-        """Delete the UDP flows to the host ports of `mappings`, so that who was sending already reaches the container.
+    def delete_stale_udp(self, mappings: list[PortMapping], families: set[int]) -> None:
+        """Delete the UDP entries to the host ports of `mappings`, so that a client that was sending already reaches the container.
 
-        Only flows to the host itself: somebody's flow to the same port of another host is left alone, and where a
-        port is shared, so are the flows to the other containers.
+        Only those to the host itself: a flow to the same port of another host is left alone, and where a port is shared, so are the
+        flows to the other containers.
         """
         targets = _targets(mappings, families)
         four = {target: shared for target, shared in targets.items() if target[0].family == 4}
@@ -187,8 +187,41 @@ class ConnectionTracker:
             self._delete_listed(4, four)
         self._delete_listed(6, {target: shared for target, shared in targets.items() if target[0].family == 6})
 
-    def flows(self, selection: Selection, containing: bytes = b"") -> Iterator[Flow]:
-        """List what the selection matches; `containing` passes over whatever cannot hold these bytes."""
+    def delete_untranslated(self, attachments: list[Attachment]) -> int:
+        """Delete the entries of connections that began while the rules were not there; return how many.
+
+        conntrack would keep them as they are for as long as they go on. A client that kept sending to a host port is translated once its
+        entry is deleted, and so is a container's request that went out with its own address. Entries that are translated are left alone.
+        """
+        families = {f for a in attachments for f in (*a.published_families, *a.outbound.masquerade)}
+        if not families:
+            return 0
+        local: dict[int, list[Address]] = {4: [], 6: []}
+        for address in local_addresses(families):
+            local[address.family].append(address)
+        ports = {
+            (PROTOCOLS[port.protocol], address, port.port)
+            for attachment in attachments
+            for port in attachment.host_ports
+            for address in ([port.address] if port.address is not None else local[port.family])
+        }
+        sources = {
+            endpoint.address
+            for attachment in attachments
+            for endpoint in attachment.endpoints
+            if endpoint.address.family in attachment.outbound.masquerade and not attachment.is_network
+        }
+        deleted = 0
+        for family in families:
+            flows = [flow for flow in self.flows(Selection(family)) if _began_without_rules(flow, ports, sources)]
+            self.delete(flows)
+            deleted += len(flows)
+        return deleted
+
+    def flows(
+        self, selection: Selection, containing: bytes = b"", containing_any: Collection[bytes] = (b"",)
+    ) -> Iterator[Flow]:
+        """List what the selection matches; what does not contain the bytes, or any of several, is passed over undecoded."""
         for reply in self._netlink.dump(selection.request(_GET, NLM_F_DUMP)):
             if reply.error_number:
                 raise KernelRefused(
@@ -196,16 +229,20 @@ class ConnectionTracker:
                     reply.error_number,
                     "It needs module nf_conntrack_netlink, and Linux 5.8 or newer.",
                 )
-            if containing in reply.payload:
+            if containing in reply.payload and any(wanted in reply.payload for wanted in containing_any):
                 yield Flow(reply.payload)
 
     def _delete_listed(self, family: int, targets: dict[tuple[Address, int], bool]) -> None:
-        """List the UDP flows of a family, and delete those to one of the targets."""
+        """List the UDP entries of a family to the ports of these targets, and delete those to one of them.
+
+        The kernel selects by one port. For several, it lists all UDP, and what has none of the addresses in it is passed over as bytes.
+        """
         if not targets:
             return
         ports = {port for _, port in targets}
-        listed = self.flows(_udp(family, ports.pop() if len(ports) == 1 else 0))
-        self.delete(list(filter(_is_stale(targets), listed)))
+        addresses = {address.packed for address, _ in targets}
+        selection = _udp(family, ports.pop() if len(ports) == 1 else 0)
+        self.delete(list(filter(_is_stale(targets), self.flows(selection, containing_any=addresses))))
 
     def _delete_selected(self, selection: Selection, is_meant: Callable[[Flow], bool]) -> None:
         replies = self._netlink.exchange(selection.request(_DELETE, NLM_F_ACK))
@@ -213,7 +250,7 @@ class ConnectionTracker:
         if error in (EINVAL, ENOENT):  # before Linux 6.10 a tuple must name one flow
             self._delete_one_by_one(selection, is_meant)
         elif error:
-            raise KernelRefused("forget tracked connections", error)
+            raise KernelRefused("delete conntrack entries", error)
 
     def _delete_one_by_one(self, selection: Selection, is_meant: Callable[[Flow], bool]) -> None:
         """Look at each flow once more: some older kernels compare the reply tuple wrongly."""
@@ -226,7 +263,7 @@ class ConnectionTracker:
             requests = b"".join(flow.delete_request(i) for i, flow in enumerate(chunk))
             for reply in self._netlink.exchange(requests):
                 if reply.error_number not in (0, ENOENT):  # it may have ended by itself
-                    raise KernelRefused("forget a tracked connection", reply.error_number)
+                    raise KernelRefused("delete a conntrack entry", reply.error_number)
 
 
 def _from(address: Address) -> Callable[[Flow], bool]:
@@ -269,3 +306,10 @@ def _udp_to(address: Address, port: int, *, untranslated: bool) -> Selection:
     )
     flags = _BY_DESTINATION | _BY_PROTOCOL | _BY_DESTINATION_PORT
     return Selection(4, _ORIGINAL, compared, flags, untranslated=untranslated)
+
+
+def _began_without_rules(flow: Flow, ports: set[tuple[int, Address, int]], sources: set[Address]) -> bool:
+    address, port = flow.target
+    if (flow.protocol, address, port) in ports:
+        return not flow.is_translated
+    return flow.sources[0] in sources and not (flow.is_source_translated or flow.is_translated or flow.is_answered)

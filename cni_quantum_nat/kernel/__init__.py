@@ -1,4 +1,6 @@
-"""What the host's kernel says and does: netlink framing, routes and addresses, sysctls, namespaces, processes.
+"""Access to the host's kernel: netlink framing, routes and addresses, sysctls, namespaces, processes.
 
-All of it is I/O, and none of it knows of NAT. Every floor above may use it; it imports only `model`.
+All of it is I/O; none of it is about NAT. Every package above may use it; it imports only `model`.
+
+A pod's start waits for this module.
 """

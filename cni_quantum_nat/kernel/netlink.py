@@ -1,4 +1,7 @@
-"""Netlink framing (linux/netlink.h): messages, attributes, one request, one dump. It knows nothing of what is in them."""
+"""Netlink framing (linux/netlink.h): messages, attributes, requests and dumps, whatever their content.
+
+A pod's start waits for this module.
+"""
 
 from __future__ import annotations
 
@@ -42,24 +45,26 @@ _ATTRIBUTE = Struct("=HH")  # length, type
 _ERROR_NUMBER = Struct("=l")
 _TWO_DESCRIPTORS = Struct("=ii")
 
-_DEFAULT_BUFFER_BYTES = 100_000  # safely below the kernel's default of 212,992
+_SO_SNDBUF, _SO_RCVBUF = 7, 8
+# A request of this size fits into the kernel's default buffers of 212,992 bytes, and so does an error for each of its messages.
+_SMALL_REQUEST_BYTES = 12_000
 _RECEIVE_BYTES = 1 << 17
-# A kernel buffer that holds one error for each message of a transaction; each is accounted as about 1 KiB.
+# Enough for one error for each message of a transaction: the kernel charges about 1 KiB each.
 _BUFFER_BYTES_PER_BYTE_SENT = 16
 
 
 def message(kind: int, flags: int, sequence: int, payload: bytes) -> bytes:
-    """Frame one message; `payload` is its family header and attributes."""
+    """Frame one message; `payload` is the family header and the attributes."""
     return _HEADER.pack(_HEADER.size + len(payload), kind, flags, sequence, 0) + payload + b"\0" * (-len(payload) % 4)
 
 
 def attribute(kind: int, payload: bytes) -> bytes:
-    """Frame one attribute, padded to four bytes."""
+    """Frame one attribute, padded to 4 bytes."""
     return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(payload), kind) + payload + b"\0" * (-len(payload) % 4)
 
 
 def nested(kind: int, payload: bytes) -> bytes:
-    """Frame an attribute whose payload is attributes."""
+    """Frame an attribute that contains attributes."""
     return attribute(kind | _NLA_F_NESTED, payload)
 
 
@@ -72,7 +77,7 @@ def attributes(payload: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
 
 
 class Reply:
-    """A message from the kernel. `error_number` is set, positive, where it reports a failure."""
+    """A message from the kernel. `error_number` is a positive errno if it reports a failure, else 0."""
 
     __slots__ = ("error_number", "is_done", "kind", "payload", "sequence")
 
@@ -87,7 +92,7 @@ class Reply:
 
     @property
     def is_answer(self) -> bool:
-        """Whether it carries what was asked for, rather than an acknowledgement or the end of a dump."""
+        """Whether it carries data, rather than an acknowledgement or the end of a dump."""
         return self.kind not in (_NLMSG_ERROR, _NLMSG_DONE)
 
 
@@ -101,7 +106,7 @@ def replies(datagram: bytes) -> Iterator[Reply]:
 
 
 class NetlinkSocket:
-    """One socket of a netlink protocol, for requests that the kernel answers while it is being sent to."""
+    """A netlink socket, for requests that the kernel answers before send() returns."""
 
     __slots__ = ("_socket",)
 
@@ -110,30 +115,39 @@ class NetlinkSocket:
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)  # errors without an echo of the request
 
     def exchange(self, messages: bytes, at_least: int = 1) -> list[Reply]:
-        """Send messages in one datagram and return all that the kernel says to them; OSError when it takes none.
+        """Send messages in one datagram and return all replies.
 
-        nf_tables and the routing code answer before send() returns, so an empty queue is the end of the answer. When there
-        is less than was asked for, what is missing may still come, and be taken for the answer to something else: close
-        the socket after an OSError.
+        nf_tables and the routing code answer before send() returns, so an empty queue is the end of the replies.
+
+        Raises:
+            OSError: the kernel does not take the messages, or there are fewer than `at_least` replies. Close the socket
+                then: the missing replies may still arrive, and would be taken for those to a later request.
         """
-        if len(messages) > _DEFAULT_BUFFER_BYTES:
-            self._socket.setsockopt(SOL_SOCKET, _SO_SNDBUFFORCE, 2 * len(messages))
-            self._socket.setsockopt(SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES_PER_BYTE_SENT * len(messages))
+        if len(messages) > _SMALL_REQUEST_BYTES:
+            self._enlarge(_SO_SNDBUFFORCE, _SO_SNDBUF, 2 * len(messages))
+            self._enlarge(_SO_RCVBUFFORCE, _SO_RCVBUF, _BUFFER_BYTES_PER_BYTE_SENT * len(messages))
         self._socket.send(messages)
         received: list[Reply] = []
-        buffer = bytearray(_RECEIVE_BYTES)  # once: there is a datagram for each answer
+        buffer = bytearray(_RECEIVE_BYTES)  # one for all: each reply is a datagram of its own
         while True:
             try:
                 length = self._socket.recv_into(buffer, _RECEIVE_BYTES, _MSG_DONTWAIT)
                 received.extend(replies(bytes(buffer[:length])))
             except BlockingIOError:
-                refused_all = received and received[0].error_number == EPERM  # said once, whatever was sent
+                refused_all = received and received[0].error_number == EPERM  # one reply, however many messages
                 if len(received) < at_least and not refused_all:
                     raise
                 return received
 
+    def _enlarge(self, forced: int, option: int, size: int) -> None:
+        """Enlarge a buffer; without the right to in the initial user namespace, as far as net.core allows."""
+        try:
+            self._socket.setsockopt(SOL_SOCKET, forced, size)
+        except PermissionError:
+            self._socket.setsockopt(SOL_SOCKET, option, size)
+
     def dump(self, request: bytes) -> Iterator[Reply]:
-        """Send a request for a dump and yield its answers; a failure comes as a Reply with `error_number`."""
+        """Request a dump and yield its messages; a failure is a Reply with `error_number`."""
         self._socket.send(request)
         while True:
             for reply in replies(self._socket.recv(_RECEIVE_BYTES)):
@@ -147,11 +161,12 @@ class NetlinkSocket:
         self._socket.close()
 
     def close_without_waiting(self) -> None:
-        """Let the kernel close it in its own time, where it can.
+        """Let the kernel close the socket in the background, where it can.
 
-        Whoever closes a netfilter socket waits until what nf_tables has deleted, for anybody, is freed: an RCU grace period,
-        10 to 20 ms. So the last to hold this one is the queue of a Unix socket that only that queue holds too. The kernel's
-        collector of such cycles frees both: in a worker since Linux 6.9, before that within close(), which waits as ever.
+        Closing a netfilter socket waits until everything that nf_tables has deleted, by any process, is freed: an RCU grace
+        period, 10 to 20 ms. So the last reference to this socket is put into the queue of a Unix socket, and the last reference
+        to that one too. The kernel's garbage collector frees both: in a worker since Linux 6.9, before that within close(),
+        which then waits as usual.
         """
         pair: tuple[socket, ...] = ()
         try:
@@ -159,7 +174,7 @@ class NetlinkSocket:
             descriptors = _TWO_DESCRIPTORS.pack(self._socket.fileno(), queue.fileno())
             trigger.sendmsg([b"\0"], [(SOL_SOCKET, SCM_RIGHTS, descriptors)])
         except OSError:
-            pass  # too many are open or in flight, or a policy forbids it: then closing takes its time
+            pass  # too many open or in flight, or forbidden by a policy: closing waits
         self._socket.close()
-        for end in reversed(pair):  # the collector looks when a Unix socket goes: the trigger last
+        for end in reversed(pair):  # closing a Unix socket starts the collector: close the trigger last
             end.close()

@@ -1,4 +1,4 @@
-"""Which processes hold a socket or a lock: looked up in /proc, where one is in somebody's way."""
+"""Find the processes that use a socket or hold a lock, from /proc. Used only to explain an error."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _SHORTEST_ID = 12
 
 
 class Process(NamedTuple):
-    """A process: its number, its name, its command line."""
+    """A process: its ID, name and command line."""
 
     number: int
     name: str
@@ -20,9 +20,9 @@ class Process(NamedTuple):
         return f"{self.name} (process {self.number})"
 
     def serves_container(self, container_id: str) -> bool:
-        """Whether it runs for this container: conmon has its ID on the command line, podman's and CRI-O's alike.
+        """Return whether it runs for this container: conmon (podman, CRI-O) has the container ID on its command line.
 
-        nerdctl prefixes the ID for CNI with its namespace.
+        nerdctl's CNI container ID is the ID with its namespace as a prefix.
         """
         return any(
             container_id in argument or (len(argument) >= _SHORTEST_ID and container_id.endswith(f"-{argument}"))
@@ -31,21 +31,21 @@ class Process(NamedTuple):
 
 
 def holders_of(inode: int) -> list[Process]:
-    """Return the processes that have the socket open, those that can be seen."""
+    """Return the visible processes that have the socket open."""
     target = f"socket:[{inode}]"
     numbered = [directory for directory in Path("/proc").iterdir() if directory.name.isdecimal()]
     return [_describe(directory) for directory in numbered if _holds(directory, target)]
 
 
 def holders_of_lock(descriptor: int) -> list[Process]:
-    """Return the processes that have an open file locked by flock(2); none where they cannot be seen."""
+    """Return the visible processes that hold an flock(2) on an open file."""
     try:
         file = f"{_file_system_of(descriptor)}:{os.fstat(descriptor).st_ino}"
         lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
     except OSError:
         return []
-    # NUMBER: FLOCK ADVISORY WRITE PROCESS DEVICE:INODE START END; who waits has an arrow before FLOCK, who is not
-    # in this PID namespace the number 0.
+    # NUMBER: FLOCK ADVISORY WRITE PROCESS DEVICE:INODE START END. A waiting process has an arrow before FLOCK; the process
+    # ID is 0 if it is in another PID namespace.
     numbers = {words[4] for words in lines if words[1] == "FLOCK" and words[5] == file and words[4] != "0"}
     return [_describe(Path("/proc", number)) for number in sorted(numbers)]
 
@@ -63,7 +63,7 @@ def _holds(directory: Path, target: str) -> bool:
     try:
         return any(str(link.readlink()) == target for link in (directory / "fd").iterdir())
     except OSError:
-        return False  # it has ended, or is not ours to look at
+        return False  # it has ended, or we may not inspect it
 
 
 def _describe(directory: Path) -> Process:

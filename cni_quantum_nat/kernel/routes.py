@@ -1,4 +1,7 @@
-"""Routes and addresses of the host, over rtnetlink (linux/rtnetlink.h)."""
+"""The host's routes and addresses, over rtnetlink (linux/rtnetlink.h).
+
+A pod's start waits for this module.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ _INDEX = Struct("=L")
 
 
 def interface_towards(address: Address) -> str:
-    """Name the interface that the host routes this address to; CniError(105) when it has no route."""
+    """Return the interface that the host routes this address to; raise CniError(105) if there is no route."""
     header = _ROUTE_HEADER.pack(_FAMILIES[address.family], len(address.packed) * 8, 0, 0, 0, 0, 0, 0, 0)
     request = message(_GETROUTE, NLM_F_REQUEST, 1, header + attribute(_RTA_DST, address.packed))
     netlink = NetlinkSocket(_NETLINK_ROUTE)
@@ -50,7 +53,7 @@ def interface_towards(address: Address) -> str:
     raise CniError(
         NO_ROUTE,
         f"the host has no route to the container's address {address}",
-        "The plugin before this one in the list must leave the host with a route to the container.",
+        f"The previous plugin in the list must give the host a route to the container: `ip route get {address}`.",
     )
 
 
@@ -64,7 +67,7 @@ def interface_or_none(address: Address) -> str | None:
 
 
 def default_route_interface(family: int) -> str:
-    """Name the interface of the preferred default route of the main table, empty when there is none."""
+    """Return the interface of the preferred default route in the main table; empty if there is none."""
     request = message(
         _GETROUTE, NLM_F_REQUEST | NLM_F_DUMP, 1, _ROUTE_HEADER.pack(_FAMILIES[family], 0, 0, 0, 0, 0, 0, 0, 0)
     )
@@ -81,7 +84,7 @@ def default_route_interface(family: int) -> str:
 
 
 def _default_route(payload: bytes) -> tuple[int, int] | None:
-    """Read (metric, interface index) of a route, None when it is no default route of the main table."""
+    """Return (metric, interface index) of a route; None if it is not a default route in the main table."""
     _, prefix_length, _, _, table, _, _, kind, _ = _ROUTE_HEADER.unpack_from(payload)
     if prefix_length or kind != _TYPE_UNICAST or table != _TABLE_MAIN:
         return None
@@ -95,7 +98,7 @@ def _default_route(payload: bytes) -> tuple[int, int] | None:
 
 
 def local_addresses(families: set[int]) -> list[Address]:
-    """Return the addresses of the host's interfaces, of these families."""
+    """Return the addresses of all host interfaces, for these families."""
     found = []
     netlink = NetlinkSocket(_NETLINK_ROUTE)
     try:
@@ -103,7 +106,7 @@ def local_addresses(families: set[int]) -> list[Address]:
             header = _ADDRESS_HEADER.pack(_FAMILIES[family], 0, 0, 0, 0)
             for reply in netlink.dump(message(_GETADDR, NLM_F_REQUEST | NLM_F_DUMP, 1, header)):
                 parts = dict(attributes(reply.payload, _ADDRESS_HEADER.size))
-                # With a peer, IFA_ADDRESS is the peer's; IPv6 has no IFA_LOCAL without one.
+                # On point-to-point interfaces IFA_ADDRESS is the peer's; on others IPv6 has no IFA_LOCAL.
                 packed = parts.get(_IFA_LOCAL) or parts.get(_IFA_ADDRESS)
                 if not reply.error_number and packed:
                     found.append(Address(family, packed))
@@ -113,7 +116,7 @@ def local_addresses(families: set[int]) -> list[Address]:
 
 
 def add_loopback_address(address: Address) -> bool:
-    """Add an address to interface lo, for this host alone; return whether it was not there before."""
+    """Add an address with host scope to interface lo; return whether it is new."""
     return _change_loopback(_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, address) != EEXIST
 
 
@@ -123,7 +126,7 @@ def remove_loopback_address(address: Address) -> None:
 
 
 def _change_loopback(operation: int, flags: int, address: Address) -> int:
-    """Add or remove an address of interface lo; returns EEXIST where there was nothing to add, else 0."""
+    """Add or remove an address on interface lo; return EEXIST if it was already there, else 0."""
     bits = len(address.packed) * 8
     header = _ADDRESS_HEADER.pack(_FAMILIES[address.family], bits, _IFA_F_NODAD, _SCOPE_HOST, if_nametoindex("lo"))
     request = header + attribute(_IFA_LOCAL, address.packed) + attribute(_IFA_ADDRESS, address.packed)
@@ -136,7 +139,7 @@ def _change_loopback(operation: int, flags: int, address: Address) -> int:
     if error not in (0, EEXIST):
         raise CniError(
             HOST_SETTING_REFUSED,
-            f"cannot change address {address} of interface lo: {posix.strerror(error)}",
-            '"ipv6Localhost" needs IPv6 on lo: net.ipv6.conf.lo.disable_ipv6 = 0.',
+            f"cannot add or remove address {address} on interface lo: {posix.strerror(error)}",
+            '"ipv6Localhost" needs IPv6 on lo: `sysctl -w net.ipv6.conf.lo.disable_ipv6=0`.',
         )
     return error

@@ -1,4 +1,7 @@
-"""What goes to standard error, which runtimes write to their log."""
+"""Warnings on standard error, which runtimes write to their log.
+
+A pod's start waits for this module.
+"""
 
 from __future__ import annotations
 

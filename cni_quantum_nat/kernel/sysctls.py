@@ -1,4 +1,7 @@
-"""Settings of the host below /proc/sys/net, with an undo."""
+"""Sysctls below /proc/sys/net, with undo.
+
+A pod's start waits for this module.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ _FORWARDING = {4: f"{_NET}/ipv4/ip_forward", 6: f"{_NET}/ipv6/conf/all/forwardin
 
 
 class Sysctls:
-    """Changes settings, and remembers what they were, so that a failed ADD can put them back."""
+    """Changes sysctls and remembers their previous values, so that a failed ADD can restore them."""
 
     __slots__ = ("_undo",)
 
@@ -26,14 +29,14 @@ class Sysctls:
         self._undo: list[Callable[[], None]] = []
 
     def forwards(self, family: int) -> bool:
-        """Whether the host forwards packets of this family."""
+        """Return whether the host forwards packets of this family."""
         return _read(_FORWARDING[family]) == "1"
 
     def enable_forwarding(self, family: int, container_addresses: list[Address]) -> None:
-        """Let the host forward packets of this family.
+        """Enable forwarding for this family.
 
-        A host that forwards ignores router advertisements where `accept_ra` is 1, and would lose its default
-        route; 2 keeps it. Interfaces that lead to containers are left out: a container must not become a router.
+        With forwarding on, an interface with `accept_ra` 1 ignores router advertisements, and the host would lose its default
+        route; 2 keeps it. Interfaces towards containers keep 1: a container must not become the host's router.
         """
         if family == 6:
             towards_containers = {interface_or_none(address) for address in container_addresses}
@@ -44,16 +47,16 @@ class Sysctls:
         self._set(_FORWARDING[family], "1")
 
     def enable_route_localnet(self, interface: str) -> None:
-        """Let packets with a source in 127.0.0.0/8 be routed to this interface; chain `guard` keeps others out."""
+        """Allow packets from 127.0.0.0/8 to be routed to this interface; the `guard` chain drops those from outside."""
         self._set(f"{_NET}/ipv4/conf/{interface}/route_localnet", "1")
 
     def enable_ipv6_localhost(self, alias: Address) -> None:
-        """Make the alias of ::1 an address of this host; chain `guard` keeps it to this host."""
+        """Add the alias of ::1 to the host's addresses; the `guard` chain keeps it private to the host."""
         if add_loopback_address(alias):
             self._undo.append(lambda: remove_loopback_address(alias))
 
     def restore(self) -> None:
-        """Put back what was changed, last first."""
+        """Restore the previous values, in reverse order."""
         while self._undo:
             self._undo.pop()()
 
@@ -69,7 +72,11 @@ def _read(path: str, most_bytes: int = 64) -> str:
     try:
         descriptor = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
     except OSError as error:
-        raise _refused("read", path, error) from error
+        raise CniError(
+            HOST_SETTING_REFUSED,
+            f"cannot read {path}: {posix.strerror(error.errno or 0)}",
+            "Make /proc/sys/net readable for the plugin.",
+        ) from error
     try:
         return posix.read(descriptor, most_bytes).decode().strip()
     finally:
@@ -77,7 +84,7 @@ def _read(path: str, most_bytes: int = 64) -> str:
 
 
 def read_number(path: str) -> int:
-    """Read a setting or counter that is a number; 0 where the kernel has none of it."""
+    """Read a number from a sysctl or counter; 0 if the kernel lacks it."""
     try:
         descriptor = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
     except FileNotFoundError:
@@ -89,7 +96,7 @@ def read_number(path: str) -> int:
 
 
 def read_port_list(path: str) -> set[int]:
-    """Read a setting that is a list of ports and ranges of them, as 8080,9148-9150."""
+    """Read a sysctl with a list of ports and port ranges, such as 8080,9148-9150."""
     ports: set[int] = set()
     for part in filter(None, _read(path, 1 << 16).split(",")):
         first, _, last = part.partition("-")
@@ -105,13 +112,9 @@ def _write(path: str, value: str) -> None:
         finally:
             posix.close(descriptor)
     except OSError as error:
-        raise _refused(f"set to {value}", path, error) from error
-
-
-def _refused(what: str, path: str, error: OSError) -> CniError:
-    return CniError(
-        HOST_SETTING_REFUSED,
-        f"cannot {what} {path}: {posix.strerror(error.errno or 0)}",
-        "Set it before the plugin runs, or make /proc/sys/net writable for it; "
-        '"ipForwarding": false leaves forwarding to you.',
-    )
+        raise CniError(
+            HOST_SETTING_REFUSED,
+            f"cannot set {path} to {value}: {posix.strerror(error.errno or 0)}",
+            f"Run `sysctl -w {path.removeprefix('/proc/sys/')}={value}` on the host first, or make /proc/sys/net writable for "
+            'the plugin. With "ipForwarding": false it leaves forwarding alone.',
+        ) from error

@@ -1,4 +1,6 @@
-"""The nouns: attachments, port mappings, addresses, settings, errors, and JSON as text.
+"""The model: attachments, port mappings, addresses, settings, errors, and JSON as text.
 
-Small classes without I/O. Everybody may import them; they import nothing but each other.
+Small classes without I/O. Every package may import them; they import only each other.
+
+A pod's start waits for this module.
 """

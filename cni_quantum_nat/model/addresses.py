@@ -1,4 +1,7 @@
-"""IP addresses, networks of them, and a container's own. No I/O."""
+"""IP addresses, subnets, and the addresses of a container. No I/O.
+
+A pod's start waits for this module.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ class Address:
 
     @classmethod
     def parse(cls, text: str) -> Address:
-        """Read the usual text form; ValueError when it is none."""
+        """Parse the usual text form; raise ValueError if it is not an IP address."""
         family = 6 if ":" in text else 4
         try:
             return cls(family, inet_pton(AF_INET6 if family == 6 else AF_INET, text))
@@ -44,13 +47,18 @@ class Address:
 
 
 class Subnet:
-    """The addresses that begin with the same bits: `first` of them, and how many bits."""
+    """A subnet: its first address and its prefix length."""
 
     __slots__ = ("first", "prefix_length")
 
     def __init__(self, first: Address, prefix_length: int) -> None:
         self.first = first
         self.prefix_length = prefix_length
+
+    @classmethod
+    def parse(cls, text: str) -> Subnet:
+        """Read ADDRESS/PREFIX; bits beyond the prefix are cleared. ValueError says what is wrong."""
+        return Endpoint.parse(text).network
 
     def __str__(self) -> str:
         return f"{self.first}/{self.prefix_length}"
@@ -62,24 +70,36 @@ class Subnet:
         return hash((self.first, self.prefix_length))
 
     def contains(self, address: Address) -> bool:
-        """Whether the address is one of them."""
+        """Return whether the address is in the subnet."""
         if len(address.packed) != len(self.first.packed):
             return False
         spare = len(address.packed) * 8 - self.prefix_length
         return int.from_bytes(address.packed, "big") >> spare == int.from_bytes(self.first.packed, "big") >> spare
 
     @property
+    def family(self) -> int:
+        """4 or 6."""
+        return self.first.family
+
+    @property
+    def last(self) -> bytes:
+        """Its last address, packed."""
+        bits = len(self.first.packed) * 8
+        number = int.from_bytes(self.first.packed, "big") | ((1 << (bits - self.prefix_length)) - 1)
+        return number.to_bytes(bits // 8, "big")
+
+    @property
     def after(self) -> bytes:
-        """The address after its last one, packed; empty when there is none."""
+        """The address after the last one, packed; empty if there is none."""
         bits = len(self.first.packed) * 8
         number = int.from_bytes(self.first.packed, "big") + (1 << (bits - self.prefix_length))
         return b"" if number >> bits else number.to_bytes(bits // 8, "big")
 
 
 class Endpoint:
-    """An address of the container, the length of its network's prefix, and how the host reaches it.
+    """An address of the container, its prefix length, and the host interface that routes to it.
 
-    `host_interface` is the host's interface that routes to the address; empty until it is needed.
+    `host_interface` is empty until it is needed.
     """
 
     __slots__ = ("address", "host_interface", "prefix_length")
@@ -91,12 +111,12 @@ class Endpoint:
 
     @classmethod
     def parse(cls, text: str) -> Endpoint:
-        """Read ADDRESS/PREFIX; ValueError says what is wrong."""
+        """Parse ADDRESS/PREFIX; raise ValueError if it is not valid."""
         address_text, slash, length_text = text.partition("/")
         address = Address.parse(address_text)
         longest = len(address.packed) * 8
         if not slash or not (length_text.isascii() and length_text.isdigit()) or not 1 <= int(length_text) <= longest:
-            raise ValueError(f"{text!r} needs a prefix length from 1 to {longest}, as in {address}/{longest}")
+            raise ValueError(f"{text!r} needs a prefix length from 1 to {longest}, for example {address}/{longest}")
         return cls(address, int(length_text))
 
     def __str__(self) -> str:
@@ -104,7 +124,7 @@ class Endpoint:
 
     @property
     def network(self) -> Subnet:
-        """Its own network."""
+        """The subnet that it is in."""
         bits = len(self.address.packed) * 8
         mask = (1 << bits) - (1 << (bits - self.prefix_length))
         first = (int.from_bytes(self.address.packed, "big") & mask).to_bytes(bits // 8, "big")

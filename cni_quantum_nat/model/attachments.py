@@ -6,7 +6,8 @@ state directory is `Attachment.as_record()`.
 
 from __future__ import annotations
 
-from .addresses import Address, Endpoint
+from .addresses import Address, Endpoint, Subnet
+from .units import HostPort
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,6 +16,14 @@ if TYPE_CHECKING:
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 
+# The identity, device and inode, of what has none, or of what an older version did not record.
+NOWHERE = (0, 0)
+
+# What can be said of a network namespace that was recorded by its path, see kernel.namespaces.
+ALIVE = "alive"
+GONE = "gone"
+CANNOT_TELL = "cannot tell"
+
 NFTABLES = "nftables"
 IPTABLES = "iptables"
 
@@ -22,8 +31,8 @@ EXCLUSIVE = ""
 SPREAD = "spread"
 BY_CLIENT = "client"
 
-# libnftables refuses a comment of more than 128 bytes, the final NUL included.
-OWNER_MAX_BYTES = 127
+# libnftables refuses a comment of more than 128 bytes: the owner, the realm of a state directory, the final NUL.
+OWNER_MAX_BYTES = 120
 _DIGEST_BYTES = 8
 
 
@@ -125,6 +134,13 @@ class AttachmentId:
         kept = encoded[: OWNER_MAX_BYTES - 2 * _DIGEST_BYTES - 1].decode(errors="ignore")
         return f"{kept}~{digest}"
 
+    @classmethod
+    def of_owner(cls, owner: str) -> AttachmentId | None:
+        """Return whom rules name so; None for one that is abbreviated, or is no attachment."""
+        network, _, rest = owner.partition("/")
+        container_id, _, interface = rest.partition("/")
+        return cls(network, container_id, interface) if interface and "~" not in owner and ":" not in owner else None
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, AttachmentId) and self._fields == other._fields
 
@@ -140,22 +156,25 @@ class AttachmentId:
 
 
 class Outbound:
-    """How the container gets out.
+    """Outbound NAT.
 
     masquerade: the families (4, 6) that get another source address outside: the outgoing interface's, or a fixed one.
     external_interfaces: by family, the interfaces that this holds for; an empty tuple is any.
     snat_addresses: by family, the fixed source address.
+    no_masquerade: destinations that are never masqueraded.
     """
 
-    __slots__ = ("external_interfaces", "masquerade", "snat_addresses")
+    __slots__ = ("external_interfaces", "masquerade", "no_masquerade", "snat_addresses")
 
     def __init__(
         self,
         masquerade: tuple[int, ...] = (),
         external_interfaces: dict[int, tuple[str, ...]] | None = None,
         snat_addresses: dict[int, Address] | None = None,
+        no_masquerade: tuple[Subnet, ...] = (),
     ) -> None:
         self.masquerade = masquerade
+        self.no_masquerade = no_masquerade
         self.external_interfaces = external_interfaces or {}
         self.snat_addresses = snat_addresses or {}
 
@@ -198,26 +217,36 @@ class Attachment:
     """Everything that the rules of one attachment follow from.
 
     backend: the name of the Backend Provider that makes them.
-    netns_identity: device and inode of the network namespace at ADD; a path may come to name another one.
+    netns: the path of the container's network namespace; empty for an attachment of the Python API.
+    netns_identity: its device and inode at ADD; a path may come to name another one.
+    netns_directory: device and inode of the directory that the path is in, see kernel.namespaces.
+    host_netns: device and inode of the network namespace that the rules are in.
+    boot_id: the boot of the kernel that they were made in, empty where that was not recorded.
     established_timeout_s: how long an established TCP flow that the rules translate may be idle.
-    created_at: seconds since the epoch.
+    created_at: seconds since the epoch, for people. sequence: orders the records of a state directory.
     is_network: whether it stands for all addresses of its endpoints' networks; CNI knows no such thing.
+    had_earlier: whether it has replaced earlier rules of its own, whose flows the counters do not know.
     replaces: what it was before, for as long as the kernel may have rules of that; the latest first.
     """
 
     __slots__ = (
         "backend",
+        "boot_id",
         "created_at",
         "endpoints",
         "established_timeout_s",
+        "had_earlier",
+        "host_netns",
         "id",
         "inbound",
         "is_network",
         "netns",
+        "netns_directory",
         "netns_identity",
         "outbound",
         "port_mappings",
         "replaces",
+        "sequence",
     )
 
     def __init__(  # noqa: PLR0913 - a record has as many fields
@@ -234,18 +263,27 @@ class Attachment:
         established_timeout_s: int,
         created_at: float,
         is_network: bool = False,
+        netns_directory: tuple[int, int] = NOWHERE,
+        host_netns: tuple[int, int] = NOWHERE,
+        sequence: int = 0,
+        had_earlier: bool = False,
     ) -> None:
         self.id = attachment_id
         self.is_network = is_network
         self.backend = backend
         self.netns = netns
         self.netns_identity = netns_identity
+        self.netns_directory = netns_directory
+        self.host_netns = host_netns
+        self.boot_id = ""
         self.endpoints = endpoints
         self.port_mappings = port_mappings
         self.outbound = outbound
         self.inbound = inbound
         self.established_timeout_s = established_timeout_s
         self.created_at = created_at
+        self.sequence = sequence
+        self.had_earlier = had_earlier
         self.replaces: list[Attachment] = []
 
     @property
@@ -266,6 +304,28 @@ class Attachment:
         return {f for f in (4, 6) if self.published_endpoint(f) and any(m.serves(f) for m in self.port_mappings)}
 
     @property
+    def host_ports(self) -> dict[HostPort, PortMapping]:
+        """The host ports that lead to the container, a family at a time."""
+        ports = {}
+        for family in sorted(self.published_families):
+            for mapping in self.port_mappings:
+                if mapping.serves(family):
+                    ports[HostPort(family, mapping.protocol, mapping.host_port, mapping.specific_host_ip)] = mapping
+        return ports
+
+    @property
+    def address_units(self) -> list[Address | Subnet]:
+        """The addresses that rules are about; of a network, its CIDRs."""
+        if self.is_network:
+            return [e.network for e in self.endpoints if e.address.family in self.outbound.masquerade]
+        published = {endpoint for f in self.published_families if (endpoint := self.published_endpoint(f))}
+        return [
+            endpoint.address
+            for endpoint in self.endpoints
+            if self.inbound.isolate or endpoint in published or endpoint.address.family in self.outbound.masquerade
+        ]
+
+    @property
     def families(self) -> set[int]:
         """The families that it has rules in."""
         isolated = {endpoint.address.family for endpoint in self.endpoints} if self.inbound.isolate else ()
@@ -279,8 +339,7 @@ class Attachment:
     @property
     def wishes(self) -> dict[str, Any]:
         """Everything that its rules follow from, for comparison."""
-        record = self.as_record()
-        return {key: value for key, value in record.items() if key not in ("netns", "netnsIdentity", "createdAt")}
+        return {key: value for key, value in self.as_record().items() if key not in _CIRCUMSTANCES}
 
     def as_record(self) -> dict[str, Any]:
         """Return what is written to the state directory."""
@@ -291,7 +350,11 @@ class Attachment:
             "backend": self.backend,
             "netns": self.netns,
             "netnsIdentity": list(self.netns_identity),
+            "netnsDirectory": list(self.netns_directory),
+            "hostNetns": list(self.host_netns),
             "createdAt": self.created_at,
+            "sequence": self.sequence,
+            "hadEarlier": self.had_earlier,
             "endpoints": [{"address": str(e), "hostInterface": e.host_interface} for e in self.endpoints],
             "portMappings": [_mapping_record(mapping) for mapping in self.port_mappings],
             "outbound": _outbound_record(self.outbound),
@@ -303,18 +366,21 @@ class Attachment:
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Attachment:
         """Read a record back; KeyError, TypeError or ValueError when it is damaged."""
-        device, inode = record["netnsIdentity"]
         attachment = cls(
             AttachmentId(record["network"], record["containerId"], record["interface"]),
             backend=record["backend"],
             netns=record["netns"],
-            netns_identity=(device, inode),
+            netns_identity=_identity_of_record(record["netnsIdentity"]),
+            netns_directory=_identity_of_record(record["netnsDirectory"]),
+            host_netns=_identity_of_record(record["hostNetns"]),
             endpoints=[Endpoint.parse(e["address"]) for e in record["endpoints"]],
             port_mappings=[_mapping_of_record(mapping) for mapping in record["portMappings"]],
             outbound=_outbound_of_record(record["outbound"]),
             inbound=_inbound_of_record(record["inbound"]),
             established_timeout_s=record["establishedTimeoutS"],
             created_at=record["createdAt"],
+            sequence=record["sequence"],
+            had_earlier=record["hadEarlier"],
             is_network=record["isNetwork"],
         )
         for endpoint, written in zip(attachment.endpoints, record["endpoints"]):
@@ -322,11 +388,21 @@ class Attachment:
         return attachment
 
 
+# What rules do not follow from.
+_CIRCUMSTANCES = ("netns", "netnsIdentity", "netnsDirectory", "hostNetns", "createdAt", "sequence", "hadEarlier")
+
+
+def _identity_of_record(pair: list[int]) -> tuple[int, int]:
+    device, inode = pair
+    return device, inode
+
+
 def _outbound_record(outbound: Outbound) -> dict[str, Any]:
     return {
         "masquerade": list(outbound.masquerade),
         "externalInterfaces": {str(f): list(names) for f, names in outbound.external_interfaces.items()},
         "snatAddresses": {str(f): str(address) for f, address in outbound.snat_addresses.items()},
+        "noMasquerade": [str(subnet) for subnet in outbound.no_masquerade],
     }
 
 
@@ -335,6 +411,7 @@ def _outbound_of_record(record: dict[str, Any]) -> Outbound:
         tuple(record["masquerade"]),
         {int(f): tuple(names) for f, names in record["externalInterfaces"].items()},
         {int(f): Address.parse(text) for f, text in record["snatAddresses"].items()},
+        tuple(map(Subnet.parse, record["noMasquerade"])),
     )
 
 

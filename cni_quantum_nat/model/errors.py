@@ -1,7 +1,9 @@
 """Errors that carry data: a CNI code, a one-line message, and details (object, cause, remedy).
 
 Codes 1 to 99 are those of the CNI specification; ours start at 100 and are listed in docs/errors.md.
-Raise them `from` their cause; `entry.py` prints them, once.
+Raise them `from` their cause; cni/entry.py prints them.
+
+A pod's start waits for this module.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ INTERNAL = 199
 
 
 class CniError(Exception):
-    """What a runtime is told when a call fails: one JSON object on stdout."""
+    """The error that a runtime gets when a call fails: one JSON object on stdout."""
 
     def __init__(self, code: int, message: str, details: str = "") -> None:
         super().__init__(message)
@@ -54,21 +56,21 @@ class InvalidEnvironment(CniError):
 
 
 class InvalidConfiguration(CniError):
-    """The network configuration, or what came with it, says something that cannot be done."""
+    """The network configuration, or the arguments that came with it, cannot be used."""
 
     def __init__(self, message: str, details: str = "") -> None:
         super().__init__(INVALID_CONFIGURATION, message, details)
 
 
 class HostPortConflict(CniError):
-    """A host port is wanted twice."""
+    """A host port is already in use."""
 
     def __init__(self, message: str, details: str = "") -> None:
         super().__init__(HOST_PORT_CONFLICT, message, details)
 
 
 class KernelRefused(CniError):
-    """nf_tables or the routing code answered with an error that we have no other answer to."""
+    """nf_tables or the routing code returned an error that the plugin cannot handle."""
 
     def __init__(self, what: str, error_number: int, details: str = "") -> None:
         from posix import strerror
@@ -78,8 +80,8 @@ class KernelRefused(CniError):
 
 
 class NotThere(KernelRefused):
-    """ENOENT: the table, a chain, a set or an element that a message names does not exist."""
+    """ENOENT: the table, a chain, a set or an element in the message does not exist."""
 
 
 class AlreadyThere(KernelRefused):
-    """EEXIST: an element with one of the keys exists."""
+    """EEXIST: an element with one of the keys already exists."""

@@ -1,7 +1,9 @@
-"""JSON through the interpreter's own C scanner and encoder.
+"""Decode and encode JSON with the interpreter's C scanner and encoder.
 
-`import json` costs 5.8 ms of a process that lives 12 (most of it `re`); `_json`, which does the work
-for it, 0.5. A unit test holds the two equal, and says so if an interpreter lacks `_json`.
+`import json` takes 5.8 of the 12 ms that a call takes (most of it for `re`), `_json` alone 0.5 ms. A unit test compares the
+two, and fails if an interpreter lacks `_json`.
+
+A pod's start waits for this module.
 """
 
 from __future__ import annotations
@@ -13,13 +15,20 @@ def _refuse_constant(name: str) -> object:
     raise ValueError(f"{name} is not JSON")
 
 
+def _finite(text: str) -> float:
+    number = float(text)
+    if number in (float("inf"), float("-inf")):
+        raise ValueError(f"{text} is out of range")
+    return number
+
+
 class _Scanning:
-    """The settings that `_json.make_scanner` reads: those of `json.JSONDecoder(strict=True)`."""
+    """The settings of `json.JSONDecoder(strict=True)`, as `_json.make_scanner` reads them."""
 
     strict = True
     object_hook = None
     object_pairs_hook = None
-    parse_float = float
+    parse_float = staticmethod(_finite)
     parse_int = int
     parse_constant = staticmethod(_refuse_constant)
 
@@ -35,7 +44,7 @@ _WHITE_SPACE = " \t\n\r"
 
 
 def loads(text: str) -> object:
-    """Decode one JSON value; ValueError says what is wrong and where."""
+    """Decode one JSON value; raise ValueError with the position if the text is not JSON."""
     text = text.strip(_WHITE_SPACE)
     try:
         value, end = _scan(text, 0)
@@ -43,9 +52,7 @@ def loads(text: str) -> object:
         raise ValueError(f"expected a value at character {stop.value}") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    except (
-        SystemError
-    ):  # the C scanner takes its exception from json.decoder, and where nobody has loaded that, raises none
+    except SystemError:  # the C scanner raises json.decoder's exception, and fails if that module is not loaded
         raise _find_error(text) from None
     if end != len(text):
         raise ValueError(f"unexpected text after the value, at character {end}")
@@ -53,13 +60,13 @@ def loads(text: str) -> object:
 
 
 def dumps(value: object) -> str:
-    """Encode as ASCII on one line; ValueError for what JSON cannot say (NaN)."""
+    """Encode as ASCII on one line; raise ValueError for NaN and infinity."""
     return "".join(_encode(value, 0))
 
 
 def _find_error(text: str) -> ValueError:
-    """Return the error that says what is wrong, and where."""
-    import json  # only for a text that is not JSON
+    """Return an error with the reason and the position."""
+    import json  # rare: only for text that is not JSON
 
     try:
         json.loads(text)
@@ -67,4 +74,4 @@ def _find_error(text: str) -> ValueError:
         return ValueError("nested too deeply")
     except ValueError as error:
         return error
-    return ValueError("it cannot be decoded")
+    return ValueError("cannot be decoded")

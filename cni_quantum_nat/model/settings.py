@@ -1,8 +1,11 @@
-"""What a network configuration asks for, once it is validated. No I/O."""
+"""The settings of a validated network configuration. No I/O.
+
+A pod's start waits for this module.
+"""
 
 from __future__ import annotations
 
-from .addresses import Address
+from .addresses import Address, Subnet
 from .attachments import EXCLUSIVE, Inbound
 
 TYPE_CHECKING = False
@@ -13,9 +16,9 @@ if TYPE_CHECKING:
 
 
 class Settings:
-    """The normalised configuration, see NatConfig for what each means.
+    """The normalised configuration; NatConfig describes each key.
 
-    masquerade: address families. external_interfaces: None is any, "default" in it the default route's.
+    masquerade: address families. no_masquerade: destinations that are never masqueraded. external_interfaces: None is any, "default" in it the default route's.
     snat_addresses: by family. port_range: first and last. sharing: what a port in shared_ports is to be, see PortMapping.
     """
 
@@ -26,6 +29,7 @@ class Settings:
         "inbound",
         "ip_forwarding",
         "masquerade",
+        "no_masquerade",
         "port_range",
         "refuse_conflicts",
         "shared_ports",
@@ -40,6 +44,7 @@ class Settings:
         self.external_interfaces: tuple[str, ...] = tuple(normalised["externalInterface"])
         addresses = [Address.parse(text) for text in normalised["snatAddress"]]
         self.snat_addresses = {address.family: address for address in addresses}
+        self.no_masquerade = tuple(map(Subnet.parse, normalised["noMasqueradeTo"]))
         first, last = normalised["portRange"]
         self.port_range: tuple[int, int] = (first, last)
         self.refuse_conflicts: bool = normalised["refuseConflicts"]
@@ -57,7 +62,7 @@ class Settings:
         )
 
     def apply_to(self, attachment: Attachment) -> None:
-        """Let an attachment have what its network asks for by now, but for the way out, which ADD found."""
+        """Apply the network's current settings to an attachment, except for outbound NAT, which ADD determined."""
         attachment.backend = self.backend
         attachment.inbound = self.inbound
         attachment.established_timeout_s = self.established_timeout_s

@@ -1,4 +1,6 @@
-"""NAT Manager and Rule Manager: what has to happen for a call, in which order, and how it is undone.
+"""NAT Manager and Rule Manager: the steps of each call, their order, and how they are undone.
 
-`manager` does I/O through the floors below, under the lock of the state directory. `cni`, `api` and `commands` come in by it.
+`manager` does I/O through the packages below, under the lock of the state directory; `cni`, `api` and `commands` use it.
+
+A pod's start waits for this module.
 """

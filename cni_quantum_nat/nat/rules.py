@@ -1,4 +1,4 @@
-"""NAT rules, as the Python API shows them and metrics count them: what follows from an attachment, whatever the backend."""
+"""The NAT rules of an attachment, for the Python API and the metrics; they do not depend on the backend."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Protocol(StrEnum):
 
 
 class NatType(StrEnum):
-    """What a rule changes: the source, by the outgoing interface's address or a fixed one, or the destination."""
+    """The type of translation: the source to the outgoing interface's address or to a fixed one, or the destination."""
 
     MASQUERADE = "masquerade"
     SNAT = "snat"
@@ -33,10 +33,10 @@ class NatType(StrEnum):
 
 @dataclass(frozen=True)
 class NatRule:
-    """What is translated, and into what; a port is written after the address, "192.0.2.1:80" or "[2001:db8::1]:80".
+    """A NAT rule. Addresses with a port are written as "192.0.2.1:80" or "[2001:db8::1]:80".
 
-    id: the same for as long as the rule is there. protocol: None is any. source, destination: what a packet has before.
-    translated: what it has afterwards, "" for the outgoing interface's own address. interfaces: that it leaves by; none is any.
+    id: stable for the life of the rule. protocol: None for any. source, destination: of a packet before translation.
+    translated: the new address, "" for the outgoing interface's own. interfaces: the outgoing ones; empty for any.
     """
 
     id: str
@@ -51,7 +51,7 @@ class NatRule:
 
 
 def rules_of(attachment: model.Attachment) -> Iterator[NatRule]:
-    """Yield what is translated for an attachment: its ways out, then its ways in."""
+    """Yield the rules of an attachment: outbound NAT, then published ports."""
     created_at = datetime.fromtimestamp(attachment.created_at, UTC)
     outbound = attachment.outbound
     for endpoint in attachment.endpoints:
@@ -66,7 +66,7 @@ def rules_of(attachment: model.Attachment) -> Iterator[NatRule]:
                 destination=ANY_NETWORK[family],
                 translated=str(fixed or ""),
                 interfaces=outbound.external_interfaces.get(family, ()),
-                description=f"way out of {attachment.id}",
+                description=f"outbound NAT of {attachment.id}",
                 created_at=created_at,
             )
     for family in sorted(attachment.published_families):
@@ -86,7 +86,7 @@ def _port_rules(attachment: model.Attachment, family: int, created_at: datetime)
                 destination=_with_port(host_ip, mapping.host_port),
                 translated=_with_port(str(endpoint.address), mapping.container_port),
                 interfaces=(),
-                description=f"way in to {attachment.id}",
+                description=f"published port of {attachment.id}",
                 created_at=created_at,
             )
 

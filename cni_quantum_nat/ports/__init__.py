@@ -1,4 +1,6 @@
-"""Port Mapper: which ports are asked for, which are free, and which the host itself listens on.
+"""Port Mapper: which ports are requested, which are free, and which the host itself listens on.
 
-Reading mappings is pure; allocation and listeners ask the kernel. It imports `state`, `kernel` and `model`.
+`mappings` does no I/O; `allocation` and `listeners` ask the kernel. It imports `state`, `kernel` and `model`.
+
+A pod's start waits for this module.
 """

@@ -1,23 +1,27 @@
-"""Port Mapper: gives a host port to who asks for any, and keeps those that the host itself listens on."""
+"""Port Mapper: allocates host ports, and keeps those that the host itself listens on from being published.
+
+A pod's start waits for this module.
+"""
 
 from __future__ import annotations
 
 from ..kernel.sysctls import read_port_list
 from ..model.attachments import PROTOCOLS
 from ..model.errors import PORT_RANGE_FULL, CniError, HostPortConflict
-from ..state.claims import free_ports
+from ..model.units import HostPort
 from .listeners import find_listeners
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Iterator
 
     from ..model.attachments import Attachment, PortMapping
     from ..model.settings import Settings
-    from ..state.claims import PortClaims
     from .listeners import Listener
 
 _RESERVED = "/proc/sys/net/ipv4/ip_local_reserved_ports"
+# How many ports the kernel is asked for at once: usually the first is free, and when it is not, the range may be nearly full.
+_FEW, _MANY = 4, 512
 
 
 def recall_ports(attachment: Attachment, earlier: list[Attachment]) -> None:
@@ -39,39 +43,59 @@ def recall_ports(attachment: Attachment, earlier: list[Attachment]) -> None:
 
 
 class _Search:
-    """Finds one free port after the other for the mappings of a protocol; what it looks at is read once."""
+    """Finds one free port after the other for the mappings of a protocol; what the host says is read once."""
 
-    def __init__(self, protocol: str, attachment: Attachment, settings: Settings, claims: PortClaims) -> None:
+    def __init__(self, protocol: str, attachment: Attachment, settings: Settings, after: int) -> None:
         first, last = settings.port_range
         excluded = read_port_list(_RESERVED).union(settings.shared_ports)
         excluded.update(m.host_port for m in attachment.port_mappings if m.protocol == protocol)
         self._listeners = list(find_listeners(protocol, first, last))
+        self._left: list[int] = []
         self._families = attachment.published_families
-        self._ports = free_ports(claims.counts(protocol), first, last, claims.last_allocated(protocol), excluded)
+        self._ipv6_localhost = attachment.inbound.ipv6_localhost
+        start = after + 1 if first <= after < last else first
+        self._ports = (port for port in (*range(start, last + 1), *range(first, start)) if port not in excluded)
 
-    def give(self, mapping: PortMapping, is_free: Callable[[PortMapping], bool]) -> bool:
+    def give(self, mapping: PortMapping, held_among: Callable[[list[HostPort]], Collection[HostPort]]) -> bool:
         """Give the next free port to the mapping; False when there is none."""
-        for port in self._ports:
-            mapping.host_port = port
-            shadowed = any(listener.is_shadowed_by(mapping, self._families) for listener in self._listeners)
-            if not shadowed and is_free(mapping):
-                return True
+        wanted = _FEW
+        while candidates := self._left or _take(self._ports, wanted):
+            self._left = []
+            wanted = _MANY
+            units = {port: self._units(mapping, port) for port in candidates}
+            held = held_among([unit for of_port in units.values() for unit in of_port])
+            free = [port for port in candidates if not any(unit in held for unit in units[port])]
+            for port in free:
+                mapping.host_port = port
+                if not any(
+                    listener.is_shadowed_by(mapping, self._families, ipv6_localhost=self._ipv6_localhost)
+                    for listener in self._listeners
+                ):
+                    # The others of this round may be free too: the next mapping begins with them.
+                    self._left = free[free.index(port) + 1 :]
+                    return True
         mapping.host_port = 0
         return False
+
+    def _units(self, mapping: PortMapping, port: int) -> list[HostPort]:
+        families = [family for family in self._families if mapping.serves(family)]
+        return [HostPort(family, mapping.protocol, port, mapping.specific_host_ip) for family in families]
+
+
+def _take(ports: Iterator[int], most: int) -> list[int]:
+    """Return the next ports, at most so many."""
+    return [port for _, port in zip(range(most), ports)]
 
 
 def allocate_ports(
     attachment: Attachment,
     settings: Settings,
-    claims: PortClaims,
-    *,
-    is_free: Callable[[PortMapping], bool],
-    count_again: Callable[[], None],
+    last_ports: dict[str, int],
+    held_among: Callable[[list[HostPort]], Collection[HostPort]],
 ) -> None:
     """Give a free port of the range to each mapping that has none yet.
 
-    is_free: asks the kernel, which may know of more than the records do.
-    count_again: makes the counts exact, at a price that grows with the number of records.
+    last_ports: by protocol, the port allocated last; changed here. held_among: asks the kernel which of these ports somebody has.
 
     Raises: CniError(107) when the range is full.
     """
@@ -81,13 +105,10 @@ def allocate_ports(
             continue
         protocol = mapping.protocol
         if protocol not in searches:
-            searches[protocol] = _Search(protocol, attachment, settings, claims)
-        if not searches[protocol].give(mapping, is_free):
-            count_again()
-            searches[protocol] = _Search(protocol, attachment, settings, claims)
-            if not searches[protocol].give(mapping, is_free):
-                raise _full(mapping, settings)
-        claims.note_allocated(protocol, mapping.host_port)
+            searches[protocol] = _Search(protocol, attachment, settings, last_ports[protocol])
+        if not searches[protocol].give(mapping, held_among):
+            raise _full(mapping, settings)
+        last_ports[protocol] = mapping.host_port
 
 
 def _full(mapping: PortMapping, settings: Settings) -> CniError:
@@ -99,7 +120,7 @@ def _full(mapping: PortMapping, settings: Settings) -> CniError:
     )
 
 
-def refuse_shadowing(attachment: Attachment, refuse_held: Callable[[], None]) -> None:
+def check_host_listeners(attachment: Attachment, refuse_held: Callable[[], None]) -> None:
     """Refuse host ports that a process of the host listens on: its traffic would go to the container.
 
     The runtime's own reservation for this container is none. Its reservation for another one is named by that container,

@@ -1,6 +1,8 @@
-"""Sockets of the host that wait for connections or datagrams on a port, by sock_diag (linux/inet_diag.h).
+"""Find the host's sockets that listen on a port, with sock_diag (linux/inet_diag.h).
 
-Never found out by binding: the runtime may hold the port for the very container that is being added.
+Binding the port would not do: the runtime may hold it for the container that is being added.
+
+A pod's start waits for this module.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ _MAPPED = b"\0" * 10 + b"\xff\xff"
 
 
 class Listener:
-    """A socket that waits: on one address, or with None on any of its families."""
+    """A listening socket; address None: on all addresses of its families."""
 
     __slots__ = ("address", "families", "inode", "port")
 
@@ -45,7 +47,7 @@ class Listener:
         self.inode = inode
 
     def is_shadowed_by(self, mapping: PortMapping, families: set[int], *, ipv6_localhost: bool = False) -> bool:
-        """Whether the mapping, in effect for these families, and for ::1 or not, would take traffic of this socket."""
+        """Return whether the mapping, for these families and optionally ::1, would take this socket's traffic."""
         if self.port != mapping.host_port:
             return False
         shared = [f for f in self.families if f in families and mapping.serves(f)]
@@ -53,17 +55,17 @@ class Listener:
         if self.address is None or not shared:
             return bool(shared)
         if self.address.family == 6 and self.address.is_loopback and not ipv6_localhost:
-            return False  # ::1 is left alone
+            return False  # the mapping does not apply to ::1
         return wanted is None or wanted == self.address
 
     def __str__(self) -> str:
         if self.address is None:
-            return f"port {self.port} of all addresses"
+            return f"port {self.port} on all addresses"
         return f"[{self.address}]:{self.port}" if self.address.family == 6 else f"{self.address}:{self.port}"
 
 
 def find_listeners(protocol: str, first: int, last: int) -> Iterator[Listener]:
-    """Yield the host's waiting sockets with a port from `first` to `last`. Raises: KernelRefused."""
+    """Yield the host's listening sockets with a port from `first` to `last`; raise KernelRefused on failure."""
     netlink = NetlinkSocket(_NETLINK_SOCK_DIAG)
     try:
         for family in (4, 6):
@@ -73,16 +75,16 @@ def find_listeners(protocol: str, first: int, last: int) -> Iterator[Listener]:
                 if reply.error_number in (ENOENT, EINVAL) and protocol == "sctp":
                     return  # a kernel without SCTP has no SCTP sockets
                 if reply.error_number:
-                    raise KernelRefused(f"list the {protocol} sockets of the host", reply.error_number)
+                    raise KernelRefused(f"list the host's {protocol} sockets", reply.error_number)
                 yield _listener(family, reply.payload)
     finally:
         netlink.close()
 
 
 def _ports_between(first: int, last: int) -> bytes:
-    """Write inet_diag bytecode: each instruction says how many bytes to go on by when it holds, and when not.
+    """Return inet_diag bytecode. Each instruction has two jumps, in bytes: if it holds, and if not.
 
-    To go on beyond the end by 4 is to reject. A port follows its instruction, in the last field of an empty one.
+    A jump to 4 bytes past the end rejects. The port is in the last field of an empty instruction that follows.
     """
     code = _INSTRUCTION.pack(_PORT_AT_LEAST, 8, 20) + _INSTRUCTION.pack(0, 0, first)
     return code + _INSTRUCTION.pack(_PORT_AT_MOST, 8, 12) + _INSTRUCTION.pack(0, 0, last)

@@ -1,4 +1,6 @@
-"""The state directory, which says who owns what: records, the lock, counters, and the files that hold them.
+"""The state directory, the source of truth for ownership: records, the lock, counters, and file access.
 
-I/O on files that only the plugin writes. It imports `kernel` and `model`; changes to the records are the NAT Manager's alone.
+It does I/O on files that only the plugin writes. It imports `kernel` and `model`; only the NAT Manager changes records.
+
+A pod's start waits for this module.
 """

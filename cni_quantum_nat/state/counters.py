@@ -1,11 +1,13 @@
-"""What happened on a network, counted across calls in one file of constant size.
+"""Counters of a network, across calls, in one file of constant size.
 
-    counters/NETWORK    8 bytes that name the layout, then cells of 8 bytes in the host's byte order:
-                        for each backend and verb: calls, microseconds, a cell a bucket of durations, a cell an error code
-                        for each source of flow counts and type of translation: gone, seen (see flows.py)
+    counters/NETWORK    8 bytes that identify the layout, then cells of 8 bytes in the host's byte order:
+                        for each backend and verb: calls, microseconds, a cell for each duration bucket and error code
+                        for each source of connection counts and type of NAT: gone, seen (see connections/counts.py)
 
-A change reads and writes all of it, 3 KiB, under a flock(2) on the file itself: a call that could not get the state
-directory's lock is counted too. What is not of this layout and size is begun anew.
+A change reads and writes the whole file, 3 KiB, under an flock(2) on the file itself, so that a call that could not get the
+state directory's lock is counted too. A file with another layout or size is started again.
+
+A pod's start waits for this module.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 BACKENDS = (NFTABLES, IPTABLES)
 VERBS = ("ADD", "DEL", "CHECK", "GC", "STATUS")
 BUCKETS_MS = (1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 10000)
-# The specification's, whether we use them or not, and ours. The order is part of the layout.
+# All codes of the specification, and ours. The order is part of the layout.
 CODES = (
     *range(1, 9),
     errors.TRY_AGAIN_LATER,
@@ -50,7 +52,7 @@ CODES = (
 FLOW_SOURCES = ("nftables", "iptables", "ip6tables")
 FLOW_TYPES = ("dnat", "masquerade", "snat")
 
-_LAYOUT = b"QNATCTR2"  # to be changed with the meaning of any cell
+_LAYOUT = b"QNATCTR2"  # change it with the meaning of any cell
 _CALL_CELLS = 2 + len(BUCKETS_MS) + len(CODES) + 1
 _FIRST_FLOW_CELL = len(BACKENDS) * len(VERBS) * _CALL_CELLS
 _CELLS = _FIRST_FLOW_CELL + 2 * len(FLOW_SOURCES) * len(FLOW_TYPES)
@@ -61,9 +63,10 @@ _LOCK_PAUSE_S = 0.001
 
 
 class Calls:
-    """What one backend and verb has: `buckets` are not cumulative, what took longer than the last is in none.
+    """The counters of one backend and verb.
 
-    failures: how many ended with each code, by the code or "other".
+    buckets: not cumulative; a call that took longer than the last bound is in none.
+    failures: calls by error code, or "other".
     """
 
     __slots__ = ("buckets", "count", "failures", "sum_us")
@@ -80,7 +83,7 @@ class Cells:
     __slots__ = ("values",)
 
     def __init__(self, content: bytes = b"") -> None:
-        """Read it; what is of another layout or size counts nothing."""
+        """Unpack a file's content; with another layout or size, all cells are 0."""
         self.values = [0] * _CELLS
         if len(content) == _FILE.size and content.startswith(_LAYOUT):
             self.values = list(_FILE.unpack(content)[1:])
@@ -89,7 +92,7 @@ class Cells:
         return _FILE.pack(_LAYOUT, *(min(value, _LARGEST) for value in self.values))
 
     def count_call(self, backend: str, verb: str, duration_us: int, code: int) -> None:
-        """Count a call that ended with this error code, or with 0."""
+        """Count a call that ended with this error code (0 for success)."""
         first = _first_call_cell(backend, verb)
         self.values[first] += 1
         self.values[first + 1] += duration_us
@@ -128,7 +131,7 @@ def _flow_cell(source: str, flow_type: str) -> int:
 
 
 class CounterFile:
-    """The file of one network. Each method is a handful of system calls, and any thread may call it."""
+    """The counter file of one network. Each method takes a few system calls, and is safe to call from any thread."""
 
     __slots__ = ("_path", "_state")
 
@@ -137,9 +140,11 @@ class CounterFile:
         self._path = f"{state.directory}/counters/{network}"
 
     def change(self, change: Callable[[Cells], None], *, create: bool) -> Cells | None:
-        """Change the cells in place, and return them; without `create`, None where there is no file.
+        """Change the cells in place, and return them; None if there is no file and `create` is false.
 
-        Raises: OSError; CniError(5) where the state directory cannot be made.
+        Raises:
+            OSError: the file cannot be read or written.
+            CniError: (5) the state directory cannot be created.
         """
         descriptor = self._open(create=create)
         if descriptor < 0:
@@ -157,12 +162,12 @@ class CounterFile:
         return cells
 
     def read(self) -> Cells:
-        """Return the cells; all are 0 where there is no file."""
+        """Return the cells; all 0 if there is no file."""
         return self.change(lambda _: None, create=False) or Cells()
 
     def _open(self, *, create: bool) -> int:
         flags = posix.O_RDWR | posix.O_CLOEXEC | posix.O_NOFOLLOW
-        self._state.make_directory()  # and see that it is ours: nobody else may lead us elsewhere
+        self._state.make_directory()  # this also checks that it is ours
         try:
             return posix.open(self._path, flags | (posix.O_CREAT if create else 0), 0o600)
         except FileNotFoundError:
@@ -171,14 +176,14 @@ class CounterFile:
         try:
             posix.mkdir(f"{self._state.directory}/counters", 0o700)
         except FileExistsError:
-            pass  # made by another call, a moment ago
+            pass  # another call has just created it
         return posix.open(self._path, flags | posix.O_CREAT, 0o600)
 
 
 def _lock_briefly(descriptor: int) -> None:
-    """Take a lock that everybody holds for microseconds; TimeoutError after a second.
+    """Take a lock that is only ever held for microseconds; raise TimeoutError after a second.
 
-    It polls: an alarm, as the state directory's lock has, is for the main thread alone, and API calls come from any.
+    It polls: alarms, as the state directory's lock uses, work in the main thread only, and API calls come from any.
     """
     for _ in range(_LOCK_ATTEMPTS):
         try:
@@ -187,7 +192,7 @@ def _lock_briefly(descriptor: int) -> None:
             time.sleep(_LOCK_PAUSE_S)
         else:
             return
-    raise TimeoutError(0, "its lock is held")
+    raise TimeoutError(0, "timed out waiting for its lock")
 
 
 def _write(descriptor: int, content: bytes, *, is_new: bool) -> None:
@@ -198,19 +203,19 @@ def _write(descriptor: int, content: bytes, *, is_new: bool) -> None:
 
 
 class CallCounter:
-    """Counts one call, whatever becomes of it; a failure to count is a warning."""
+    """Counts one call, whether it succeeds or fails; a failure to count is a warning."""
 
     __slots__ = ("_backend", "_file", "_started_at", "_verb")
 
     def __init__(self, file: CounterFile, backend: object, verb: str, started_at: float) -> None:
-        """`started_at` is of time.monotonic(). What names no backend that there is counts as the default's."""
+        """Prepare to count. `started_at` is from time.monotonic(). An unknown backend counts as the default."""
         self._file = file
         self._backend = IPTABLES if backend == IPTABLES else NFTABLES
         self._verb = verb
         self._started_at = started_at
 
     def count(self, code: int) -> None:
-        """Count it as ended now, with this error code, or with 0."""
+        """Count the call as ending now with this error code (0 for success)."""
         duration_us = int((time.monotonic() - self._started_at) * 1_000_000)
         unless_impossible(
             lambda: self._file.change(
@@ -220,17 +225,17 @@ class CallCounter:
 
 
 def unless_impossible(count: Callable[[], object]) -> None:
-    """Count; whoever cannot is told, and goes on."""
+    """Count; warn if that fails, and go on."""
     try:
         count()
     except CniError as error:
         warn(error)
     except OSError as error:
-        warn(CniError(IO_FAILURE, f"cannot count: {error}", "Metrics miss it; the call itself goes on."))
+        warn(CniError(IO_FAILURE, f"cannot update counters: {error}", "The metrics miss this call; the call goes on."))
 
 
 def counted_networks(state: State) -> list[str]:
-    """Name the networks that have counters."""
+    """Return the names of the networks that have counters."""
     try:
         return sorted(posix.listdir(f"{state.directory}/counters"))
     except FileNotFoundError:

@@ -3,21 +3,23 @@
     /run/cni/quantum-nat/                          mode 0700, of the plugin's user; on tmpfs, as rules die with a reboot too
       lock                                         never removed: whoever waits for it holds the old inode
       pending                                      a file being written, before it is renamed to its place
+      numbers                                      the last sequence number, and by protocol the port allocated last
       iptables                                     is there when a network has, or had, the iptables backend
       rebuilt                                      its time is when the rules were last made from the records
-      claims/PROTOCOL                              how many attachments have each host port, see claims.py
-      counters/NETWORK                             calls, failures and flows, see counters.py; has a lock of its own
+      tables/INODE                                 fingerprint of table inet quantum in the network namespace with this inode
+      counters/NETWORK                             calls, failures and connections, see counters.py; has a lock of its own
       networks/NETWORK.json                        the configuration last validated, as given and as normalised
       attachments/CONTAINER/NETWORK:INTERFACE.json the record of one attachment, see record.py
 
-A network name, a container ID and an interface name contain no ":" and no "/", so the names are unambiguous. A record
-of an earlier boot counts as none: its rules and its network namespace are gone.
+A network name, a container ID and an interface name contain no ":" and no "/", so the names are unambiguous.
+A pod's start waits for this module.
 """
 
 from __future__ import annotations
 
 import posix
 
+from ..kernel.namespaces import own_namespace
 from ..model.attachments import AttachmentId
 from ..model.errors import IO_FAILURE, STATE_DAMAGED, CniError
 from ..model.json_text import dumps, loads
@@ -33,7 +35,8 @@ from .files import (
     write_whole,
 )
 from .lock import Lock
-from .record import EarlierBoot, read_record, write_record
+from .numbers import Numbers
+from .record import read_record, write_record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,7 +46,8 @@ if TYPE_CHECKING:
     from ..model.attachments import Attachment
 
 DEFAULT_DIRECTORY = "/run/cni/quantum-nat"
-_PARTS = ("attachments", "claims", "networks", "counters")
+_PARTS = ("attachments", "networks", "counters", "tables")
+_CLAIMS = "claims"  # of 1.0.0, which would believe it: it is removed
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _SUFFIX = ".json"
 
@@ -67,7 +71,7 @@ class State:
             raise io_failure("lock the state directory", self.directory, error) from error
 
     def unlock(self) -> None:
-        """Let the next one in."""
+        """Release the lock."""
         self._lock.release()
 
     def make_directory(self) -> None:
@@ -102,19 +106,26 @@ class State:
             ) from why
 
     def read(self, attachment_id: AttachmentId) -> Attachment | None:
-        """Return the record, None when there is none; CniError(102) when it cannot be understood, (108) when it is newer."""
+        """Return the record, of whatever boot; None when there is none. CniError(102) when it is damaged, (108) when it is newer."""
         container = self._container(attachment_id.container_id)
         try:
             check_directory(container)
             return self._read_record(self.path(attachment_id), attachment_id)
         except Foreign as why:
             raise _damaged(container, why) from why
-        except EarlierBoot:
-            return None
+
+    def has_record(self, attachment_id: AttachmentId) -> bool:
+        """Whether there is a record, whatever it says."""
+        try:
+            posix.lstat(self.path(attachment_id))
+        except OSError:
+            return False
+        return True
 
     def write(self, attachment: Attachment) -> None:
         """Write the record in one step."""
-        content = write_record(attachment, self._this_boot())
+        attachment.boot_id = self.boot_id
+        content = write_record(attachment, self.boot_id)
         container = self._container(attachment.id.container_id)
         try:
             posix.mkdir(container, 0o700)
@@ -158,21 +169,34 @@ class State:
             pass  # another attachment of the container is in it, or it is not there
 
     def siblings(self, attachment_id: AttachmentId) -> list[Attachment]:
-        """Return the other attachments of the same container, those on record that can be read."""
-        records = self._records_of(attachment_id.container_id, [])
-        return [record for record in records if record.id != attachment_id]
+        """Return the other attachments of the same container, of whatever boot, those whose record can be read."""
+        own = self.path(attachment_id).rpartition("/")[2]
+        return list(self._records_of(attachment_id.container_id, [], skipped=own))
 
-    def attachments(self, damaged: list[CniError], leftovers: list[Attachment] | None = None) -> Iterator[Attachment]:
-        """Yield all records; one that is damaged or newer is told in `damaged`, and keeps nobody from the others.
+    @property
+    def realm(self) -> str:
+        """What tells the rules of this state directory from those of others: empty for the usual one, else ":" and four digits."""
+        if self.directory == DEFAULT_DIRECTORY:
+            return ""
+        checksum = 0
+        for byte in self.directory.encode():
+            checksum = (checksum * 31 + byte) & 0xFFFF
+        return f":{checksum:04x}"
 
-        Those of earlier boots are not among them, but in `leftovers`. CniError(5) when the system fails to read one:
-        whoever took that for the whole would take away what is recorded there.
+    @property
+    def option(self) -> str:
+        """How a command names this directory, with a space behind it; empty for the usual one."""
+        return "" if self.directory == DEFAULT_DIRECTORY else f"--state-dir {self.directory} "
 
+    def attachments(self, damaged: list[CniError]) -> Iterator[Attachment]:
+        """Yield all records, of whatever boot; one that is damaged or newer is told in `damaged`, and the others go on.
+
+        CniError(5) when the system fails to read one: whoever took the others for the whole would take away what is recorded there.
 
         Grows with the number of containers: not for ADD, DEL or CHECK, but when they heal.
         """
         for container in list_directory(f"{self.directory}/attachments"):
-            yield from self._records_of(container, damaged, leftovers)
+            yield from self._records_of(container, damaged)
 
     def identities(self) -> Iterator[AttachmentId]:
         """Yield who has a record, by the names of the files: also those whose record cannot be read."""
@@ -186,9 +210,7 @@ class State:
         """Whether anything was ever recorded here."""
         return "lock" in list_directory(self.directory)
 
-    def _records_of(
-        self, container: str, damaged: list[CniError], leftovers: list[Attachment] | None = None
-    ) -> Iterator[Attachment]:
+    def _records_of(self, container: str, damaged: list[CniError], *, skipped: str = "") -> Iterator[Attachment]:
         directory = self._container(container)
         try:
             check_directory(directory)
@@ -196,11 +218,10 @@ class State:
             damaged.append(_damaged(directory, why))
             return
         for name in sorted(list_directory(directory)):
+            if name == skipped:
+                continue
             try:
                 record = self._read_record(f"{directory}/{name}", _identity(container, name))
-            except EarlierBoot as earlier:
-                if leftovers is not None:
-                    leftovers.append(earlier.attachment)
             except CniError as error:
                 if error.code == IO_FAILURE:
                     raise
@@ -262,7 +283,7 @@ class State:
         try:
             if identity is None:
                 raise Foreign("its name is not that of a record")
-            return read_record(loads(read_own(path).decode()), identity, self._this_boot(), path)
+            return read_record(loads(read_own(path).decode()), identity, path)
         except FileNotFoundError:
             return None
         except NotADirectoryError as error:
@@ -272,8 +293,9 @@ class State:
         except (ValueError, TypeError, KeyError, AttributeError, Foreign) as error:
             raise _damaged(path, error) from error
 
-    def _this_boot(self) -> str:
-        """Name this boot of the kernel."""
+    @property
+    def boot_id(self) -> str:
+        """The name of this boot of the kernel."""
         if not self._boot_id:
             try:
                 descriptor = posix.open(_BOOT_ID, posix.O_RDONLY | posix.O_CLOEXEC)
@@ -285,9 +307,42 @@ class State:
                 raise io_failure("read", _BOOT_ID, error) from error
         return self._boot_id
 
-    def _replace(self, path: str, content: dict[str, Any]) -> None:
+    def numbers(self) -> Numbers:
+        """Return the numbers that go on from record to record."""
+        return Numbers(f"{self.directory}/numbers", self._count_records)
+
+    def _count_records(self) -> int:
+        """Return the highest sequence number on record, where the file with the last one is lost; and end the time of 1.0.0."""
+        claims = f"{self.directory}/{_CLAIMS}"
+        for name in list_directory(claims):
+            remove_file(f"{claims}/{name}")
         try:
-            write_whole(f"{self.directory}/pending", path, dumps(content).encode())
+            posix.rmdir(claims)
+        except OSError:
+            pass  # it was not there
+        return max((attachment.sequence for attachment in self.attachments([])), default=0)
+
+    def read_fingerprint(self) -> bytes:
+        """Return the fingerprint of the table in this network namespace, as it was last made; empty where it is not known."""
+        try:
+            return read_own(self._fingerprint_path())
+        except (OSError, Foreign):
+            return b""
+
+    def write_fingerprint(self, fingerprint: bytes) -> None:
+        """Keep the fingerprint of the table in this network namespace."""
+        make_directory(f"{self.directory}/tables")
+        self._replace_bytes(self._fingerprint_path(), fingerprint)
+
+    def _fingerprint_path(self) -> str:
+        return f"{self.directory}/tables/{own_namespace()[1]}"
+
+    def _replace(self, path: str, content: dict[str, Any]) -> None:
+        self._replace_bytes(path, dumps(content).encode())
+
+    def _replace_bytes(self, path: str, content: bytes) -> None:
+        try:
+            write_whole(f"{self.directory}/pending", path, content)
         except OSError as error:
             raise io_failure("write", path, error) from error
 

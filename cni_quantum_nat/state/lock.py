@@ -1,4 +1,7 @@
-"""The lock of the state directory: one exclusive flock(2), waited for so long and no longer."""
+"""The lock of the state directory: one exclusive flock(2), with a time-out.
+
+A pod's start waits for this module.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,14 @@ from fcntl import LOCK_EX, LOCK_NB, flock
 from ..model.errors import TRY_AGAIN_LATER, CniError
 
 LOCK_TIMEOUT_S = 60
-# Those that this process holds. A program that it starts must hold them too: when we are killed, it goes on, and
-# whoever came next would find its changes among their own.
+# Descriptors of the locks that this process holds. Programs that it starts inherit them: if this process is killed while
+# such a program still runs, no other call may start.
 held: set[int] = set()
 _POLL_S = 0.01
 
 
 class Lock:
-    """A file that is never removed: whoever waits for it holds the old inode."""
+    """A lock on a file, which is never removed: a waiting process would lock the old inode."""
 
     __slots__ = ("_descriptor", "_path")
 
@@ -25,18 +28,23 @@ class Lock:
         self._descriptor = -1
 
     def acquire(self) -> None:
-        """Wait, at most LOCK_TIMEOUT_S; CniError(11) after that says who holds it, OSError when it can't be made."""
+        """Take the lock, and wait up to LOCK_TIMEOUT_S for it.
+
+        Raises:
+            CniError: (11) timed out; the message names the process that holds the lock.
+            OSError: the file cannot be opened.
+        """
         flags = posix.O_CREAT | posix.O_RDWR | posix.O_CLOEXEC | posix.O_NOFOLLOW
         self._descriptor = posix.open(self._path, flags, 0o600)
         try:
             self._lock()
         except BaseException:
-            self.release()  # the alarm may come when the lock has just been had
+            self.release()  # the alarm may come right after the lock was taken
             raise
         held.add(self._descriptor)
 
     def release(self) -> None:
-        """Let the next one in; nothing happens when it was not held."""
+        """Release the lock, if it is held."""
         if self._descriptor >= 0:
             held.discard(self._descriptor)
             posix.close(self._descriptor)
@@ -49,14 +57,14 @@ class Lock:
             self._wait()
 
     def _wait(self) -> None:
-        from _signal import ITIMER_REAL, SIGALRM, setitimer, signal  # only when two calls meet
+        from _signal import ITIMER_REAL, SIGALRM, setitimer, signal  # rare: only if another call holds the lock
 
         def give_up(_number: int, _frame: object) -> None:
             raise TimeoutError
 
         try:
             previous = signal(SIGALRM, give_up)
-        except ValueError:  # the main thread alone has alarms, and a program may use the Python API from another
+        except ValueError:  # only the main thread gets alarms, and the Python API may be used from any
             self._poll()
             return
         setitimer(ITIMER_REAL, LOCK_TIMEOUT_S)
@@ -80,12 +88,13 @@ class Lock:
         raise self._held_too_long()
 
     def _held_too_long(self) -> CniError:
-        from ..kernel.processes import holders_of_lock  # only after a minute in vain
+        from ..kernel.processes import holders_of_lock  # rare: only after a time-out
 
-        holders = " and ".join(map(str, holders_of_lock(self._descriptor)))
+        holders = holders_of_lock(self._descriptor)
+        names = " and ".join(map(str, holders)) or "another process"
+        look = f"ps -f {' '.join(str(holder.number) for holder in holders)}" if holders else "lslocks"
         return CniError(
             TRY_AGAIN_LATER,
-            f"{holders or 'another process'} has held {self._path} for {LOCK_TIMEOUT_S} seconds",
-            "Find out what keeps it; when it ends, however it ends, the lock is free."
-            + ("" if holders else " It is in another PID namespace: lslocks on the host names it."),
+            f"{names} has held {self._path} for {LOCK_TIMEOUT_S} seconds",
+            f"Find out why with `{look}`{'' if holders else ' on the host'}; the lock is released when the process ends.",
         )

@@ -4,14 +4,16 @@
     bootId      since 2: the boot of the kernel that it was made in, empty where that is not known
     isolate     since 2, in inbound
     replaces    since 2: what the attachment was before, while the kernel may have rules of that
+    hostNetns, netnsDirectory, sequence, hadEarlier, and noMasquerade in outbound: since 3
     the others  Attachment.as_record()
 
 An older format is upgraded as it is read. A newer one is left alone: who wrote it knows what it means.
+A pod's start waits for this module.
 """
 
 from __future__ import annotations
 
-from ..model.attachments import BY_CLIENT, EXCLUSIVE, IPTABLES, NFTABLES, PROTOCOLS, SPREAD, Attachment
+from ..model.attachments import BY_CLIENT, EXCLUSIVE, IPTABLES, NFTABLES, NOWHERE, PROTOCOLS, SPREAD, Attachment
 from ..model.errors import NEWER_VERSION, CniError
 
 TYPE_CHECKING = False
@@ -20,18 +22,10 @@ if TYPE_CHECKING:
 
     from ..model.attachments import AttachmentId, PortMapping
 
-FORMAT = 2
+FORMAT = 3
 _FAMILIES = (4, 6)
 _INTERFACE_MAX_BYTES = 15
 _SYNTAX = frozenset('"\\*')  # to nft, or to iptables-restore
-
-
-class EarlierBoot(Exception):
-    """A record whose rules and network namespace went with an earlier boot; `attachment` is what it says."""
-
-    def __init__(self, attachment: Attachment) -> None:
-        super().__init__()
-        self.attachment = attachment
 
 
 def write_record(attachment: Attachment, boot_id: str) -> dict[str, Any]:
@@ -42,10 +36,10 @@ def write_record(attachment: Attachment, boot_id: str) -> dict[str, Any]:
     return record
 
 
-def read_record(content: object, identity: AttachmentId, boot_id: str, path: str) -> Attachment:
-    """Read a record back.
+def read_record(content: object, identity: AttachmentId, path: str) -> Attachment:
+    """Read a record back, of whatever boot.
 
-    Raises: EarlierBoot; CniError(108) when it is of a newer format; AttributeError, KeyError, TypeError or ValueError
+    Raises: CniError(108) when it is of a newer format; AttributeError, KeyError, TypeError or ValueError
     when it is damaged, or is not of `identity`, whose place it is in.
     """
     if not isinstance(content, dict):
@@ -56,9 +50,8 @@ def read_record(content: object, identity: AttachmentId, boot_id: str, path: str
     for generation in attachment.generations:
         if generation.id != identity:
             raise ValueError(f"it is of {generation.id}")
+        generation.boot_id = record["bootId"]
         _check(generation)
-    if record["bootId"] not in ("", boot_id):
-        raise EarlierBoot(attachment)
     return attachment
 
 
@@ -73,15 +66,36 @@ def _upgraded(record: dict[str, Any], path: str) -> dict[str, Any]:
             "Use the newer quantum-nat that wrote it; or remove the file, and start the container again.",
         )
     if written == 1:
-        return {**record, "bootId": "", "inbound": {**record["inbound"], "isolate": False}}
+        record = {**record, "bootId": "", "inbound": {**record["inbound"], "isolate": False}}
+    if written < FORMAT:
+        record = _upgraded_to_3(record)
+        record["replaces"] = [_upgraded_to_3(former) for former in record.get("replaces", ())]
     return record
+
+
+def _upgraded_to_3(record: dict[str, Any]) -> dict[str, Any]:
+    """Add what format 3 has; what was not recorded is taken for the worst case."""
+    return {
+        **record,
+        "netnsDirectory": list(NOWHERE),
+        "hostNetns": list(NOWHERE),
+        "sequence": 0,
+        "hadEarlier": True,
+        "outbound": {**record["outbound"], "noMasquerade": []},
+        # 1.0.0 kept mappings that served no address of the container, with the host port 0, and then could not read them.
+        "portMappings": [mapping for mapping in record["portMappings"] if mapping["hostPort"] != 0],
+    }
 
 
 def _check(attachment: Attachment) -> None:
     """See that each value is one that rules can be made of: they are written as text, when the table is lost."""
     _require("backend", attachment.backend in (NFTABLES, IPTABLES))
     _require("netns", isinstance(attachment.netns, str))
-    _require("netnsIdentity", all(map(_is_number, attachment.netns_identity)))
+    for pair in (attachment.netns_identity, attachment.netns_directory, attachment.host_netns):
+        _require("netnsIdentity, netnsDirectory or hostNetns", all(map(_is_number, pair)))
+    _require("sequence", _is_number(attachment.sequence))
+    _require("hadEarlier", isinstance(attachment.had_earlier, bool))
+    _require("bootId", isinstance(attachment.boot_id, str))
     _require("createdAt", isinstance(attachment.created_at, (int, float)))
     _require("establishedTimeoutS", _is_number(attachment.established_timeout_s) and attachment.established_timeout_s)
     _require("isNetwork", isinstance(attachment.is_network, bool))

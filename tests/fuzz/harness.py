@@ -1,4 +1,4 @@
-"""A call in this process, up to where the kernel would be told: what it answers, and what the kernel would be told."""
+"""Run a call in this process without a kernel, and check its answer and the commands that the kernel would get."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _COMMAND = re.compile(rf"add element inet quantum [a-z0-9_]+ \{{ {_ELEMENT}(?:, 
 
 
 class _Planner(NatManager):
-    """Writes down what the kernel would be told, as the text that is made of it when a table is healed."""
+    """Formats what the kernel would get, as text for nft or iptables-restore, and checks it."""
 
     def __enter__(self) -> Self:
         return self
@@ -62,7 +62,7 @@ class _Planner(NatManager):
 
 
 def _check_line(line: str, conditions: object) -> None:
-    """See that it is one line of words, whose comment is one word, and that it has one target."""
+    """Check that it is one line of words, with a comment of one word and one target."""
     words = re.sub(r'"(?:[^"\\]|\\.)*"', "a comment", line).split()
     targets = sum(word in ("-j", "--jump", "-g", "--goto") for word in words)
     if any(c in line for c in "\n\0") or '"' in words or (targets != 1 and not conditions):
@@ -91,10 +91,10 @@ def _instead(environment: dict[bytes, bytes], raw: bytes, printed: list[dict[str
 
 
 def assert_is_an_answer(status: int, printed: list[dict[str, Any]]) -> None:
-    """See that it is what a runtime can read: one object, an error where the status says so, and no defect."""
+    """Check that it is one object, an error object if the status is 1, and not an internal error."""
     if len(printed) > 1 or (status and not printed):
         raise AssertionError(f"{len(printed)} answers: {printed}")
     if status and not (isinstance(printed[0].get("code"), int) and printed[0].get("msg")):
         raise AssertionError(f"no error object: {printed}")
     if status not in (0, 1) or (status and printed[0]["code"] == DEFECT):
-        raise AssertionError(f"a defect: {printed}")
+        raise AssertionError(f"internal error: {printed}")

@@ -1,4 +1,4 @@
-"""What guards the speed: what ADD, CHECK and DEL import, start and read once table and configuration are known."""
+"""What ADD, CHECK and DEL import, start and read if the table and the configuration are known already."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from .plugin import publish
-from .world import HOST, wait_until
+from .topology import HOST, wait_until
 
 if TYPE_CHECKING:
     from .plugin import Attachment, Plugin
-    from .world import Container, Host, Namespace
+    from .topology import Container, Host, Namespace
 
 ROOT = Path(__file__).parents[2]
 NETLINK_NETFILTER = "12"
 HOT_MODULES = ROOT / "packaging" / "hot-modules.txt"
 
-# Runs one call and writes what happened to the file that is its first argument; the others are where packages are.
+# Runs one call and writes a report to the file in the first argument; the others are added to sys.path.
 WATCHED_CALL = """
 import sys
 
@@ -52,7 +52,7 @@ sys.exit(status)
 
 
 def watch(attachment: Attachment, verb: str, report: Path) -> dict[str, Any]:
-    """Make the call, and return what it imported, opened and started."""
+    """Run a call, and return what it imported, opened and started."""
     plugin = attachment.plugin
     packages = sysconfig.get_paths()["purelib"]
     plugin.command = [sys.executable, "-I", "-S", "-c", WATCHED_CALL, str(report), str(ROOT), packages]
@@ -62,9 +62,9 @@ def watch(attachment: Attachment, verb: str, report: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def attachment(plugin: Plugin, container: Container, neighbour: Container) -> Attachment:
-    """Return an attachment on a host where the table is built, the configuration known, and another container there."""
-    plugin.add(neighbour, publish(8081))
+def attachment(plugin: Plugin, container: Container, other_container: Container) -> Attachment:
+    """An attachment on a host with a table, a known configuration and another container."""
+    plugin.add(other_container, publish(8081))
     return plugin.attachment(container, publish(8080), publish(8082, protocol="udp", hostIP="127.0.0.1"))
 
 
@@ -74,39 +74,35 @@ def listed() -> set[str]:
     return set(filter(None, lines))
 
 
-def test_calls_import_what_the_list_names_and_nothing_else(
-    attachment: Attachment, client: Namespace, tmp_path: Path
-) -> None:
+def test_calls_import_exactly_the_listed_modules(attachment: Attachment, client: Namespace, tmp_path: Path) -> None:
     loaded = set(watch(attachment, "ADD", tmp_path / "report")["modules"])
     loaded |= set(watch(attachment, "CHECK", tmp_path / "report")["modules"])
-    client.ask(HOST[4], 8080)  # so that there is a connection whose number DEL keeps
+    client.ask(HOST[4], 8080)  # so that DEL has a connection to count
     loaded |= set(watch(attachment, "DEL", tmp_path / "report")["modules"])
     assert loaded == listed()
 
 
 @pytest.mark.parametrize("verb", ["ADD", "CHECK", "DEL"])
 def test_a_call_starts_no_process_and_reads_no_record_but_its_own(
-    attachment: Attachment, neighbour: Container, verb: str, tmp_path: Path
+    attachment: Attachment, other_container: Container, verb: str, tmp_path: Path
 ) -> None:
     if verb != "ADD":
         attachment.add()
     seen = watch(attachment, verb, tmp_path / "report")
     assert seen["started"] == []
     records = [path for path in seen["opened"] if "/attachments" in path]
-    assert not [path for path in records if neighbour.id in path or path.endswith("/attachments")]
+    assert not [path for path in records if other_container.id in path or path.endswith("/attachments")]
 
 
-def test_the_watch_sees_what_it_looks_for(attachment: Attachment, host: Host, tmp_path: Path) -> None:
-    """Without the table, ADD loads libnftables and reads every record: what the tests above would fail at."""
+def test_the_watch_detects_violations(attachment: Attachment, host: Host, tmp_path: Path) -> None:
+    """Without the table, ADD loads libnftables and reads every record, which fails the tests above."""
     subprocess.run(["nsenter", f"--net={host.path}", "nft", "flush", "ruleset"], check=True)
     seen = watch(attachment, "ADD", tmp_path / "report")
     assert "cni_quantum_nat.backends.nftables.programs" in seen["modules"]
     assert any(path.endswith("/attachments") for path in seen["opened"])
 
 
-def test_the_kernel_closes_the_sockets_that_a_call_leaves_to_it(
-    plugin: Plugin, container: Container, host: Host
-) -> None:
+def test_the_kernel_closes_sockets_left_to_it(plugin: Plugin, container: Container, host: Host) -> None:
     def netfilter_sockets() -> int:
         lines = host.run("cat", "/proc/thread-self/net/netlink").splitlines()[1:]
         return sum(line.split()[1] == NETLINK_NETFILTER for line in lines)

@@ -10,7 +10,7 @@ from cni_quantum_nat.model.errors import CniError
 from cni_quantum_nat.state import lock as lock_module
 from cni_quantum_nat.state.lock import Lock
 
-from .world import run
+from .topology import run
 
 if TYPE_CHECKING:
     from contextlib import ExitStack

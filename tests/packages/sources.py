@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.kernel.world import run, wait_until
+from tests.kernel.topology import run, wait_until
 
 from .root import Root
 

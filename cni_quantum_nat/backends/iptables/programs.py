@@ -6,13 +6,15 @@ import re
 import shutil
 import subprocess
 
-from ...model.errors import KERNEL_REFUSED, NOT_AVAILABLE, CniError
+from ...model.errors import KERNEL_REFUSED, NOT_AVAILABLE, TRY_AGAIN_LATER, CniError
 from ...state.lock import held
 from .text import Listing, Script
 
 PREFIXES = {4: "iptables", 6: "ip6tables"}
 _DIRECTORIES = "/usr/sbin:/sbin:/usr/bin:/bin:/usr/local/sbin"
 _MAX_COMPLAINT = 1000
+_WAIT_S = 30
+_LOCK_IN_USE = "holding the xtables lock"
 
 
 class DoesNotFit(Exception):
@@ -76,7 +78,13 @@ def try_to_restore(family: int, script: Script, *options: str) -> None:
     text = script.text
     if not text:
         return
-    done = _run([find_program(family, "restore"), "--noflush", "--wait", *options], text)
+    done = _run([find_program(family, "restore"), "--noflush", f"--wait={_WAIT_S}", *options], text)
+    if done.returncode and _LOCK_IN_USE in done.stderr:
+        raise CniError(
+            TRY_AGAIN_LATER,
+            f"another program has held the lock of {PREFIXES[family]} for {_WAIT_S} seconds",
+            f"Find out which: fuser -v /run/xtables.lock. {_one_line(done.stderr)}",
+        )
     if done.returncode < 0:  # that says nothing about the rules: nobody should go and leave some of them out
         raise CniError(
             KERNEL_REFUSED, f"{PREFIXES[family]}-restore was ended by signal {-done.returncode}", _one_line(done.stderr)

@@ -1,8 +1,6 @@
-"""Backend Provider for iptables: one iptables-restore for each family and call, and with it one transaction for each table.
+"""Backend Provider for iptables: the rules are listed (iptables-save), and one iptables-restore for each family changes them.
 
-What a call changes is tried at once. Only when it does not fit, because the chains are not there or something is not as the
-records say, are the rules listed (iptables-save) and the right script worked out from what is there. Both variants of
-iptables, nft and legacy, read the same scripts.
+Each table's part of a change happens as a whole or not at all. Both variants of iptables, nft and legacy, read the same scripts.
 """
 
 from __future__ import annotations
@@ -11,87 +9,107 @@ from typing import TYPE_CHECKING
 
 from ...connections.counts import note_lost
 from ...kernel.stderr import warn
-from ...model.attachments import IPTABLES, NFTABLES
+from ...model.addresses import Address
+from ...model.attachments import IPTABLES
 from ...model.errors import NOT_AVAILABLE, CniError
-from ..base import Backend, Holders, discard
-from ..nftables.provider import NftablesBackend
+from ..base import Applied, Backend, RulesDamaged, is_of_network
 from .programs import PREFIXES, DoesNotFit, find_program, list_rules, restore, try_to_restore
-from .rules import FIXED_CHAINS, fixed_rules, in_force, own_chains, plan_rules
-from .text import Script, begin_anew, remove_owners
+from .rules import FIXED_CHAINS, fixed_rules, own_chains, plan_rules, units_of
+from .text import Listing, Script, begin_anew, owner_of, remove_owners, restore_listed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterable
 
-    from ...model.addresses import Address
     from ...model.attachments import Attachment
+    from ...model.units import Unit
     from ...state.directory import State
+    from ..base import Change, Installed, Plan
 
 
 class IptablesBackend(Backend):
-    """Chains QUANTUM-..., healed from the records of one state directory."""
+    """Chains QUANTUM-... of the network namespace that we are in."""
 
     name = IPTABLES
+    arbitrates = False
 
     def __init__(self, state: State) -> None:
         self._state = state
-        self._holders = Holders(state)
+        self._listings: dict[int, Listing] = {}
 
-    def install(self, attachment: Attachment, replaced: list[Attachment]) -> Callable[[], None]:
-        """Make the attachment's rules; those of a dead container that held its ports go."""
-        dead = self._holders.dead_holders(attachment)
-        gone = [*replaced, *(holder for holder in dead if holder.backend == IPTABLES)]
-        families = families_of(attachment, *gone)
+    def holders(self, units: Collection[Unit]) -> tuple[dict[Unit, list[str]], set[Unit]]:
+        """Look for the units in all rules; iptables has no shared ports."""
+        wanted = set(units)
+        holders: dict[Unit, list[str]] = {}
+        for family in sorted({unit.family for unit in wanted}):
+            for _, line in self._listing(family).rules:
+                for unit in units_of(line, family):
+                    owner = owner_of(line)
+                    if unit in wanted and owner not in holders.setdefault(unit, []):
+                        holders[unit].append(owner)
+        return holders, set()
+
+    def apply(self, change: Change) -> Applied:
+        """Change the rules."""
+        attachments = [*change.remove, *(installed.attachment for installed in change.install)]
+        families = families_of(*attachments) if not change.orphans else list(PREFIXES)
         for family in families:
             find_program(family, "restore")
-        self._state.note_iptables()
+        if change.install:
+            self._state.note_iptables()
+            if not all(self._listing(family).has_all_fixed(family) for family in families_of(*attachments)):
+                raise RulesDamaged("chains QUANTUM-... are missing or were altered")
+        losers = {*change.orphans, *(attachment.id.owner for attachment in change.remove)}
+        losers.update(installed.attachment.id.owner for installed in change.install if not installed.in_addition)
+        addresses = self._addresses_left(change.remove, losers)
+        before = {family: self._listing(family) for family in families}
+        done: list[int] = []
+
+        def undo() -> None:
+            for family in done:
+                self._restore(family, restore_listed(Script(), list_rules(family), before[family], losers | added))
+
+        added = {installed.attachment.id.owner for installed in change.install}
         try:
             for family in families:
-                self._install(attachment, gone, family)
-            self._remove_from_nftables([holder for holder in dead if holder.backend == NFTABLES])
+                script = remove_owners(Script(), before[family], losers)
+                for installed in change.install:
+                    _put(script, installed, family)
+                self._restore(family, script)
+                done.append(family)
         except BaseException as error:
-            self._undo_after(error, attachment, replaced)
+            _undo_after(error, undo)
             raise
-        return lambda: self._undo(attachment, replaced)
+        return Applied(undo, addresses)
 
-    def remove(self, attachment: Attachment) -> list[Address]:
-        """Delete the attachment's rules; a sibling that wanted the same ports has rules for them already."""
-        for family in families_of(attachment):
-            self._remove(attachment, family)
-        addresses = [endpoint.address for endpoint in attachment.endpoints]
-        return [address for address in addresses if not self._holders.has_address(address, attachment.id)]
-
-    def differences(self, attachment: Attachment) -> list[str]:
+    def differences(self, installed: Installed) -> list[str]:
         """Look for every rule; of a family, the first that is missing is named."""
-        return [problem for family in families_of(attachment) for problem in missing_rules(family, [attachment])]
+        families = families_of(installed.attachment)
+        return [problem for family in families for problem in missing_rules(family, [installed])]
 
-    def remove_orphans(self, network: str, known: set[str]) -> None:
-        """List all rules, and delete those of the network that nobody accounts for."""
+    def rebuild(self, plan: Plan, known: Collection[str], expected: Iterable[Installed] = ()) -> None:
+        """Make all chains anew, with the rules of the plan."""
         for family in PREFIXES:
-            listing = list_rules(family)
-            orphans = {o for o in listing.owners() if o.startswith(f"{network}/") and o not in known}
-            if orphans:
-                restore(family, remove_owners(Script(), listing, orphans))
+            concerned = any(family in installed.attachment.families for installed in (*plan.installed, *expected))
+            if concerned or self._listing(family).rules:
+                self.rebuild_family(family, plan, known)
 
-    def rebuild(self, family: int, orphans: set[str], without: Collection[object] = ()) -> None:
-        """Make all anew, with the rules of every record but those in `without`, and with none of the orphans."""
-        damaged: list[CniError] = []
-        leftovers: list[Attachment] = []
-        recorded = [record for record in self._state.attachments(damaged, leftovers) if record.backend == IPTABLES]
-        for error in damaged:
-            warn(error)
-        records = [record for record in in_force(recorded) if record.id not in without]
-        owners = {record.id.owner for record in recorded} | orphans
-        listing = list_rules(family)
+    def rebuild_family(self, family: int, plan: Plan, known: Collection[str]) -> None:
+        """Make the chains of one family anew; rules of owners who are not known stay."""
+        listing, owners = list_rules(family), set(known)
         script = begin_anew(Script(), listing, owners, family)
-        for record in records:
-            _put(script, record, family)
+        for installed in plan.installed:
+            _put(script, installed, family)
         try:
             try_to_restore(family, script)
         except DoesNotFit:
-            _heal_one_by_one(begin_anew(Script(), listing, owners, family), records, family)
-        discard(self._state, leftovers)
-        self._state.note_rebuild()
-        note_lost(self._state, PREFIXES[family], {})  # what is there before is no more than the last scrape saw
+            _rebuild_in_part(begin_anew(Script(), listing, owners, family), plan, family)
+        self._listings.clear()
+        note_lost(self._state, PREFIXES[family], {})  # what was there before is no more than the last scrape saw
+
+    def owners(self, network: str) -> set[str]:
+        """List all rules."""
+        listed = {owner for family in PREFIXES for owner in self._listing(family).owners()}
+        return {owner for owner in listed if is_of_network(owner, network)}
 
     def require(self) -> None:
         """Let iptables-restore take our chains without putting them in."""
@@ -105,65 +123,33 @@ class IptablesBackend(Backend):
             except DoesNotFit as error:
                 raise error.as_error(NOT_AVAILABLE) from error
 
-    def _install(self, attachment: Attachment, gone: list[Attachment], family: int) -> None:
-        script = Script()
-        script.change(fixed_rules(family), "-C")
-        _take_away(script, gone, family)
-        _put(script, attachment, family)
-        try:
-            try_to_restore(family, script)
-        except DoesNotFit:
-            self._install_by_listing(attachment, gone, family)
+    def close(self) -> None:
+        """Nothing is open."""
 
-    def _install_by_listing(self, attachment: Attachment, gone: list[Attachment], family: int) -> None:
-        listing = list_rules(family)
-        if not listing.has_all_fixed(family):
-            self.rebuild(family, orphans=set(), without={attachment.id, *(a.id for a in gone)})
-            listing = list_rules(family)
-        script = remove_owners(Script(), listing, {a.id.owner for a in (attachment, *gone)})
-        _put(script, attachment, family)
+    def _listing(self, family: int) -> Listing:
+        """List the rules of a family; once, until they change: everything happens under the lock."""
+        if family not in self._listings:
+            self._listings[family] = list_rules(family)
+        return self._listings[family]
+
+    def _restore(self, family: int, script: Script) -> None:
+        self._listings.pop(family, None)
         restore(family, script)
 
-    def _remove(self, attachment: Attachment, family: int) -> None:
-        script = Script()
-        _take_away(script, [attachment], family)
-        try:
-            try_to_restore(family, script)
-        except DoesNotFit:
-            restore(family, remove_owners(Script(), list_rules(family), {attachment.id.owner}))
-
-    def _remove_from_nftables(self, attachments: list[Attachment]) -> None:
-        """Remove what dead containers have there: its chains come first, and would keep their host ports."""
-        if not attachments:
-            return
-        nftables = NftablesBackend(self._state)
-        try:
-            for attachment in attachments:
-                nftables.remove(attachment)
-        finally:
-            nftables.close()
-
-    def _undo(self, attachment: Attachment, replaced: list[Attachment]) -> None:
-        for family in families_of(attachment, *replaced):
-            script = remove_owners(Script(), list_rules(family), {attachment.id.owner})
-            for former in replaced[:1]:  # what it was last; the others were given up
-                _put(script, former, family)
-            restore(family, script)
-
-    def _undo_after(self, cause: BaseException, attachment: Attachment, replaced: list[Attachment]) -> None:
-        """Undo what was done by then; the runtime is told of the first failure, and of this one in its details."""
-        try:
-            self._undo(attachment, replaced)
-        except CniError as error:
-            cause.add_note(f"Undoing it failed too: {error.message}.")
+    def _addresses_left(self, removed: list[Attachment], losers: set[str]) -> list[Address]:
+        """Return the addresses of removed attachments that nobody else has."""
+        units = {unit for attachment in removed for unit in attachment.address_units}
+        holders, _ = self.holders(units)
+        free = [unit for unit in units if losers.issuperset(holders.get(unit, ()))]
+        return [unit for unit in free if isinstance(unit, Address)]
 
 
-def missing_rules(family: int, attachments: list[Attachment]) -> list[str]:
+def missing_rules(family: int, installed: list[Installed]) -> list[str]:
     """Look for every rule that is fixed or an attachment's, and name the first that is missing."""
     script = Script()
     script.change(fixed_rules(family), "-C")
-    for attachment in attachments:
-        script.change(plan_rules(attachment, family), "-C")
+    for one in installed:
+        script.change(plan_rules(one.attachment, family, one.units), "-C")
     try:
         try_to_restore(family, script)
     except DoesNotFit as difference:
@@ -176,29 +162,29 @@ def families_of(*attachments: Attachment) -> list[int]:
     return sorted({family for attachment in attachments for family in attachment.families})
 
 
-def _put(script: Script, attachment: Attachment, family: int) -> None:
-    rules = plan_rules(attachment, family)
+def _put(script: Script, installed: Installed, family: int) -> None:
+    rules = plan_rules(installed.attachment, family, installed.units)
     if rules:
-        script.make_chains("nat", own_chains(attachment))
+        if not installed.in_addition:
+            script.make_chains("nat", own_chains(installed.attachment))
         script.change(rules)
 
 
-def _take_away(script: Script, attachments: list[Attachment], family: int) -> None:
-    for attachment in attachments:
-        chains = own_chains(attachment)
-        rules = plan_rules(attachment, family)
-        script.change([rule for rule in rules if rule.chain not in chains], "-D")
-        if rules:
-            script.remove_chains("nat", chains)
-
-
-def _heal_one_by_one(script: Script, records: list[Attachment], family: int) -> None:
-    """Make all anew although some record needs what is not there, as another program's chain: leave that one out."""
+def _rebuild_in_part(script: Script, plan: Plan, family: int) -> None:
+    """Make all anew although an attachment needs what is not there, such as another program's chain: leave that one out."""
     restore(family, script)
-    for record in records:
+    for installed in plan.installed:
         alone = Script()
-        _put(alone, record, family)
+        _put(alone, installed, family)
         try:
             try_to_restore(family, alone)
         except DoesNotFit as error:
             warn(error.as_error())
+
+
+def _undo_after(cause: BaseException, undo: Callable[[], None]) -> None:
+    """Undo what was done by then; the runtime is told of the first failure, and of this one in its details."""
+    try:
+        undo()
+    except CniError as error:
+        cause.add_note(f"Undoing it failed too: {error.message}.")

@@ -1,31 +1,38 @@
-"""The rules that iptables-restore reads: what is fixed, and what follows from an attachment. No I/O.
+"""What an attachment needs, as rules of iptables, and what is fixed. No I/O.
 
     nat     PREROUTING, OUTPUT (to this host) -> QUANTUM-PREROUTING, QUANTUM-OUTPUT -> QUANTUM-HOST-IP, QUANTUM-ANY-IP: DNAT
-            POSTROUTING -> QUANTUM-POSTROUTING -> QUANTUM-INBOUND (translated flows) -> QUANTUM-IN-hash: replies that must return
-                                               -> QUANTUM-OUTBOUND -> QUANTUM-OUT-hash: the way out
+            POSTROUTING -> QUANTUM-POSTROUTING -> QUANTUM-INBOUND (translated connections) -> QUANTUM-IN-hash: replies that must return
+                                               -> QUANTUM-OUTBOUND -> QUANTUM-OUT-hash: outbound NAT
     raw     PREROUTING -> QUANTUM-GUARD: 127.0.0.0/8 stays on this host
-    filter  FORWARD (new, untranslated) -> QUANTUM-FORWARD: what is published on 127.0.0.1 only
+    filter  FORWARD (new, untranslated) -> QUANTUM-FORWARD: what is published on 127.0.0.1 only, isolated containers
 
-Whose a rule is says its comment. A port's rules are tried in the order of their making, an address's the other way round: a
-host port is its first holder's, an address whose it was given to last.
+A rule's comment says who owns it.
 """
 
 from __future__ import annotations
 
+import re
 from hashlib import blake2b
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, NamedTuple
+
+from ...model.addresses import Address, Subnet
+from ...model.units import HostPort
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from ...model.addresses import Endpoint
     from ...model.attachments import Attachment, PortMapping
+    from ...model.units import Unit
 
 _EVERYWHERE = {4: "0.0.0.0/0", 6: "::/0"}
 _MULTICAST = {4: ("224.0.0.0/4", "255.255.255.255/32"), 6: ("ff00::/8",)}
 _LOOPBACK = {4: "127.0.0.0/8", 6: "::1/128"}
 _HASH_BYTES = 8
+_DNAT = re.compile(r"-A QUANTUM-(?P<scope>HOST|ANY)-IP .*-p (?P<protocol>\w+) .*--dport (?P<port>\d+) .*-j DNAT ")
+_HOST_ADDRESS = re.compile(r"(?:-d|--ctorigdst) ([0-9a-f.:]+)")
+_OF_ADDRESS = re.compile(r"-A QUANTUM-(?:INBOUND -d|OUTBOUND -s|FORWARD -d) (?P<network>[0-9a-f.:]+/\d+) ")
 
 
 class Rule(NamedTuple):
@@ -83,7 +90,7 @@ def fixed_rules(family: int) -> list[Rule]:
 
 
 def own_chains(attachment: Attachment) -> tuple[str, str]:
-    """Name the chains of the attachment: for what comes in through its host ports, and for its way out."""
+    """Name the chains of the attachment: for what comes in through its host ports, and for outbound NAT."""
     return chains_of(attachment.id.owner)
 
 
@@ -92,40 +99,31 @@ def chains_of(owner: str) -> tuple[str, str]:
     return f"QUANTUM-IN-{digest}", f"QUANTUM-OUT-{digest}"
 
 
-def in_force(attachments: Iterable[Attachment]) -> list[Attachment]:
-    """Return the attachments, the oldest first, without those that a newer container took a host port from.
-
-    It could only do that because their network namespaces were gone.
-    """
-    holders: dict[object, list[Attachment]] = {}
-    lost: set[object] = set()
-    ordered = sorted(attachments, key=lambda attachment: attachment.created_at)
-    for attachment in ordered:
-        for claim in _claims_of(attachment):
-            holding = holders.setdefault(claim, [])
-            if holding and holding[0].id.container_id != attachment.id.container_id:
-                lost.update(former.id for former in holding)
-                holding.clear()
-            holding.append(attachment)
-    return [attachment for attachment in ordered if attachment.id not in lost]
-
-
-def _claims_of(attachment: Attachment) -> Iterator[object]:
-    for mapping in attachment.port_mappings:
-        for family in attachment.published_families:
-            if mapping.serves(family):
-                yield family, mapping.protocol, mapping.host_port, mapping.specific_host_ip
-
-
-def plan_rules(attachment: Attachment, family: int) -> list[Rule]:
-    """Return the attachment's rules of one family, in the order in which they are made."""
+def plan_rules(attachment: Attachment, family: int, units: Iterable[Unit] | None = None) -> list[Rule]:
+    """Return the rules of one family that belong to these units, or to all that the attachment wants, in the order of their making."""
+    wanted = [*attachment.address_units, *attachment.host_ports] if units is None else list(units)
+    ports = [unit for unit in wanted if isinstance(unit, HostPort) and unit.family == family]
+    planned = [rule for port in ports for rule in _plan_host_port(attachment, port)]
+    addresses = {unit.first if isinstance(unit, Subnet) else unit for unit in wanted if not isinstance(unit, HostPort)}
+    if any(address.family == family for address in addresses):
+        planned += [
+            *_plan_inbound(attachment, family),
+            *_plan_outbound(attachment, family),
+            *_plan_isolation(attachment, family),
+        ]
     # One mark speaks for all ports and sources of the container.
-    planned = [
-        *_plan_inbound(attachment, family),
-        *_plan_outbound(attachment, family),
-        *_plan_isolation(attachment, family),
-    ]
     return list(dict.fromkeys(planned))
+
+
+def units_of(line: str, family: int) -> Iterator[Unit]:
+    """Yield the units that a rule of ours says somebody has, as iptables-save lists it."""
+    if found := _DNAT.match(line):
+        address = _HOST_ADDRESS.search(line) if found["scope"] == "HOST" else None
+        host_ip = Address.parse(address[1]) if address else None
+        yield HostPort(family, found["protocol"], int(found["port"]), host_ip)
+    elif found := _OF_ADDRESS.match(line):
+        network = Subnet.parse(found["network"])
+        yield network.first if network.prefix_length == 8 * len(network.first.packed) else network
 
 
 def _comment(attachment: Attachment) -> str:
@@ -153,7 +151,6 @@ def _plan_inbound(attachment: Attachment, family: int) -> Iterator[Rule]:
     inward, _ = own_chains(attachment)
     comment = _comment(attachment)
     for mapping in mappings:
-        yield from _plan_host_port(attachment, mapping, endpoint)
         for source in _masqueraded(attachment, endpoint):
             yield from _plan_return_path(attachment, mapping, source)
     yield Rule("nat", "QUANTUM-INBOUND", f"-d {_host(endpoint)} {comment} -j {inward}", first=True)
@@ -170,8 +167,10 @@ def _masqueraded(attachment: Attachment, endpoint: Endpoint) -> list[str]:
     return [_subnet(endpoint), _LOOPBACK[4]] if family == 4 else [_subnet(endpoint)]
 
 
-def _plan_host_port(attachment: Attachment, mapping: PortMapping, endpoint: Endpoint) -> Iterator[Rule]:
-    family, mark = endpoint.address.family, _mark_target(attachment)
+def _plan_host_port(attachment: Attachment, port: HostPort) -> Iterator[Rule]:
+    endpoint, mapping = attachment.published_endpoint(port.family), attachment.host_ports[port]
+    assert endpoint is not None  # noqa: S101 - for the type checker: that is what published means
+    family, mark = port.family, _mark_target(attachment)
     chain = "QUANTUM-ANY-IP" if mapping.specific_host_ip is None else "QUANTUM-HOST-IP"
     conditions = attachment.inbound.conditions.get(family, ())
     match = " ".join([*_host_port_match(mapping, conditions), *conditions, _comment(attachment)])
@@ -242,6 +241,9 @@ def _plan_outbound(attachment: Attachment, family: int) -> Iterator[Rule]:
     for endpoint in endpoints:
         # Not ACCEPT: another program may have marked the packet to be masqueraded, see externalSetMarkChain.
         yield Rule("nat", outward, f"-s {_source(attachment, endpoint)} -d {_subnet(endpoint)} {comment} -j RETURN")
+    for subnet in outbound.no_masquerade:
+        if subnet.family == family:
+            yield Rule("nat", outward, f"-d {subnet} {comment} -j RETURN")
     for group in _MULTICAST[family]:
         yield Rule("nat", outward, f"-d {group} {comment} -j RETURN")
     interfaces = [f"-o {name} " for name in outbound.external_interfaces.get(family, ())]

@@ -131,6 +131,20 @@ def remove_owners(script: Script, listing: Listing, owners: set[str]) -> Script:
     return script
 
 
+def restore_listed(script: Script, listing: Listing, before: Listing, owners: set[str]) -> Script:
+    """Make our chains, and those of these owners, what they were when they were listed before."""
+    for table, names in FIXED_CHAINS.items():
+        for name in names:
+            if name in before.chains[table] and listing.lines_of(table, name) != before.lines_of(table, name):
+                script.make_chains(table, [name])
+                script.keep_lines(table, before.lines_of(table, name))
+    for chain in sorted(before.chains_in_name_of(owners)):
+        script.make_chains("nat", [chain])
+        script.keep_lines("nat", before.lines_of("nat", chain))
+    script.remove_chains("nat", sorted(listing.chains_in_name_of(owners) - before.chains_in_name_of(owners)))
+    return script
+
+
 def begin_anew(script: Script, listing: Listing, owners: set[str], family: int) -> Script:
     """Make our chains, the rules in them and the jumps to them, without what is there in these names.
 

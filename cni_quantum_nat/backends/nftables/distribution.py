@@ -1,4 +1,7 @@
-"""Who of those who share a host port gets which of its slots. No I/O."""
+"""Which container of those that share a host port gets which of its buckets. No I/O.
+
+A pod's start waits for this module.
+"""
 
 from __future__ import annotations
 
@@ -9,26 +12,26 @@ if TYPE_CHECKING:
 _STEP = 41  # of 64, next to the golden section
 
 
-def deal(slots: Sequence[str | None], members: list[str]) -> list[str]:
-    """Return the member for each slot: as many for each, to one, and as few moved from who has them as that takes.
+def distribute(buckets: Sequence[str | None], members: list[str]) -> list[str]:
+    """Return the member for each bucket: as many for each, to one, and as few moved from who has them as that takes.
 
-    slots: who has them now; None is nobody. Whoever is not a member loses all. members: at least one.
+    buckets: who has them now; None is nobody. Whoever is not a member loses all. members: at least one.
     """
-    quotas = _quotas(slots, members)
-    dealt: list[str | None] = [None] * len(slots)
-    for slot in _scattered(len(slots)):
-        member = slots[slot]
+    quotas = _quotas(buckets, members)
+    assigned: list[str | None] = [None] * len(buckets)
+    for bucket in _scattered(len(buckets)):
+        member = buckets[bucket]
         if member is not None and quotas.get(member, 0):
             quotas[member] -= 1
-            dealt[slot] = member
-    return [member or _choose(slot, members, quotas) for slot, member in enumerate(dealt)]
+            assigned[bucket] = member
+    return [member or _choose(bucket, members, quotas) for bucket, member in enumerate(assigned)]
 
 
-def _quotas(slots: Sequence[str | None], members: list[str]) -> dict[str, int]:
-    """Say how many slots each gets: what is left over goes to those who have most, so that fewer move."""
-    share, rest = divmod(len(slots), len(members))
+def _quotas(buckets: Sequence[str | None], members: list[str]) -> dict[str, int]:
+    """Say how many buckets each gets: what is left over goes to those who have most, so that fewer move."""
+    share, rest = divmod(len(buckets), len(members))
     held = dict.fromkeys(members, 0)
-    for member in slots:
+    for member in buckets:
         if member in held:
             held[member] += 1
     by_need = sorted(members, key=lambda member: -held[member])
@@ -36,19 +39,19 @@ def _quotas(slots: Sequence[str | None], members: list[str]) -> dict[str, int]:
 
 
 def _scattered(count: int) -> list[int]:
-    """Return all slots, neighbours far from each other: who gives slots away gives them from everywhere."""
-    return sorted(range(count), key=lambda slot: slot * _STEP % count)
+    """Return all buckets, neighbours far from each other: who gives buckets away gives them from everywhere."""
+    return sorted(range(count), key=lambda bucket: bucket * _STEP % count)
 
 
-def _choose(slot: int, members: list[str], quotas: dict[str, int]) -> str:
-    """Choose for a free slot, in turn, so that each run of slots holds all, and so does every second of them.
+def _choose(bucket: int, members: list[str], quotas: dict[str, int]) -> str:
+    """Choose for a free bucket, in turn, so that each run of buckets holds all, and so does every second of them.
 
-    Connections to two shared ports may alternate strictly, and each then meets only every second slot. An odd number of
+    Connections to two shared ports may alternate strictly, and each then meets only every second bucket. An odd number of
     members takes turns all the same; with an even one, each round begins with another (for two, it is the Thue-Morse
     sequence).
     """
     count = len(members)
-    turn, rounds = slot, slot // count
+    turn, rounds = bucket, bucket // count
     while rounds and count % 2 == 0:
         turn += rounds
         rounds //= count
@@ -57,4 +60,4 @@ def _choose(slot: int, members: list[str], quotas: dict[str, int]) -> str:
         if quotas[member]:
             quotas[member] -= 1
             return member
-    raise AssertionError("the quotas add up to the number of slots")
+    raise AssertionError("the quotas add up to the number of buckets")

@@ -1,287 +1,254 @@
-"""The layout of table `inet quantum`: its name, its sets and maps, and the chains that packets enter by.
+"""The layout of table `inet quantum`: its name, its sets and maps, and the chains that connections are sent to.
 
-Everything that speaks of a set (the plan, the netlink encoding, the ruleset text) reads its fields here.
+The table is a small core and parts. The core is what an ordinary container needs; a part is made when the first attachment needs it.
+Everything that speaks of a set (rules, encoding, text) reads its fields here. text.py writes the chains.
+A pod's start waits for this module.
 """
 
 from __future__ import annotations
 
 TABLE = "quantum"
 
-# The version of all that this module and slowpath/ruleset.py say. To be raised with any change of them: a program
-# replaces a table of a lower one, with all its elements in one transaction, and leaves a table of a higher one alone.
-LAYOUT = 2
-LAYOUT_SET = "layout"  # has it as its one element, since a table itself cannot say anything before Linux 5.10
+# The version of all that this module and text.py say. To be raised with any change of them: a program replaces a table of a
+# lower one, with all its elements in one transaction, and leaves a table of a higher one alone.
+LAYOUT = 3
+# Has the version as its one element, and in that element's comment the boot of the kernel that the table was made in.
+LAYOUT_SET = "layout"
 
-# Who owns what several containers use: a host port that is shared.
+# The owner of what several containers use: a host port that is shared.
 SHARED = "shared"
-SLOTS = 64  # that new connections to a shared port are dealt to
+BUCKETS = 64  # that new connections to a shared port are distributed over
 
-# IPv6 cannot route ::1 to a container, so with ipv6Localhost such packets bear this address in its place,
-# between the socket and the network. It is one of this host's, and no other host sees it.
+# IPv6 cannot route ::1 to a container, so with ipv6Localhost such packets have this address instead, between the socket and
+# the network. It is one of this host's, and no other host sees it.
 IPV6_LOCALHOST_ALIAS = "fd71:6e61:7400::1"
 
 DEFAULT_TIMEOUT_S = 3600
 
-# Kinds of fields. Values in Python: Address, str (tcp), int, str (eth0), int, and the name of a chain.
-ADDRESS4 = "ipv4_addr"
-ADDRESS6 = "ipv6_addr"
+# Kinds of fields. Values in Python: Address, Subnet, str (tcp), int, str (eth0), int, and the name of a chain.
+ADDRESS = "address"
+SUBNET = "subnet"  # an interval of addresses
 PROTOCOL = "inet_proto"
 PORT = "inet_service"
 INTERFACE = "ifname"
-SLOT = "slot"
-JUMP = "jump"
+BUCKET = "bucket"
 GOTO = "goto"
 
-
-# Prefix lengths that containers' subnets usually have: one set each, and one look-up in it for each new connection.
-# Other lengths take an element with a verdict, which is dear (see below).
-ORDINARY_LENGTHS = {4: (16, 20, 22, 23, 24, 25, 26), 6: (64, 80, 112, 120)}
+# Parts. A prefix length and a time-out are parts too, see prefix_part() and timeout_part().
+CORE = ""
+HOST_IP = "host_ip"
+POLICIES = "policies"
+SHARED_PORTS = "shared_ports"
+UNMASQUERADED = "unmasqueraded"
+MASQUERADE_ALL = "masquerade_all"
+LOCALHOST6 = "localhost6"
+CLOSED = "closed"
+VIA = "via"
+FIXED_SOURCE = "fixed_source"
+NO_MASQUERADE = "no_masquerade"
+NETWORKS = "networks"
 
 
 class SetLayout:
-    """A set, or with `data` a map. `purpose` is its comment in the ruleset."""
+    """A set of one family, or with `data` a map. part: what it belongs to. purpose: its comment in the ruleset."""
 
-    __slots__ = ("counter", "data", "has_intervals", "key", "name", "purpose")
+    __slots__ = ("counter", "data", "family", "has_intervals", "key", "name", "part", "purpose")
 
-    def __init__(  # noqa: PLR0913 - a set has as many properties
+    def __init__(  # noqa: PLR0913, PLR0917 - the columns of a table
         self,
         name: str,
+        family: int,
+        part: str,
         key: tuple[str, ...],
-        data: tuple[str, ...] = (),
-        *,
-        counter: bool = False,
-        has_intervals: bool = False,
+        data: tuple[str, ...],
         purpose: str,
+        *,
+        counter: bool,
     ) -> None:
-        self.has_intervals = has_intervals
         self.name = name
+        self.family = family
+        self.part = part
         self.key = key
         self.data = data
         self.counter = counter
+        self.has_intervals = SUBNET in key
         self.purpose = purpose
 
 
-def _layouts_of(family: int) -> list[SetLayout]:
-    address = ADDRESS4 if family == 4 else ADDRESS6
-    return [
-        *_layouts_of_host_ports(f"host_ip_{{}}{family}", (address,), (address, PORT)),
-        *_layouts_of_host_ports(f"{{}}{family}", (), (address, PORT)),
-        *_layouts_of_containers(family, address),
-        *_layouts_of_sources(family, address),
-        *_layouts_of_whole_networks(family, address),
-    ]
-
-
-def _layouts_of_whole_networks(family: int, address: str) -> list[SetLayout]:
-    """Lay out what the Python API fills; their keys are subnets, which do not overlap."""
-    key = (address,)
-    return [
-        SetLayout(
-            f"cidr_networks{family}",
-            key,
-            (JUMP,),
-            has_intervals=True,
-            purpose="whole network -> the chain of its prefix length",
-        ),
-        SetLayout(
-            f"cidr_outbound{family}",
-            key,
-            (GOTO,),
-            counter=True,
-            has_intervals=True,
-            purpose="whole network -> its source outside",
-        ),
-        SetLayout(
-            f"cidr_snat{family}",
-            key,
-            key,
-            has_intervals=True,
-            purpose="whole network -> its source address outside",
-        ),
-    ]
-
-
-def _layouts_of_host_ports(name: str, where: tuple[str, ...], endpoint: tuple[str, ...]) -> list[SetLayout]:
-    """Lay out what is looked up for a connection to one host address, or with an empty `where` to any."""
-    key = (*where, PROTOCOL, PORT)
-    words = "host address, protocol, host port" if where else "protocol, host port on any local address"
-    ports = name.format("ports") if where else name.format("host_ports")
-    return [
-        SetLayout(ports, key, purpose=f"{words} that a container has, or several share"),
-        SetLayout(
-            name.format("port_policies"),
-            key,
-            (GOTO,),
-            purpose=f"{words} -> what becomes of connections to it, where that is not ordinary",
-        ),
-        SetLayout(name.format("endpoints"), key, endpoint, counter=True, purpose=f"{words} -> container"),
-        SetLayout(
-            name.format("slots"),
-            (*key, SLOT),
-            endpoint,
-            counter=True,
-            purpose=f"{words}, slot -> one of its containers",
-        ),
-    ]
-
-
-def _layouts_of_containers(family: int, address: str) -> list[SetLayout]:
-    published = (address, PROTOCOL, PORT)
-    return [
-        *(
-            SetLayout(
-                subnets_set(family, length),
-                (address, address),
-                purpose=f"container, first address of its own /{length}",
-            )
-            for length in ORDINARY_LENGTHS[family]
-        ),
-        SetLayout(
-            f"networks{family}",
-            (address,),
-            (JUMP,),
-            purpose="container -> the chain of its prefix length, where that is not ordinary",
-        ),
-        SetLayout(
-            f"subnets{family}",
-            (address, address),
-            purpose="container or whole network, first address of its own subnet",
-        ),
-        SetLayout(
-            f"published{family}",
-            published,
-            purpose="container, protocol, host port whose neighbours and localhost are masqueraded",
-        ),
-        SetLayout(
-            f"masquerade_all{family}",
-            published,
-            purpose="container, protocol, host port whose every client is masqueraded",
-        ),
-        SetLayout(
-            f"loopback_only{family}", published, purpose="container, protocol, container port for this host alone"
-        ),
-        SetLayout(f"isolated{family}", (address,), purpose="container that others reach by its host ports alone"),
-        SetLayout(f"home{family}", (address, INTERFACE), purpose="container, interface that its neighbours come by"),
-    ]
-
-
-def _layouts_of_sources(family: int, address: str) -> list[SetLayout]:
-    via = (address, INTERFACE)
-    return [
-        SetLayout(
-            f"masqueraded{family}", (address,), counter=True, purpose="container, whatever interface it leaves by"
-        ),
-        SetLayout(f"masqueraded_via{family}", via, counter=True, purpose="container, interface it leaves by"),
-        SetLayout(
-            f"outbound{family}",
-            (address,),
-            (GOTO,),
-            counter=True,
-            purpose="container -> its source outside, where that is not ordinary",
-        ),
-        SetLayout(
-            f"outbound_via{family}",
-            via,
-            (GOTO,),
-            counter=True,
-            purpose="container, interface it leaves by -> its source there, where that is not ordinary",
-        ),
-        SetLayout(f"snat{family}", (address,), (address,), purpose="container -> its source address outside"),
-        SetLayout(
-            f"snat_via{family}",
-            via,
-            (address,),
-            purpose="container, interface it leaves by -> its source address there",
-        ),
-    ]
+_PORT = (PROTOCOL, PORT)
+_HOST_PORT = (ADDRESS, PROTOCOL, PORT)
+_VIA = (ADDRESS, INTERFACE)
+# Name without the family, part, key, data, purpose. Those in _COUNTED count the connections that their elements are for.
+_LAYOUTS: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], str], ...] = (
+    ("endpoints", CORE, _PORT, (ADDRESS, PORT), "protocol, host port -> container"),
+    ("containers", CORE, (ADDRESS,), (), "addresses that have rules here"),
+    ("published", CORE, _HOST_PORT, (), "container, protocol, host port that leads to it"),
+    ("masqueraded", CORE, (ADDRESS,), (), "masqueraded, whatever interface it leaves by"),
+    ("host_ip_endpoints", HOST_IP, _HOST_PORT, (ADDRESS, PORT), "host address, protocol, host port -> container"),
+    ("policies", POLICIES, _PORT, (GOTO,), "protocol, host port that is shared or has conditions -> chain"),
+    ("host_ip_policies", POLICIES, _HOST_PORT, (GOTO,), "the same, on one host address"),
+    (
+        "buckets",
+        SHARED_PORTS,
+        (*_PORT, BUCKET),
+        (ADDRESS, PORT),
+        "protocol, host port, bucket -> one of its containers",
+    ),
+    ("host_ip_buckets", SHARED_PORTS, (*_HOST_PORT, BUCKET), (ADDRESS, PORT), "the same, on one host address"),
+    ("unmasqueraded", UNMASQUERADED, _HOST_PORT, (), 'container, protocol, host port, with "snat": false'),
+    (
+        "masquerade_all",
+        MASQUERADE_ALL,
+        _HOST_PORT,
+        (),
+        "container, protocol, host port whose every client is masqueraded",
+    ),
+    ("masqueraded_via", VIA, _VIA, (), "masqueraded, if it leaves by this interface"),
+    ("fixed", FIXED_SOURCE, (ADDRESS,), (), "has a source address of its own"),
+    ("fixed_via", FIXED_SOURCE, _VIA, (), "has a source address of its own, if it leaves by this interface"),
+    ("snat", FIXED_SOURCE, (ADDRESS,), (ADDRESS,), "container -> source address"),
+    (
+        "no_masquerade",
+        NO_MASQUERADE,
+        (SUBNET, SUBNET),
+        (),
+        "container or network, destination that sees its own address",
+    ),
+    ("home", CLOSED, _VIA, (), "container, interface of its own network"),
+    ("loopback_only", CLOSED, _HOST_PORT, (), "container, protocol, container port for this host alone"),
+    ("isolated", CLOSED, (ADDRESS,), (), "container that other networks reach by its host ports alone"),
+    ("networks", NETWORKS, (SUBNET,), (), "network CIDRs that have rules here"),
+    ("network_masqueraded", NETWORKS, (SUBNET,), (), "masqueraded, whatever interface it leaves by"),
+    ("network_masqueraded_via", NETWORKS, (INTERFACE, SUBNET), (), "masqueraded, if it leaves by this interface"),
+    ("network_fixed", NETWORKS, (SUBNET,), (), "has a source address of its own"),
+    (
+        "network_fixed_via",
+        NETWORKS,
+        (INTERFACE, SUBNET),
+        (),
+        "has a source address of its own, if it leaves by this interface",
+    ),
+    ("network_snat", NETWORKS, (SUBNET,), (ADDRESS,), "network CIDR -> source address"),
+)
+_COUNTED = frozenset(
+    (
+        "endpoints",
+        "host_ip_endpoints",
+        "buckets",
+        "host_ip_buckets",
+        "masqueraded",
+        "masqueraded_via",
+        "fixed",
+        "fixed_via",
+        "network_masqueraded",
+        "network_masqueraded_via",
+        "network_fixed",
+        "network_fixed_via",
+    )
+)
 
 
 def subnets_set(family: int, prefix_length: int) -> str:
     """Name the set of containers whose own subnet has this prefix length."""
-    return f"subnets{family}_{prefix_length}" if prefix_length in ORDINARY_LENGTHS[family] else f"subnets{family}"
+    return f"subnets{family}_{prefix_length}"
 
 
-_LOCALHOST6 = SetLayout("localhost6", (PROTOCOL, PORT), purpose="protocol, host port that ::1 leads to a container by")
+def prefix_part(family: int, prefix_length: int) -> str:
+    """Name the part for subnets of this prefix length."""
+    return f"prefix{family}_{prefix_length}"
 
-SETS = {layout.name: layout for layout in (*_layouts_of(4), *_layouts_of(6), _LOCALHOST6)}
 
-# The chains that CHECK looks at, with the number of rules in each and of jumps to it: what the kernel
-# reports as `use`. Chains that elements lead to have one user more for each, so those are not here: chains of
-# prefix lengths all jump to `own`, and the ordinary policies to `established`, which count them.
-CHAIN_USE = {
-    "guard": 4,
-    "guard_forward": 2,
-    "guard_new": 8,
-    "prerouting": 1,
-    "output": 1,
-    "localhost6_out": 1,
-    "localhost6_in": 1,
-    "host_ports": 11,
-    "established": 11,
-    "postrouting": 2,
-    "inbound": 26,
-    "outbound4": 16,
-    "outbound6": 13,
-    "own": 509,
-}
+def timeout_set(family: int, timeout_s: int) -> str:
+    """Name the set of containers whose established TCP connections may be idle for so long."""
+    return f"timeout{family}_{timeout_s}"
 
-# What becomes of a connection. To be published or masqueraded with the usual time-out is ordinary, and said by a set.
-# Everything else is said by a map to a chain, which is dear: when the kernel is given an element with a verdict, it
-# looks at all elements of all such maps for loops, 1 us each. The names are those of chains, see slowpath/ruleset.py for their rules.
+
+def timeout_part(timeout_s: int) -> str:
+    """Name the part for this time-out."""
+    return f"timeout_{timeout_s}"
+
+
+class _Sets(dict[str, SetLayout]):
+    """The sets by name; those of prefix lengths and time-outs are made as they are asked for."""
+
+    def __missing__(self, name: str) -> SetLayout:
+        kind, _, number = name.partition("_")
+        family = int(kind[-1:])
+        key: tuple[str, ...]
+        if kind[:-1] == "subnets":
+            part, key, purpose = (
+                prefix_part(family, int(number)),
+                (ADDRESS, ADDRESS),
+                f"container, first address of its /{number}",
+            )
+        elif kind[:-1] == "timeout":
+            part, key, purpose = (
+                timeout_part(int(number)),
+                (ADDRESS,),
+                f"its established connections may be idle for {number} s",
+            )
+        else:
+            raise KeyError(name)
+        layout = self[name] = SetLayout(name, family, part, key, (), purpose, counter=False)
+        return layout
+
+
+SETS = _Sets()
+for _name, _part, _key, _data, _purpose in _LAYOUTS:
+    for _family in (4, 6):
+        SETS[f"{_name}{_family}"] = SetLayout(
+            f"{_name}{_family}", _family, _part, _key, _data, _purpose, counter=_name in _COUNTED
+        )
+SETS["localhost6"] = SetLayout(
+    "localhost6", 6, LOCALHOST6, _PORT, (), "protocol, host port that ::1 leads to", counter=False
+)
+
+
+def is_set(name: str) -> bool:
+    """Whether this program knows a set or map of this name."""
+    try:
+        SETS[name]
+    except (KeyError, ValueError):
+        return False
+    return True
+
+
+# What a connection to a host port is sent to where that is not ordinary. An element that leads to a chain is dear: when the kernel is
+# given one, it looks at all elements of all such maps for loops, 1 us each.
 PUBLISH = "publish"
 SPREAD_EVENLY = "spread"
 SPREAD_BY_CLIENT = "spread_by_client"
 ON_ONE_ADDRESS = "_on_ip"  # ends the names above for a port on one host address
-MASQUERADED = "masqueraded"
-FIXED_SOURCE = "fixed_source"
-FIXED_SOURCE_VIA = "fixed_source_via"
-FIXED_SOURCE_OF_NETWORK = "fixed_source_of_network"
 
 
 class Policy:
-    """What becomes of a connection: a chain that elements lead to.
+    """What becomes of a connection to a host port: a chain that elements lead to.
 
-    kind: one of the names above.
-    timeout_s: how long it may be idle, when it is TCP and established.
-    conditions: by family, words in nft's syntax that it must match as well.
+    kind: one of the names above. conditions: by family, words in nft's syntax that the connection must match as well.
     """
 
-    __slots__ = ("conditions", "kind", "timeout_s")
+    __slots__ = ("conditions", "kind")
 
-    def __init__(
-        self, kind: str, timeout_s: int = DEFAULT_TIMEOUT_S, conditions: dict[int, tuple[str, ...]] | None = None
-    ) -> None:
+    def __init__(self, kind: str, conditions: dict[int, tuple[str, ...]] | None = None) -> None:
         self.kind = kind
-        self.timeout_s = timeout_s
         self.conditions = conditions or {}
 
     @property
     def chain(self) -> str:
-        """Name its chain: the ordinary ones are part of the table, others are made when they are first needed."""
-        name = self.kind if self.timeout_s == DEFAULT_TIMEOUT_S else f"{self.kind}_{self.timeout_s}"
+        """Name its chain, which is made when it is first needed."""
         if not self.conditions:
-            return name
+            return self.kind
         from _blake2 import blake2b  # only where a network has conditions
 
         text = repr(sorted(self.conditions.items()))
-        return f"{name}_if_{blake2b(text.encode(), digest_size=6).hexdigest()}"
+        return f"{self.kind}_if_{blake2b(text.encode(), digest_size=6).hexdigest()}"
 
     @property
     def is_ordinary(self) -> bool:
-        """Whether its chain is part of the table."""
-        return self.timeout_s == DEFAULT_TIMEOUT_S and not self.conditions
+        """Whether connections are published as usual, which takes no element that leads to a chain."""
+        return self.kind.startswith(PUBLISH) and not self.conditions
 
     @property
-    def without_conditions(self) -> Policy:
+    def unconditional(self) -> Policy:
         """What becomes of a connection that matches the conditions."""
-        return Policy(self.kind, self.timeout_s)
-
-
-ORDINARY = [
-    Policy(kind + where) for kind in (PUBLISH, SPREAD_EVENLY, SPREAD_BY_CLIENT) for where in ("", ON_ONE_ADDRESS)
-] + [Policy(kind) for kind in (MASQUERADED, FIXED_SOURCE, FIXED_SOURCE_VIA, FIXED_SOURCE_OF_NETWORK)]
-
-
-def prefix_chain(family: int, prefix_length: int) -> str:
-    """Name the chain that compares with a subnet of this prefix length."""
-    return f"subnet{family}_{prefix_length}"
+        return Policy(self.kind)

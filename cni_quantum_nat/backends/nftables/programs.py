@@ -1,15 +1,18 @@
-"""Table `inet quantum` through libnftables: built when it is not there, rehearsed, and given chains that it lacks."""
+"""Table `inet quantum` through libnftables: built when it is not there, rehearsed, and given parts that it lacks."""
 
 from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING
 
+from ...kernel.stderr import warn
 from ...model.errors import NOT_AVAILABLE, CniError, InvalidConfiguration
-from .layout import TABLE
-from .text import elements_text, policies_text, table_text
+from .layout import CORE, DEFAULT_TIMEOUT_S, POLICIES, SETS, TABLE, timeout_part
+from .text import default_parts, elements_text, extension_text, parts_of, policies_text, table_text
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from nftables import Nftables
 
     from .layout import Policy
@@ -20,13 +23,30 @@ _REHEARSAL = f"{TABLE}_rehearsal"
 _NFPROTO = {4: "ipv4", 6: "ipv6"}
 
 
-def build(elements: list[Element]) -> None:
-    """Build the table and its elements in one transaction, in place of what there is; CniError(50) when refused."""
+def build(elements: list[Element], boot_id: str, coming: Iterable[Element] = ()) -> None:
+    """Build the table and its elements in one transaction, in place of what there is; CniError(50) when refused.
+
+    coming: elements that will be added next: the table gets the parts that they need.
+    """
+    parts = default_parts() | parts_of((*elements, *coming))
+    try:
+        _build(elements, parts, boot_id)
+    except CniError as error:
+        # Time-outs are a part: a kernel without nfnetlink_cttimeout does without its default.
+        try:
+            _build(elements, parts - {timeout_part(DEFAULT_TIMEOUT_S)}, boot_id)
+        except CniError:
+            raise error from None
+        warn(CniError(error.code, f"established connections keep the kernel's own time-out: {error.details}"))
+
+
+def _build(elements: list[Element], parts: set[str], boot_id: str) -> None:
     # "add, delete, add" replaces the table whether it is there or not.
-    _run([f"add table inet {TABLE}", f"delete table inet {TABLE}", table_text(TABLE), *_content(elements, TABLE)])
+    text = table_text(TABLE, parts, boot_id=boot_id)
+    _run([f"add table inet {TABLE}", f"delete table inet {TABLE}", text, *_content(elements, TABLE)])
 
 
-def replace(elements: list[Element]) -> None:
+def replace(elements: list[Element], boot_id: str, coming: Iterable[Element] = ()) -> None:
     """Build the table in place of one that is in use, and lose no connection that begins meanwhile; CniError(50).
 
     To a packet, a transaction is not one moment. It may ask the new chain before the commit, which is empty then, and the
@@ -35,32 +55,53 @@ def replace(elements: list[Element]) -> None:
     """
     nft = open_libnftables()  # the copy is owned by this socket: whatever becomes of this process, it goes
     try:
-        _run([table_text(_COVER, is_owned=True), *_content(elements, _COVER)], nft)
+        text = table_text(_COVER, default_parts() | parts_of(elements), is_owned=True)
+        _run([text, *_content(elements, _COVER)], nft)
     except CniError:  # Linux before 5.12 has no owned tables; if it is anything else, build() will meet it too
-        build(elements)
+        build(elements, boot_id, coming)
         return
     try:
-        build(elements)
+        build(elements, boot_id, coming)
     finally:
         _run([f"delete table inet {_COVER}"], nft)
 
 
 def _content(elements: list[Element], table: str) -> list[str]:
-    special = [element.policy for element in elements if element.policy and not element.policy.is_ordinary]
-    return policies_text(special, table) + elements_text(elements, table)
+    return policies_text(_policies_of(elements), table) + elements_text(elements, table)
 
 
-def add_policies(policies: list[Policy]) -> None:
-    """Make the chains of policies in the table; CniError(7) when their conditions are not conditions."""
+def _policies_of(elements: Iterable[Element]) -> list[Policy]:
+    return [element.policy for element in elements if element.policy is not None]
+
+
+def add_parts(set_names: list[str], elements: list[Element]) -> None:
+    """Make the parts that the elements need and the table lacks, and the chains of their policies.
+
+    set_names: the sets that the table has. Raises: CniError(7) when conditions are no conditions, (50) when the kernel refuses.
+    """
+    policies = _policies_of(elements)
     for family, words in {(f, words) for policy in policies for f, words in policy.conditions.items()}:
         _check_conditions(family, " ".join(words))
-    if policies:
-        _run(policies_text(policies))
+    present = {SETS[name].part for name in set_names} | {CORE}
+    # A part without sets of its own is known by the chain that it brings.
+    if _has_default_timeout():
+        present.add(timeout_part(DEFAULT_TIMEOUT_S))
+    wanted = present | parts_of(elements)
+    commands = extension_text(present, wanted) if wanted != present else []
+    _run([*commands, *policies_text(policies)])
+
+
+def _has_default_timeout() -> bool:
+    try:
+        _run([f"list chain inet {TABLE} established"])
+    except CniError:
+        return False
+    return True
 
 
 def rehearse() -> None:
     """Let the kernel take the table under another name and drop it, in one transaction; CniError(50) when refused."""
-    _run([table_text(_REHEARSAL), f"delete table inet {_REHEARSAL}"])
+    _run([table_text(_REHEARSAL, {CORE, POLICIES}), f"delete table inet {_REHEARSAL}"])
 
 
 def _check_conditions(family: int, text: str) -> None:

@@ -1,55 +1,49 @@
-"""Rule Manager: what an attachment needs, as elements of the table's sets and maps. No I/O."""
+"""What an attachment needs, as elements of the table's sets and maps, by the unit that they belong to. No I/O.
+
+A pod's start waits for this module.
+"""
 
 from __future__ import annotations
 
-from ...model.addresses import Address, Endpoint
-from ...model.attachments import BY_CLIENT, EXCLUSIVE, SPREAD, Attachment, PortMapping
+from ...model.addresses import Address, Endpoint, Subnet
+from ...model.attachments import BY_CLIENT, EXCLUSIVE, SPREAD
+from ...model.units import HostPort
 from .layout import (
-    FIXED_SOURCE,
-    FIXED_SOURCE_OF_NETWORK,
-    FIXED_SOURCE_VIA,
+    BUCKETS,
+    DEFAULT_TIMEOUT_S,
     IPV6_LOCALHOST_ALIAS,
-    MASQUERADED,
     ON_ONE_ADDRESS,
-    ORDINARY_LENGTHS,
     PUBLISH,
     SETS,
     SHARED,
     SPREAD_BY_CLIENT,
     SPREAD_EVENLY,
     Policy,
-    prefix_chain,
     subnets_set,
+    timeout_set,
 )
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
-    from ...model.addresses import Subnet
+    from ...model.attachments import Attachment, PortMapping
+    from ...model.units import Unit
 
     Field = Address | Subnet | str | int
     Fields = tuple[Field, ...]
+    Identity = tuple[str, Fields]
 
-_OF_ADDRESSES = ("subnets", "masqueraded", "outbound")  # how the sets begin whose key begins with a container's address
-_HOST_PORT_NAMES = (
-    "host_ports",
-    "host_ip_ports",
-    "port_policies",
-    "host_ip_port_policies",
-    "endpoints",
-    "host_ip_endpoints",
-)
-_HOST_PORT_SETS = tuple(f"{name}{f}" for name in _HOST_PORT_NAMES for f in (4, 6))
 _KINDS = {EXCLUSIVE: PUBLISH, SPREAD: SPREAD_EVENLY, BY_CLIENT: SPREAD_BY_CLIENT}
 _ALIAS = Address.parse(IPV6_LOCALHOST_ALIAS)
+_NOBODY = {4: Address(4, bytes(4)), 6: Address(6, bytes(16))}
 
 
 class Element:
     """An element of the set `set_name`: `key` and `data` have the fields of its layout, `owner` is its comment.
 
     policy: where it leads to a chain, what that is.
-    flows: how many the kernel has counted: its rules see the first packet of each.
+    flows: how many connections the kernel has counted: its rules see the first packet of each.
     """
 
     __slots__ = ("data", "flows", "key", "owner", "policy", "set_name")
@@ -63,34 +57,28 @@ class Element:
         self.flows = 0
 
     @property
-    def identity(self) -> tuple[str, Fields]:
+    def identity(self) -> Identity:
         """What there can be only one of in the kernel."""
         return self.set_name, self.key
 
-    @property
-    def is_host_port(self) -> bool:
-        """Whether it claims a host port, which two attachments may want; everything else follows an address."""
-        return self.set_name in _HOST_PORT_SETS
-
     def is_same(self, other: Element) -> bool:
-        """Whether both are the same to a packet, and whose they are."""
+        """Whether both are the same to a packet, and have the same owner."""
         return (self.identity, self.data, self.owner) == (other.identity, other.data, other.owner)
 
     @property
     def family(self) -> int:
-        """4 or 6, which ends the name of its set."""
-        return int(self.set_name[-1])
+        """4 or 6."""
+        return SETS[self.set_name].family
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether another state directory has recorded it."""
+        return ":" in self.owner
 
     @property
     def is_counted(self) -> bool:
-        """Whether the kernel counts its flows."""
+        """Whether the kernel counts its connections."""
         return SETS[self.set_name].counter
-
-    @property
-    def address(self) -> Address | None:
-        """The container's address, where this is one of the elements that say whose it is."""
-        first = self.key[0]
-        return first if self.set_name.startswith(_OF_ADDRESSES) and isinstance(first, Address) else None
 
     def __str__(self) -> str:
         data = f" : {_joined(self.data)}" if self.data else ""
@@ -101,197 +89,158 @@ def _joined(fields: Fields) -> str:
     return " . ".join(str(field) for field in fields)
 
 
-class Share:
-    """A container's part in a shared port: any of the elements of `set_name` that begin with `key` may lead to it."""
+def plan_rules(attachment: Attachment, units: Iterable[Unit] | None = None) -> list[Element]:
+    """Return the elements of an attachment that belong to these units, or to all that it wants, in a fixed order.
 
-    __slots__ = ("data", "key", "owner", "set_name")
-
-    def __init__(self, set_name: str, key: Fields, data: Fields, owner: str) -> None:
-        self.set_name = set_name
-        self.key = key
-        self.data = data
-        self.owner = owner
-
-    def __str__(self) -> str:
-        return f"{self.set_name} {{ {_joined(self.key)} . * }}"
-
-    @property
-    def identity(self) -> tuple[str, Fields]:
-        """The port that is shared."""
-        return self.set_name, self.key
-
-    @property
-    def claim(self) -> tuple[str, Fields]:
-        """The identity of the element that says so."""
-        return self.set_name.replace(
-            "slots", "ports" if self.set_name.startswith("host_ip") else "host_ports"
-        ), self.key
-
-    def elements_of_the_port(self) -> list[Element]:
-        """Return the elements that all who share the port have together, to be looked for: they lead nowhere."""
-        claim, key = self.claim
-        policies = self.set_name.replace("slots", "port_policies")
-        elements = [Element(claim, key, (), SHARED), Element(policies, key, (), SHARED)]
-        if self.set_name.endswith("6"):
-            elements.append(Element("localhost6", key[-2:], (), SHARED))
-        return elements
-
-    def slot(self, number: int) -> Element:
-        """Return the element that deals this slot to the container."""
-        return self.slot_for(number, self.owner, self.data)
-
-    def slot_for(self, number: int, owner: str, data: Fields) -> Element:
-        """Return the element that deals this slot to another of those who share the port."""
-        return Element(self.set_name, (*self.key, number), data, owner)
-
-
-def plan_rules(attachment: Attachment) -> list[Element]:
-    """Return the elements that give an attachment its way out and its way in, in a fixed order.
-
-    Those of a shared port's slots depend on who else shares it, see shares.py.
+    The buckets of shared ports depend on who else shares them: see sharing.py.
     """
-    if attachment.is_network:
-        return list(_plan_whole_network(attachment))
-    planned = [*_plan_outbound(attachment), *_plan_inbound(attachment), *_plan_isolation(attachment)]
-    return list({element.identity: element for element in planned}.values())
+    wanted = [*attachment.address_units, *attachment.host_ports] if units is None else list(units)
+    elements: list[Element] = []
+    for unit in wanted:
+        elements += _plan_unit(attachment, unit)
+    return elements
 
 
-def plan_shares(attachment: Attachment) -> list[Share]:
-    """Return the attachment's parts in shared ports."""
-    shares = []
-    for family in (4, 6):
-        endpoint = attachment.published_endpoint(family)
-        for mapping in attachment.port_mappings:
-            if endpoint is not None and mapping.sharing and mapping.serves(family):
-                prefix, key = _host_port(mapping)
-                data = (endpoint.address, mapping.container_port)
-                shares.append(Share(f"{prefix}slots{family}", key, data, attachment.id.owner))
-    return shares
+def _plan_unit(attachment: Attachment, unit: Unit) -> Iterator[Element]:
+    if isinstance(unit, HostPort):
+        return _plan_host_port(attachment, unit, attachment.host_ports[unit])
+    if isinstance(unit, Subnet):
+        return _plan_network(attachment, unit)
+    return _plan_address(attachment, next(e for e in attachment.endpoints if e.address == unit))
 
 
-def _plan_outbound(attachment: Attachment) -> Iterator[Element]:
-    outbound, owner = attachment.outbound, attachment.id.owner
-    for endpoint in attachment.endpoints:
-        address, family = endpoint.address, endpoint.address.family
-        if family not in outbound.masquerade:
-            continue
-        yield from _plan_own_subnet(endpoint, owner)
-        fixed = outbound.snat_addresses.get(family)
-        interfaces = outbound.external_interfaces.get(family, ())
-        keys: list[tuple[str, Fields]] = [("_via", (address, name)) for name in interfaces]
-        for suffix, key in keys or [("", (address,))]:
-            kind = MASQUERADED if fixed is None else FIXED_SOURCE_VIA if suffix else FIXED_SOURCE
-            policy = Policy(kind, attachment.established_timeout_s)
-            if policy.chain == MASQUERADED:
-                yield Element(f"masqueraded{suffix}{family}", key, (), owner)
-            else:
-                yield Element(f"outbound{suffix}{family}", key, (policy.chain,), owner, policy)
-            if fixed is not None:
-                yield Element(f"snat{suffix}{family}", key, (fixed,), owner)
+def lead_of(unit: Unit) -> Element:
+    """Return the element that whoever has the unit has, to be looked up: its owner has the unit."""
+    if isinstance(unit, HostPort):
+        prefix, key = _place(unit)
+        return Element(f"{prefix}endpoints{unit.family}", key, (), "")
+    name = "networks" if isinstance(unit, Subnet) else "containers"
+    return Element(f"{name}{unit.family}", (unit,), (), "")
 
 
-def _plan_whole_network(attachment: Attachment) -> Iterator[Element]:
-    outbound, owner = attachment.outbound, attachment.id.owner
-    for endpoint in attachment.endpoints:
-        network, family = endpoint.network, endpoint.address.family
-        if family not in outbound.masquerade:
-            continue
-        yield Element(f"cidr_networks{family}", (network,), (prefix_chain(family, network.prefix_length),), owner)
-        yield Element(f"subnets{family}", (network.first, network.first), (), owner)
-        interfaces = outbound.external_interfaces.get(family, ())
-        conditions: dict[int, tuple[str, ...]] = {}
-        if interfaces:
-            conditions[family] = ("oifname", "{", ", ".join(f'"{name}"' for name in interfaces), "}")
-        fixed = outbound.snat_addresses.get(family)
-        kind = MASQUERADED if fixed is None else FIXED_SOURCE_OF_NETWORK
-        policy = Policy(kind, attachment.established_timeout_s, conditions)
-        yield Element(f"cidr_outbound{family}", (network,), (policy.chain,), owner, policy)
-        if fixed is not None:
-            yield Element(f"cidr_snat{family}", (network,), (fixed,), owner)
+def port_of(element: Element) -> HostPort:
+    """Return the host port that an element of a port's sets is for; ::1 has its alias there."""
+    fields = list(element.key)
+    address = fields.pop(0) if element.set_name.startswith("host_ip_") else None
+    assert address is None or isinstance(address, Address)  # noqa: S101 - for the type checker: so it is laid out
+    protocol, port = fields[:2]
+    return HostPort(element.family, str(protocol), int(str(port)), address)
 
 
-def _plan_own_subnet(endpoint: Endpoint, owner: str) -> Iterator[Element]:
-    address, family = endpoint.address, endpoint.address.family
-    length = endpoint.prefix_length
-    if length not in ORDINARY_LENGTHS[family]:
-        yield Element(f"networks{family}", (address,), (prefix_chain(family, length),), owner)
-    yield Element(subnets_set(family, length), (address, endpoint.network.first), (), owner)
+def elements_of_port(port: HostPort) -> list[Element]:
+    """Return all elements that a host port may have but buckets, whoever has it, to be looked up."""
+    prefix, key = _place(port)
+    elements = [lead_of(port), Element(f"{prefix}policies{port.family}", key, (), "")]
+    if port.family == 6:
+        elements.append(Element("localhost6", key[-2:], (), ""))
+    return elements
 
 
-def _plan_inbound(attachment: Attachment) -> Iterator[Element]:
-    owner = attachment.id.owner
-    for family in sorted(attachment.published_families):
-        endpoint = attachment.published_endpoint(family)
-        assert endpoint is not None  # noqa: S101 - for the type checker: that is what published means
-        yield from _plan_own_subnet(endpoint, owner)
-        mappings = [mapping for mapping in attachment.port_mappings if mapping.serves(family)]
-        for mapping in mappings:
-            yield from _plan_host_port(attachment, mapping, endpoint)
-            yield from _plan_return_path(attachment, mapping, endpoint)
-        yield from _plan_loopback_only(mappings, endpoint, owner)
+def buckets_of(port: HostPort) -> list[Element]:
+    """Return all buckets of a host port, to be looked up."""
+    prefix, key = _place(port)
+    return [Element(f"{prefix}buckets{port.family}", (*key, number), (), "") for number in range(BUCKETS)]
 
 
-def _host_port(mapping: PortMapping) -> tuple[str, Fields]:
-    """Return how the sets' names begin that a host port is looked up in, and its key."""
-    host_ip = mapping.specific_host_ip
-    if host_ip is None:
-        return "", (mapping.protocol, mapping.host_port)
-    if host_ip.family == 6 and host_ip.is_loopback:
-        host_ip = _ALIAS
-    return "host_ip_", (host_ip, mapping.protocol, mapping.host_port)
+def endpoint_of(attachment: Attachment, port: HostPort) -> Fields:
+    """Return the container's address and port that a host port leads to."""
+    endpoint = attachment.published_endpoint(port.family)
+    assert endpoint is not None  # noqa: S101 - for the type checker: that is what published means
+    return endpoint.address, attachment.host_ports[port].container_port
 
 
-def _ports(prefix: str) -> str:
-    """Name the set of the host ports that are held."""
-    return "host_ip_ports" if prefix else "host_ports"
+def _place(port: HostPort) -> tuple[str, Fields]:
+    """Return how the names of the sets begin that a host port is looked up in, and its key."""
+    if port.address is None:
+        return "", (port.protocol, port.port)
+    address = _ALIAS if port.family == 6 and port.address.is_loopback else port.address
+    return "host_ip_", (address, port.protocol, port.port)
 
 
-def claims_of(mapping: PortMapping, families: set[int]) -> list[Element]:
-    """Return the elements that claim the host port, to be looked for: they lead nowhere."""
-    prefix, key = _host_port(mapping)
-    name = _ports(prefix)
-    return [Element(f"{name}{family}", key, (), "") for family in sorted(families) if mapping.serves(family)]
+def policy_of(attachment: Attachment, port: HostPort, mapping: PortMapping) -> Policy:
+    """Say what becomes of connections to a host port of the attachment."""
+    kind = _KINDS[mapping.sharing] + (ON_ONE_ADDRESS if port.address is not None else "")
+    return Policy(kind, attachment.inbound.conditions)
 
 
-def _plan_host_port(attachment: Attachment, mapping: PortMapping, endpoint: Endpoint) -> Iterator[Element]:
-    family, owner = endpoint.address.family, attachment.id.owner
-    prefix, key = _host_port(mapping)
-    kind = _KINDS[mapping.sharing] + (ON_ONE_ADDRESS if prefix else "")
-    policy = Policy(kind, attachment.established_timeout_s, attachment.inbound.conditions)
-    holder = SHARED if mapping.sharing else owner
-    yield Element(f"{_ports(prefix)}{family}", key, (), holder)
-    if policy.chain not in (PUBLISH, PUBLISH + ON_ONE_ADDRESS):
-        yield Element(f"{prefix}port_policies{family}", key, (policy.chain,), holder, policy)
-    if not mapping.sharing:
-        yield Element(f"{prefix}endpoints{family}", key, (endpoint.address, mapping.container_port), owner)
-    if attachment.inbound.ipv6_localhost and family == 6 and mapping.is_reached_from_ipv6_loopback:
-        yield Element("localhost6", key[-2:], (), holder)
+def _plan_host_port(attachment: Attachment, port: HostPort, mapping: PortMapping) -> Iterator[Element]:
+    prefix, key = _place(port)
+    owner = SHARED if mapping.sharing else attachment.id.owner
+    # Connections to a shared port never reach its lead: the policy comes first.
+    data = (_NOBODY[port.family], 0) if mapping.sharing else endpoint_of(attachment, port)
+    yield Element(f"{prefix}endpoints{port.family}", key, data, owner)
+    policy = policy_of(attachment, port, mapping)
+    if not policy.is_ordinary:
+        yield Element(f"{prefix}policies{port.family}", key, (policy.chain,), owner, policy)
+    if attachment.inbound.ipv6_localhost and port.family == 6 and mapping.is_reached_from_ipv6_loopback:
+        yield Element("localhost6", key[-2:], (), owner)
 
 
-def _plan_return_path(attachment: Attachment, mapping: PortMapping, endpoint: Endpoint) -> Iterator[Element]:
-    if attachment.inbound.snat:
-        kind = "masquerade_all" if attachment.inbound.masquerade_all else "published"
-        key = (endpoint.address, mapping.protocol, mapping.host_port)
-        yield Element(f"{kind}{endpoint.address.family}", key, (), attachment.id.owner)
+def _plan_address(attachment: Attachment, endpoint: Endpoint) -> Iterator[Element]:
+    address, family, owner = endpoint.address, endpoint.address.family, attachment.id.owner
+    is_published = family in attachment.published_families and endpoint is attachment.published_endpoint(family)
+    yield Element(f"containers{family}", (address,), (), owner)
+    if is_published or family in attachment.outbound.masquerade:
+        yield Element(subnets_set(family, endpoint.prefix_length), (address, endpoint.network.first), (), owner)
+        if attachment.established_timeout_s != DEFAULT_TIMEOUT_S:
+            yield Element(timeout_set(family, attachment.established_timeout_s), (address,), (), owner)
+    if family in attachment.outbound.masquerade:
+        yield from _plan_outbound(attachment, address)
+    home = Element(f"home{family}", (address, endpoint.host_interface), (), owner)
+    closed = list(_plan_return_paths(attachment, endpoint)) if is_published else []
+    yield from closed
+    if attachment.inbound.isolate:
+        yield Element(f"isolated{family}", (address,), (), owner)
+    if attachment.inbound.isolate or any(element.set_name.startswith("loopback_only") for element in closed):
+        yield home
 
 
-def _plan_loopback_only(mappings: list[PortMapping], endpoint: Endpoint, owner: str) -> Iterator[Element]:
-    address, family = endpoint.address, endpoint.address.family
-    open_ports = {(m.protocol, m.container_port) for m in mappings if not m.on_loopback_only}
-    closed = {(m.protocol, m.container_port): m for m in mappings if m.on_loopback_only}
+def _plan_outbound(attachment: Attachment, address: Address) -> Iterator[Element]:
+    outbound, family, owner = attachment.outbound, address.family, attachment.id.owner
+    fixed = outbound.snat_addresses.get(family)
+    interfaces = outbound.external_interfaces.get(family, ())
+    name = "masqueraded" if fixed is None else "fixed"
+    for interface in interfaces:
+        yield Element(f"{name}_via{family}", (address, interface), (), owner)
+    if not interfaces:
+        yield Element(f"{name}{family}", (address,), (), owner)
+    if fixed is not None:
+        yield Element(f"snat{family}", (address,), (fixed,), owner)
+    for subnet in outbound.no_masquerade:
+        if subnet.family == family:
+            yield Element(f"no_masquerade{family}", (Subnet(address, 8 * len(address.packed)), subnet), (), owner)
+
+
+def _plan_return_paths(attachment: Attachment, endpoint: Endpoint) -> Iterator[Element]:
+    """Say by which host ports the container is reached, and which of its ports are for this host alone."""
+    address, family, owner = endpoint.address, endpoint.address.family, attachment.id.owner
+    inbound = attachment.inbound
+    mappings = [mapping for mapping in attachment.port_mappings if mapping.serves(family)]
+    for protocol, host_port in dict.fromkeys((m.protocol, m.host_port) for m in mappings):
+        key = (address, protocol, host_port)
+        yield Element(f"{'published' if inbound.snat else 'unmasqueraded'}{family}", key, (), owner)
+        if inbound.snat and inbound.masquerade_all:
+            yield Element(f"masquerade_all{family}", key, (), owner)
+    opened = {(m.protocol, m.container_port) for m in mappings if not m.on_loopback_only}
+    closed = dict.fromkeys((m.protocol, m.container_port) for m in mappings if m.on_loopback_only)
     for protocol, port in closed:
-        if (protocol, port) not in open_ports:
+        if (protocol, port) not in opened:
             yield Element(f"loopback_only{family}", (address, protocol, port), (), owner)
-            yield _home(endpoint, owner)
 
 
-def _plan_isolation(attachment: Attachment) -> Iterator[Element]:
-    owner = attachment.id.owner
-    for endpoint in attachment.endpoints if attachment.inbound.isolate else ():
-        yield Element(f"isolated{endpoint.address.family}", (endpoint.address,), (), owner)
-        yield _home(endpoint, owner)
-
-
-def _home(endpoint: Endpoint, owner: str) -> Element:
-    """Return the element that says by which interface the container's neighbours come."""
-    return Element(f"home{endpoint.address.family}", (endpoint.address, endpoint.host_interface), (), owner)
+def _plan_network(attachment: Attachment, network: Subnet) -> Iterator[Element]:
+    outbound, family, owner = attachment.outbound, network.family, attachment.id.owner
+    yield Element(f"networks{family}", (network,), (), owner)
+    yield Element(subnets_set(family, network.prefix_length), (network.first, network.first), (), owner)
+    fixed = outbound.snat_addresses.get(family)
+    interfaces = outbound.external_interfaces.get(family, ())
+    name = "network_masqueraded" if fixed is None else "network_fixed"
+    for interface in interfaces:
+        yield Element(f"{name}_via{family}", (interface, network), (), owner)
+    if not interfaces:
+        yield Element(f"{name}{family}", (network,), (), owner)
+    if fixed is not None:
+        yield Element(f"network_snat{family}", (network,), (fixed,), owner)
+    for subnet in outbound.no_masquerade:
+        if subnet.family == family:
+            yield Element(f"no_masquerade{family}", (network, subnet), (), owner)

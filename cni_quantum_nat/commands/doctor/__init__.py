@@ -1,1 +1,1 @@
-"""`quantum-nat doctor`: what keeps traffic from containers. It reads the host, and changes nothing."""
+"""`quantum-nat doctor`: find what blocks traffic to and from containers. It only reads."""

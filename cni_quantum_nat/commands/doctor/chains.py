@@ -1,7 +1,7 @@
-"""The host's chains, whoever made them: nf_tables' own, those of iptables-nft, and those of iptables-legacy.
+"""All chains on the host: of nf_tables, iptables-nft and iptables-legacy.
 
-A rule is a list of expressions as libnftables says them in JSON. What iptables made, libnftables cannot read beyond "xt", so
-such tables are read from iptables-save, and its words are translated into the same expressions.
+A rule is a list of expressions in libnftables' JSON. libnftables shows iptables' own expressions only as "xt", so such tables
+are read with iptables-save, and converted to the same expressions.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _OPAQUE: Expression = {"xt": {"type": "match", "name": "unknown"}}
 
 
 class Chain(NamedTuple):
-    """hook is empty for a chain that is only jumped to. table: its family and name."""
+    """A chain. hook: empty if it is only reached by jumps. table: family and name."""
 
     families: set[int]
     table: str
@@ -44,11 +44,11 @@ class Chain(NamedTuple):
     rules: list[Rule]
 
     def __str__(self) -> str:
-        return f"chain {self.name} of table {self.table}"
+        return f"chain {self.name} in table {self.table}"
 
 
 class Ruleset:
-    """All chains. sets: the elements of named sets and maps, by (table, name). unread: why some of it is not known."""
+    """All chains. sets: the elements of named sets and maps, by (table, name). unread: errors for what could not be read."""
 
     def __init__(self, listed: list[dict[str, Any]]) -> None:
         self.chains: dict[tuple[str, str], Chain] = {}
@@ -65,12 +65,12 @@ class Ruleset:
         self._read_iptables()
 
     def hooked(self, hook: str, family: int) -> list[Chain]:
-        """Return the chains that packets of this family enter at a hook, in the order in which they do."""
+        """Return the chains at a hook for this family, in order of priority."""
         found = [chain for chain in self.chains.values() if chain.hook == hook and family in chain.families]
         return sorted(found, key=lambda chain: chain.priority)
 
     def _read_iptables(self) -> None:
-        """Read the tables with what only iptables understands from its own listing, and those that only it has."""
+        """Read the tables with "xt" expressions, and those of iptables-legacy, with iptables-save."""
         opaque = {table for (table, _), chain in self.chains.items() if any("xt" in e for r in chain.rules for e in r)}
         for family, prefix in ((4, "ip"), (6, "ip6")):
             if any(table.startswith(f"{prefix} ") for table in opaque):
@@ -147,7 +147,7 @@ _PORTS = {"--dport": "dport", "--dports": "dport", "--sport": "sport", "--sports
 
 
 def _translated(words: list[str], family: int) -> Iterator[Expression]:
-    """Yield the expressions of a rule of iptables, a word that is not known as one that may match or not."""
+    """Yield the expressions of an iptables rule; an unknown option may or may not match."""
     protocol = "ip" if family == 4 else "ip6"
     rest, negated = list(words), False
     while rest:
@@ -161,7 +161,7 @@ def _translated(words: list[str], family: int) -> Iterator[Expression]:
 
 
 def _values(rest: list[str]) -> list[str]:
-    """Take the words up to the next option."""
+    """Remove and return the words up to the next option."""
     values = []
     while rest and not rest[0].startswith("-") and rest[0] != "!":
         values.append(rest.pop(0))

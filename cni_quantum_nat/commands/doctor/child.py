@@ -1,4 +1,4 @@
-"""Answers from another network namespace: a child process goes there, looks, and writes what it saw."""
+"""Run a function in another network namespace, in a child process."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _CLONE_NEWNET = 0x40000000
 
 
 def ask_in_new_namespace(question: Callable[[], Any]) -> Any:
-    """Return what the question answers, as JSON can say it, in a network namespace where nobody is; CniError(50) with its failure."""
+    """Return the function's result, which must be JSON, from a new, empty network namespace; raise CniError(50) if it fails."""
     return _ask(question, lambda libc: libc.unshare(_CLONE_NEWNET))
 
 
 def ask_in_namespace(path: str, question: Callable[[], Any]) -> Any:
-    """Return what the question answers in the network namespace with this path; CniError(50) when that cannot be entered."""
+    """Return the function's result from the network namespace at a path; raise CniError(50) if it cannot be entered."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise CniError(NOT_AVAILABLE, f"network namespace {path} cannot be entered: {error.strerror}") from error
+        raise CniError(NOT_AVAILABLE, f"cannot enter network namespace {path}: {error.strerror}") from error
     try:
         return _ask(question, lambda libc: libc.setns(descriptor, _CLONE_NEWNET))
     finally:
@@ -44,9 +44,9 @@ def _ask(question: Callable[[], Any], enter: Callable[[ctypes.CDLL], int]) -> An
     with os.fdopen(reading, "rb") as pipe:
         content = pipe.read()
     os.waitpid(child, 0)
-    answer = json.loads(content) if content else {"error": "the process that looked there has died"}
+    answer = json.loads(content) if content else {"error": "the process there has died"}
     if "error" in answer:
-        raise CniError(NOT_AVAILABLE, "it cannot be found out", answer["error"])
+        raise CniError(NOT_AVAILABLE, "cannot look into a network namespace", answer["error"])
     return answer["answer"]
 
 
@@ -57,5 +57,5 @@ def _answer(question: Callable[[], Any], enter: Callable[[ctypes.CDLL], int]) ->
         return {"answer": question()}
     except CniError as error:
         return {"error": f"{error.message} {error.details}"}
-    except Exception as error:  # noqa: BLE001 - the parent tells it; here is nobody
+    except Exception as error:  # noqa: BLE001 - the parent reports it
         return {"error": repr(error)}

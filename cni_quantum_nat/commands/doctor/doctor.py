@@ -1,4 +1,4 @@
-"""`quantum-nat doctor`: what is wrong on this host, where, and what to do. It changes nothing."""
+"""`quantum-nat doctor`: find problems on this host, and print what to do. It changes nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _COLOURS = {OK: "green", PROBLEM: "red", UNKNOWN: "yellow"}
 
 
 class Report(NamedTuple):
-    """One check, and what it found. status: "ok", "problem", or "unknown" where it could not be done; why not is in `reason`."""
+    """The result of one check. status: "ok", "problem", or "unknown" if it failed; `reason` says why."""
 
     check: str
     status: str
@@ -36,18 +36,20 @@ def add_to(commands: Commands) -> None:
         commands,
         "doctor",
         run,
-        summary="find out what keeps traffic from containers, and what to do",
-        description="Look at everything that may keep traffic from or to containers: the rules and their records, settings of the "
-        "host, other programs' filters and translations. Nothing is changed. Exit status 1 when something is wrong.",
+        summary="find what blocks traffic to and from containers",
+        description="Check everything that may block traffic to or from containers: the rules and their records, the host's sysctls, "
+        "filters and NAT of other programs. Nothing is changed. The exit status is 1 if there is a problem.",
         examples=("doctor", "doctor --packet tcp:192.0.2.9:8080 --from 198.51.100.7"),
     )
-    parser.add_argument("--packet", metavar="PROTOCOL:ADDRESS:PORT", help="follow one packet: tcp:192.0.2.9:8080")
-    parser.add_argument("--from", dest="source", metavar="ADDRESS", help="with --packet, who sends it")
+    parser.add_argument(
+        "--packet", metavar="PROTOCOL:ADDRESS:PORT", help="trace one packet, for example tcp:192.0.2.9:8080"
+    )
+    parser.add_argument("--from", dest="source", metavar="ADDRESS", help="with --packet, its source address")
     parser.add_argument("--json", action="store_true", help="print a JSON array")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print what every check found; 1 when one found a problem or could not be done."""
+    """Print the result of every check; return 1 if one found a problem or failed."""
     if arguments.packet is not None:
         from .packet import follow
 
@@ -63,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _checks() -> list[tuple[str, Callable[[Snapshot], Iterable[Finding]]]]:
-    """Return the checks, in the order in which one would ask: is it there at all, does it fit, who else interferes."""
+    """Return the checks: first our own rules, then the host's settings, then other programs."""
     from . import others, rules, settings
 
     return [
@@ -107,7 +109,7 @@ def _print(reports: list[Report]) -> None:
     undone = sum(report.status == UNKNOWN for report in reports)
     console.print(
         f"{wrong} problem{'' if wrong == 1 else 's'}"
-        + (f", {undone} check{'' if undone == 1 else 's'} not done" if undone else "")
+        + (f", {undone} check{'' if undone == 1 else 's'} failed" if undone else "")
     )
 
 

@@ -1,4 +1,4 @@
-"""What a chain does to a packet, as far as that can be told: a match is true, false, or unknown (None)."""
+"""Evaluate what a chain does to a packet. A match is true, false, or unknown (None)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _DROPS = ("drop", "reject")
 
 
 class Packet(NamedTuple):
-    """The packet that is followed; what is None or empty is not known, and matches perhaps.
+    """The packet to trace. A field that is None or empty is unknown, and may match.
 
-    state: what conntrack says of it: "new", "established". status: "dnat", "snat", where it was translated.
+    state: of its connection, "new" or "established". status: "dnat", "snat" or both if it was translated.
     """
 
     family: int
@@ -32,7 +32,7 @@ class Packet(NamedTuple):
 
 
 class Fate(NamedTuple):
-    """What may become of the packet, and where. verdict: "accept", "drop", or "dnat" with what it says of the goal."""
+    """What may happen to the packet, and where. verdict: "accept", "drop", or "dnat" followed by its target."""
 
     verdict: str
     where: str
@@ -40,7 +40,7 @@ class Fate(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a rule that matches leads to. goes_on: to the next rule. comes_out: at the end of the chain, past all others."""
+    """The effect of a matching rule. goes_on: to the next rule. comes_out: returns from the chain."""
 
     ended: list[Fate]
     goes_on: bool
@@ -48,7 +48,7 @@ class Outcome(NamedTuple):
 
 
 def fates(ruleset: Ruleset, chain: Chain, packet: Packet, depth: int = 0) -> tuple[list[Fate], bool]:
-    """Return how the chain may end the packet's way, and whether the packet may also come out at its end."""
+    """Return what may happen to the packet in a chain, and whether it may also leave the chain without a verdict."""
     found: list[Fate] = []
     comes_out = False
     for number, rule in enumerate(chain.rules, 1):
@@ -68,13 +68,13 @@ def fates(ruleset: Ruleset, chain: Chain, packet: Packet, depth: int = 0) -> tup
 
 
 def drops_of(ruleset: Ruleset, chain: Chain, packet: Packet) -> tuple[Fate | None, bool]:
-    """Return how the chain drops the packet, None when it does not, and whether it does so for certain."""
+    """Return where the chain drops the packet (None if it does not), and whether that is certain."""
     ended, goes_on = fates(ruleset, chain, packet)
     drops = [fate for fate in ended if fate.verdict == "drop"]
     return (drops[-1] if drops else None), not goes_on and len(drops) == len(ended)
 
 
-def _outcome(  # noqa: PLR0913, PLR0917 - where it stands, and what it stands for
+def _outcome(  # noqa: PLR0913, PLR0917 - the state of the evaluation
     ruleset: Ruleset, chain: Chain, rule: Rule, packet: Packet, depth: int, number: int
 ) -> Outcome:
     for expression in rule:
@@ -107,7 +107,7 @@ _TERMINAL = ("accept", "drop", "reject", "return", "jump", "goto", "dnat", "redi
 
 
 def _translation_of(verdict: Expression) -> str | None:
-    """Return what a translation of the destination says of its goal; None for what is no such thing."""
+    """Return the target of a destination translation; None if the verdict is something else."""
     for kind in ("dnat", "redirect"):
         if kind in verdict:
             return str(verdict[kind])
@@ -115,7 +115,7 @@ def _translation_of(verdict: Expression) -> str | None:
 
 
 def _target_of(expression: Expression, packet: Packet, ruleset: Ruleset, chain: Chain) -> Expression | None:
-    """Return the verdict that an expression is, or that it finds in a verdict map."""
+    """Return an expression's verdict, its own or from a verdict map; None if it has none."""
     if any(kind in expression for kind in _TERMINAL) or expression.get("xt", {}).get("name") in ("DNAT", "REDIRECT"):
         return expression
     if "vmap" not in expression:
@@ -155,7 +155,7 @@ def _compare(value: Any, operator: str, right: Any, ruleset: Ruleset, chain: Cha
 
 
 def _value_of(left: Any, packet: Packet) -> Any:
-    """Return what the packet has where an expression looks; None when that is not known."""
+    """Return the packet's value for the left side of a match; None if it is unknown."""
     if "payload" in left:
         return _payload(left["payload"], packet)
     if "ct" in left:
@@ -176,7 +176,7 @@ def _payload(payload: dict[str, Any], packet: Packet) -> Any:
     of, field = payload.get("protocol"), payload.get("field")
     if of in ("ip", "ip6"):
         if of != ("ip" if packet.family == 4 else "ip6"):
-            return ""  # it has no such header, and matches nothing
+            return ""  # the packet has no such header: no match
         wanted = {"saddr": packet.source or None, "daddr": packet.destination or None, "protocol": packet.protocol}
         return wanted.get(str(field))
     if of in ("tcp", "udp", "sctp", "th"):

@@ -1,4 +1,4 @@
-"""What a check may find."""
+"""The findings of checks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Finding(NamedTuple):
-    """where: the thing that is wrong. problem: what is wrong with it, and what follows. remedy: what to do, a command if there is one."""
+    """A problem. where: what has the problem. problem: the cause and its effect. remedy: what to do, a command if possible."""
 
     where: str
     problem: str

@@ -1,4 +1,4 @@
-"""Checks of the host: settings of the kernel, interfaces, routes."""
+"""Checks of the host: sysctls, interfaces, routes."""
 
 from __future__ import annotations
 
@@ -20,36 +20,34 @@ _STRICT = "1"
 
 
 def check_forwarding(host: Snapshot) -> Iterator[Finding]:
-    """Whether the host forwards what containers send and get."""
+    """Check that the host forwards containers' traffic."""
     for family in sorted(host.families):
         if sysctl(_FORWARDING[family]) != "1":
             name = _name_of(_FORWARDING[family])
-            yield Finding(
-                f"IPv{family}", f"{name} is off: no packet gets to or from a container", f"sysctl -w {name}=1"
-            )
+            yield Finding(f"IPv{family}", f"{name} is off: no packets reach or leave containers", f"sysctl -w {name}=1")
 
 
 def check_conntrack(_host: Snapshot) -> Iterator[Finding]:
-    """Whether there is room for new connections."""
+    """Check that the conntrack table has room for new connections."""
     count, most = (sysctl(f"netfilter/nf_conntrack_{name}") for name in ("count", "max"))
     if count and most and int(count) >= _NEARLY_FULL * int(most):
         yield Finding(
             "connection tracking",
-            f"{count} of {most} entries are used; when it is full, new connections are dropped",
+            f"{count} of {most} entries are in use; new connections are dropped when it is full",
             f"sysctl -w net.netfilter.nf_conntrack_max={2 * int(most)}",
         )
 
 
 def check_route_localnet(host: Snapshot) -> Iterator[Finding]:
-    """Whether 127.0.0.1 reaches the containers that should be reached from there."""
-    told = set()
+    """Check that containers are reachable from 127.0.0.1 if they should be."""
+    reported = set()
     for attachment, mapping, family in host.published():
         if family != 4 or not attachment.inbound.snat or not mapping.is_reached_from_loopback:
             continue
         interface = host.interface_of(attachment, 4)
         settings = [sysctl(f"ipv4/conf/{name}/route_localnet") for name in ("all", interface)]
-        if interface and interface not in told and "1" not in settings:
-            told.add(interface)
+        if interface and interface not in reported and "1" not in settings:
+            reported.add(interface)
             yield Finding(
                 f"interface {interface}",
                 f"route_localnet is off: 127.0.0.1:{mapping.host_port} does not reach {attachment.id}",
@@ -58,7 +56,7 @@ def check_route_localnet(host: Snapshot) -> Iterator[Finding]:
 
 
 def check_reverse_path(host: Snapshot) -> Iterator[Finding]:
-    """Whether the reverse path filter drops answers that come in by another interface than the best one."""
+    """Check that the reverse path filter does not drop packets on interfaces other than the default route's."""
     if 4 not in host.families:
         return
     routes = [route.interface for route in host.routes if route.family == 4]
@@ -68,39 +66,40 @@ def check_reverse_path(host: Snapshot) -> Iterator[Finding]:
         if max(settings) == _STRICT:
             yield Finding(
                 f"interface {interface}",
-                f"rp_filter is strict, and the way back is by {routes[0] if routes else 'no route'}: what comes in here is dropped",
+                f"rp_filter is strict, and the default route is {f'via {routes[0]}' if routes else 'missing'}: "
+                "packets that arrive here are dropped",
                 f"sysctl -w net.ipv4.conf.{interface}.rp_filter=2",
             )
 
 
 def check_hairpin(host: Snapshot) -> Iterator[Finding]:
-    """Whether containers reach themselves through their own host ports: with br_netfilter, that needs hairpin mode."""
+    """Check that containers reach themselves through their own host ports; with br_netfilter this needs hairpin mode."""
     filtered = {4: sysctl("bridge/bridge-nf-call-iptables"), 6: sysctl("bridge/bridge-nf-call-ip6tables")}
-    told = set()
+    reported = set()
     for attachment, _, family in host.published():
-        if filtered[family] != "1" or not attachment.netns or attachment.id in told:
+        if filtered[family] != "1" or not attachment.netns or attachment.id in reported:
             continue
         port = _bridge_port(host, attachment)
         if port is not None and not _has_hairpin(port):
-            told.add(attachment.id)
+            reported.add(attachment.id)
             name = port.get_attr("IFLA_IFNAME")
             yield Finding(
                 f"bridge port {name}",
-                f"hairpin mode is off, and br_netfilter is on: {attachment.id} cannot reach itself through its host port",
-                f'bridge link set dev {name} hairpin on; for all containers, "hairpinMode": true of the bridge plugin',
+                f"hairpin mode is off, and br_netfilter is on: {attachment.id} cannot reach itself through its host ports",
+                f'bridge link set dev {name} hairpin on; for all containers, set "hairpinMode": true for the bridge plugin',
             )
 
 
 def check_external_interfaces(host: Snapshot) -> Iterator[Finding]:
-    """Whether the interfaces that containers are masqueraded by are there, and are still the right ones."""
+    """Check that the external interfaces exist, and still have the default route if they should."""
     for attachment in host.living:
         for family, names in attachment.outbound.external_interfaces.items():
             for name in names:
                 if name not in host.interfaces:
                     yield Finding(
                         str(attachment.id),
-                        f"interface {name}, that IPv{family} is masqueraded by, is gone",
-                        "Start the container again; name the new interface in externalInterface before, unless it is default.",
+                        f"external interface {name} for IPv{family} is gone",
+                        'Restart the container; first set externalInterface to the new interface, unless it is "default".',
                     )
             yield from _moved_default(host, attachment, family, names)
 
@@ -113,13 +112,13 @@ def _moved_default(host: Snapshot, attachment: Attachment, family: int, names: t
     if current and names and current not in names and all(name in host.interfaces for name in names):
         yield Finding(
             str(attachment.id),
-            f"the IPv{family} default route is by {current} now, and it is masqueraded by {', '.join(names)} only",
-            "Start the container again.",
+            f"the IPv{family} default route is now via {current}, but it is masqueraded only via {', '.join(names)}",
+            "Restart the container.",
         )
 
 
 def _bridge_port(host: Snapshot, attachment: Attachment) -> Any:
-    """Return the host's end of the container's veth, where that is a port of a bridge."""
+    """Return the host's end of the container's veth pair if it is a bridge port, else None."""
     with netlink(attachment.netns) as inside:
         ends = [link.get_attr("IFLA_LINK") for link in inside.get_links() if _is_named(link, attachment.id.interface)]
     port = next((link for link in host.interfaces.values() if link["index"] in ends), None)

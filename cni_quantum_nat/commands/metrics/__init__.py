@@ -1,1 +1,1 @@
-"""`quantum-nat metrics`: the counters, for Prometheus."""
+"""`quantum-nat metrics`: metrics for Prometheus."""

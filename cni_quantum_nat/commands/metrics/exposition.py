@@ -1,4 +1,4 @@
-"""The metrics, as prometheus_client exposes them. Their names and labels are documented in docs/metrics.md."""
+"""The metrics for prometheus_client. docs/metrics.md describes their names and labels."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _PER_CALL = ("operation", "backend", "network")
 
 
 class NatCollector:
-    """Looks anew each time that it is asked, for one at a time; a complaint is made once, as long as it holds."""
+    """Collects the metrics on each request, one at a time; prints each error once, until it is resolved."""
 
     def __init__(self, state: State) -> None:
         self._state = state
@@ -40,7 +40,7 @@ class NatCollector:
         self._told: set[str] = set()
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the metrics; CniError when there is nothing to look at."""
+        """Yield the metrics; raise CniError if neither records nor rules can be read."""
         with self._turn:
             scrape = take_scrape(self._state)
             complain(error for error in scrape.complaints if error.message not in self._told)
@@ -59,9 +59,9 @@ def families_of(scrape: Scrape) -> Iterator[Metric]:
 
 
 def _rules(scrape: Scrape) -> Metric:
-    # Numbers at present, which would be gauges. Their names end in _total, which is a counter's: so neither is said.
+    # Current numbers are gauges, but names that end in _total are counters': so these are untyped.
     family = UntypedMetricFamily(
-        "nat_rules_total", "NAT rules on record at present.", labels=("type", "backend", "network")
+        "nat_rules_total", "Current number of NAT rules.", labels=("type", "backend", "network")
     )
     for (kind, backend, network), number in sorted(scrape.rules.items()):
         family.add_metric((kind, backend, network), number)
@@ -70,7 +70,7 @@ def _rules(scrape: Scrape) -> Metric:
 
 def _port_mappings(scrape: Scrape) -> Metric:
     family = UntypedMetricFamily(
-        "nat_port_mappings_total", "Port mappings on record at present.", labels=("backend", "network")
+        "nat_port_mappings_total", "Current number of port mappings.", labels=("backend", "network")
     )
     for where, number in sorted(scrape.port_mappings.items()):
         family.add_metric(where, number)
@@ -79,7 +79,7 @@ def _port_mappings(scrape: Scrape) -> Metric:
 
 def _connections(scrape: Scrape) -> Metric:
     family = CounterMetricFamily(
-        "nat_connections", "Connections that were translated.", labels=("type", "backend", "network")
+        "nat_connections", "Translated connections so far.", labels=("type", "backend", "network")
     )
     for network, cells in scrape.counters.items():
         for backend in _backends_of(network, cells, scrape):
@@ -93,10 +93,10 @@ def _flows(cells: Cells, backend: str, kind: str) -> int:
 
 
 def _operations(scrape: Scrape) -> Iterator[Metric]:
-    counts = CounterMetricFamily("nat_operations", "Calls, failed ones included.", labels=_PER_CALL)
-    failures = CounterMetricFamily("nat_operation_errors", "Calls that failed.", labels=(*_PER_CALL, "code"))
+    counts = CounterMetricFamily("nat_operations", "Calls, including failed ones.", labels=_PER_CALL)
+    failures = CounterMetricFamily("nat_operation_errors", "Failed calls.", labels=(*_PER_CALL, "code"))
     durations = HistogramMetricFamily(
-        "nat_operation_duration_seconds", "How long calls took, without the program's start.", labels=_PER_CALL
+        "nat_operation_duration_seconds", "Duration of calls, without the start of the program.", labels=_PER_CALL
     )
     for network, cells in scrape.counters.items():
         for backend in _backends_of(network, cells, scrape):
@@ -119,7 +119,7 @@ def _cumulative(calls: Calls) -> list[tuple[str, float]]:
 
 
 def _backends_of(network: str, cells: Cells, scrape: Scrape) -> list[str]:
-    """Return the backends that the network has, or had."""
+    """Return the backends that the network uses or has used."""
     has_rules = {backend for _, backend, of_network in scrape.rules if of_network == network}
     return [
         backend
@@ -133,9 +133,9 @@ def _backends_of(network: str, cells: Cells, scrape: Scrape) -> list[str]:
 def _conntrack(scrape: Scrape) -> Iterator[Metric]:
     if scrape.conntrack_entries is not None:
         yield GaugeMetricFamily(
-            "nat_conntrack_entries", "Flows in the conntrack table, of whatever kind.", value=scrape.conntrack_entries
+            "nat_conntrack_entries", "Entries in the conntrack table, of all kinds.", value=scrape.conntrack_entries
         )
     if scrape.conntrack_limit is not None:
         yield GaugeMetricFamily(
-            "nat_conntrack_entries_limit", "Flows that the conntrack table can hold.", value=scrape.conntrack_limit
+            "nat_conntrack_entries_limit", "Maximum entries in the conntrack table.", value=scrape.conntrack_limit
         )

@@ -1,4 +1,4 @@
-"""Serves metrics over HTTP, until SIGTERM or Ctrl-C."""
+"""Serve metrics over HTTP."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PATH = "/metrics"
 
 
 def serve(address: tuple[str, int], registry: CollectorRegistry) -> None:
-    """Serve until SIGTERM or Ctrl-C; CniError(5) when the address cannot be had."""
+    """Serve until SIGTERM or Ctrl-C; raise CniError(5) if it cannot listen on the address."""
     for number in (SIGINT, SIGTERM):
         signal(number, _end)
     with _listen(address) as server:
@@ -48,23 +48,23 @@ def _listen(address: tuple[str, int]) -> _Server:
         return kind((str(resolved[0]), port), _Handler)
     except OSError as error:
         raise CniError(
-            IO_FAILURE, f"cannot listen on {host} port {port}: {error.strerror}", "Name another address or port."
+            IO_FAILURE, f"cannot listen on {host} port {port}: {error.strerror}", "Choose another address or port."
         ) from error
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """A thread for each request: a client that is slow, or says nothing, keeps no other from its answer."""
+    """Serves each request in a thread, so that a slow client does not block others."""
 
     daemon_threads = True
 
     def server_bind(self) -> None:
-        # Not HTTPServer's, which asks the DNS for the name of the address.
+        # Not HTTPServer's, which does a reverse DNS look-up of the address.
         TCPServer.server_bind(self)
         self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
         self.setup_environ()
 
     def handle_error(self, _request: object, client_address: Any) -> None:
-        """Say it in a line: a client that goes away is nothing special."""
+        """Print one line instead of a traceback: clients may disconnect."""
         print(f"quantum-nat: {client_address[0]}: {sys.exception()}", file=sys.stderr)
 
 
@@ -76,7 +76,7 @@ class _Handler(WSGIRequestHandler):
     timeout = 10
 
     def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - the base's name
-        """Say nothing: there is a request every few seconds."""
+        """Log nothing: there is a request every few seconds."""
 
 
 def _application(registry: CollectorRegistry) -> WSGIApplication:
@@ -86,7 +86,7 @@ def _application(registry: CollectorRegistry) -> WSGIApplication:
 
     def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if environ["PATH_INFO"] != _PATH:
-            return _refuse(start_response, HTTPStatus.NOT_FOUND, f"There is only {_PATH} here.")
+            return _refuse(start_response, HTTPStatus.NOT_FOUND, f"The metrics are at {_PATH}.")
         try:
             answered: Iterable[bytes] = expose(environ, start_response)
         except CniError as error:

@@ -1,4 +1,4 @@
-"""`quantum-nat metrics`: what Prometheus asks for, printed, as a file for node_exporter, or served."""
+"""`quantum-nat metrics`: print metrics, write them to a file for node_exporter, or serve them to Prometheus."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..parser import Commands
 
 _LAST_PORT = 65535
-_READABLE_BY_ALL = 0o022  # as umask: node_exporter is another user
+_READABLE_BY_ALL = 0o022  # umask: node_exporter runs as another user
 
 
 def add_to(commands: Commands) -> None:
@@ -28,34 +28,34 @@ def add_to(commands: Commands) -> None:
         "metrics",
         run,
         summary="print, write or serve metrics for Prometheus",
-        description="Print the metrics in the form that Prometheus reads, write them for node_exporter's textfile collector, "
-        "or serve them. docs/metrics.md says what each means, and what survives what.",
+        description="Print the metrics in Prometheus' text format, write them to a file for node_exporter's textfile collector, "
+        "or serve them over HTTP. docs/metrics.md describes each metric.",
         examples=("metrics --textfile /var/lib/node_exporter/quantum-nat.prom", "metrics --listen 127.0.0.1:9477"),
     )
     ways = parser.add_mutually_exclusive_group()
-    ways.add_argument("--textfile", metavar="PATH", help="write them to this file, at once, for node_exporter")
+    ways.add_argument("--textfile", metavar="PATH", help="write them atomically to this file, for node_exporter")
     ways.add_argument(
         "--listen",
         metavar="ADDRESS:PORT",
         type=_address,
-        help="serve them under /metrics until ended, as on 127.0.0.1:9477 or [::1]:9477",
+        help="serve them at /metrics until interrupted; for example on 127.0.0.1:9477 or [::1]:9477",
     )
-    ways.add_argument("--json", action="store_true", help="print a JSON array of metrics with their samples")
+    ways.add_argument("--json", action="store_true", help="print a JSON array of metrics and their samples")
 
 
 def _address(text: str) -> tuple[str, int]:
-    """Read 127.0.0.1:9477 or [::1]:9477; ArgumentTypeError when it is neither."""
+    """Parse an address such as 127.0.0.1:9477 or [::1]:9477; raise ArgumentTypeError if it is not valid."""
     host, colon, port = text.rpartition(":")
     bare = host.removeprefix("[").removesuffix("]")
     is_bracketed = host == f"[{bare}]"
     if not colon or not bare or not port.isdecimal() or int(port) > _LAST_PORT or (":" in bare) != is_bracketed:
-        raise argparse.ArgumentTypeError(f"{text!r} is not ADDRESS:PORT, as 127.0.0.1:9477 or [::1]:9477")
+        raise argparse.ArgumentTypeError(f"{text!r} is not ADDRESS:PORT, for example 127.0.0.1:9477 or [::1]:9477")
     return bare, int(port)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Look once and print, or write the file; or serve until ended."""
-    # 100 ms, which a shell that completes a word need not wait for
+    """Print the metrics, write the file, or serve until interrupted."""
+    # 100 ms, which completions do without
     from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 
     from .exposition import NatCollector
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     registry = CollectorRegistry()
     registry.register(NatCollector(State(arguments.state_dir)))
     if arguments.listen:
-        ProcessCollector(registry=registry)  # it runs for long: let it be seen if it grows
+        ProcessCollector(registry=registry)  # it runs for long: show its memory
         serve(arguments.listen, registry)
     elif arguments.textfile:
         _write(arguments.textfile, registry)
@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _write(path: str, registry: CollectorRegistry) -> None:
-    """Write the file beside its place and rename it: whoever reads it sees the old one or the new one, whole."""
+    """Write the file atomically."""
     from prometheus_client import write_to_textfile
 
     os.umask(_READABLE_BY_ALL)

@@ -1,4 +1,4 @@
-"""What metrics are made of: the records, the networks' counters, the kernel's live counters, the conntrack table."""
+"""Collect the data for metrics: the records, the networks' counters, the kernel's live counters, the conntrack table."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ...backends.nftables.table import NftablesTable
 from ...connections.counts import settle
 from ...model.attachments import NFTABLES
 from ...model.errors import IO_FAILURE, STATE_DAMAGED, CniError
+from ...nat.records import Records, here_of
 from ...nat.rules import rules_of
 from ...state.counters import Cells, CounterFile, counted_networks
 
@@ -33,11 +34,11 @@ _CONNTRACK = Path("/proc/sys/net/netfilter")
 
 @dataclass
 class Scrape:
-    """One look at everything.
+    """The data of one scrape.
 
-    rules: by type, backend and network. port_mappings: by backend and network. counters: by network, with what is live
-    as seen. conntrack_entries, conntrack_limit: None where connections are not tracked. damaged: records that cannot be
-    read. complaints: what went wrong beside.
+    rules: by type, backend and network. port_mappings: by backend and network. counters: by network, with the live ones as
+    seen. conntrack_entries, conntrack_limit: None if connections are not tracked. damaged: the number of unreadable records.
+    complaints: errors that do not prevent a result.
     """
 
     rules: Counter[tuple[str, str, str]] = field(default_factory=Counter)
@@ -50,10 +51,10 @@ class Scrape:
 
 
 def take_scrape(state: State) -> Scrape:
-    """Look at everything once; one scrape at a time, and no ADD or DEL waits for it.
+    """Collect everything once. Scrapes exclude each other, but ADD and DEL do not wait for them.
 
-    Raises: CniError(50) where nf_tables cannot be used and no network uses iptables; CniError(5) where the state
-    directory cannot be read.
+    Raises:
+        CniError: (50) nf_tables cannot be used, and no network uses iptables; (5) the state directory cannot be read.
     """
     scrape = Scrape()
     try:
@@ -62,7 +63,7 @@ def take_scrape(state: State) -> Scrape:
             _count_flows(state, scrape)
     except OSError as error:
         raise CniError(
-            IO_FAILURE, f"cannot read the state directory {state.directory}: {error.strerror}", "It needs root."
+            IO_FAILURE, f"cannot read the state directory {state.directory}: {error.strerror}", "Run it as root."
         ) from error
     scrape.conntrack_entries = _conntrack("nf_conntrack_count")
     scrape.conntrack_limit = _conntrack("nf_conntrack_max")
@@ -70,8 +71,9 @@ def take_scrape(state: State) -> Scrape:
 
 
 def _count_records(state: State, scrape: Scrape) -> None:
-    unreadable: list[CniError] = []
-    for attachment in state.attachments(unreadable):
+    records = Records(state, here_of(state))
+    unreadable = records.damaged
+    for attachment in records.attachments:
         try:
             _count_rules(attachment, scrape)
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
@@ -89,11 +91,11 @@ def _count_rules(attachment: Attachment, scrape: Scrape) -> None:
 
 @contextmanager
 def _alone(state: State) -> Iterator[None]:
-    """Keep other scrapes out: of two listings, the older one would look like a decrease."""
+    """Exclude other scrapes: the older of two listings would look like a decrease."""
     try:
         directory = os.open(f"{state.directory}/counters", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except FileNotFoundError:
-        yield  # there is nothing to be stored
+        yield  # there are no counters to store
         return
     try:
         fcntl.flock(directory, fcntl.LOCK_EX)
@@ -103,7 +105,7 @@ def _alone(state: State) -> Iterator[None]:
 
 
 def _count_flows(state: State, scrape: Scrape) -> None:
-    """Read the counters, then list, then store what is seen: settle() says why in this order."""
+    """Read the counters, then list, then store what was seen; settle() explains this order."""
     before = {}
     for network in counted_networks(state):
         try:
@@ -123,10 +125,10 @@ def _store(network: str, before: Cells, live: dict[str, Flows], cells: Cells) ->
 
 
 def _list_flows(state: State, scrape: Scrape) -> dict[str, Flows]:
-    """Return the live flows by source; one that cannot be asked is left out, and its totals stay."""
+    """Return the live connection counts by source; if one cannot be read, it is left out and its totals stay."""
     live: dict[str, Flows] = {}
     has_iptables = state.has_iptables()
-    table = NftablesTable()
+    table = NftablesTable(state.realm)
     try:
         table.exists()
         live[NFTABLES] = live_flows(table)
@@ -148,7 +150,7 @@ def _unreadable(state: State, network: str, error: OSError) -> CniError:
     return CniError(
         IO_FAILURE,
         f"cannot read {state.directory}/counters/{network}: {error.strerror}",
-        "Remove it: the network is counted anew from its next call on.",
+        f"Remove it with `rm {state.directory}/counters/{network}`; the network's counters then start again from 0.",
     )
 
 

@@ -1,1 +1,1 @@
-"""`quantum-nat reconcile`: makes the kernel agree with the records, once or for as long as it runs."""
+"""`quantum-nat reconcile`: make the kernel's rules match the records, once or continuously."""

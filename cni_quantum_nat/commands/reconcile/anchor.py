@@ -1,9 +1,9 @@
-"""A table of our own that no flush takes away: while it is there, connections that are established stay translated.
+"""A table that survives `nft flush ruleset`, so that established connections stay translated.
 
-What conntrack knows of a translated flow is applied by hooks. The kernel takes those of NAT down with the last NAT chain of the
-network namespace, and those of conntrack with the last rule that asks for its state. A `nft flush ruleset` would then pass the next packet of a connection on as it came: to the host
-itself, which answers with a reset. A table with the flag `owner` (Linux 5.12) belongs to the socket that made it, and a
-flush by anybody else leaves it out. It goes when this process does.
+The kernel applies a connection's translation in hooks. It removes the NAT hooks with the last NAT chain of the network
+namespace, and the conntrack hooks with the last rule that uses the connection state. After a flush it would not translate
+the next packet of a connection, and the host itself would answer with a reset. A table with the flag `owner` (Linux 5.12)
+belongs to the socket that created it, and a flush by others leaves it alone. It disappears with this process.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ add rule inet {ANCHOR} anchor ct state new accept
 
 
 class Anchor:
-    """The table, for as long as this object is in use: use it in `with`."""
+    """A context manager that keeps the table."""
 
     def __init__(self) -> None:
-        """Make it; CniError(50) where the kernel has no owned tables, or another process has this one."""
+        """Create the table; raise CniError(50) if the kernel lacks owned tables, or another process owns this one."""
         self._nft: Nftables | None = open_libnftables()  # its socket is the owner
         status, _, error = self._nft.cmd(_TEXT)
         if status:
             self._nft = None
-            raise CniError(NOT_AVAILABLE, f"table inet {ANCHOR} cannot be made", " ".join(error.split()))
+            raise CniError(NOT_AVAILABLE, f"cannot create table inet {ANCHOR}", " ".join(error.split()))
 
     def __enter__(self) -> Self:
         return self

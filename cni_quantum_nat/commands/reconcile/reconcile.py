@@ -1,4 +1,4 @@
-"""`quantum-nat reconcile`: makes the kernel agree with the records, once or for as long as it runs."""
+"""`quantum-nat reconcile`: make the kernel's rules match the records, once or continuously."""
 
 from __future__ import annotations
 
@@ -27,33 +27,35 @@ def add_to(commands: Commands) -> None:
         commands,
         "reconcile",
         run,
-        summary="make the kernel's rules agree with the records",
-        description="Compare the kernel's rules with the records, and put right what differs in one transaction for each "
-        "backend. ADD and DEL wait meanwhile. A table that is missing or was altered is built anew.",
+        summary="make the kernel's rules match the records",
+        description="Compare the kernel's rules with the records, and repair the differences in one transaction for each "
+        "backend. ADD and DEL wait meanwhile. A missing or altered table is rebuilt.",
         examples=("reconcile --dry-run", "reconcile --watch"),
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="only say what differs; exit status 1 when anything does"
+        "--dry-run", action="store_true", help="only print the differences; exit status 1 if there are any"
     )
-    parser.add_argument("--watch", action="store_true", help="stay, and heal at once whatever flushes the rules")
+    parser.add_argument(
+        "--watch", action="store_true", help="keep running, and repair the rules as soon as they are flushed"
+    )
     parser.add_argument(
         "--interval",
         type=float,
         default=_DEFAULT_INTERVAL_S,
         metavar="SECONDS",
-        help="with --watch, compare everything this often too (default: %(default)s)",
+        help="with --watch, also compare everything this often (default: %(default)s)",
     )
-    parser.add_argument("--json", action="store_true", help="print a JSON object; with --watch one a line")
+    parser.add_argument("--json", action="store_true", help="print a JSON object; with --watch, one per line")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Reconcile, and print what was done; 1 when a rehearsal finds something to do, or a record cannot be read."""
+    """Reconcile, and print the result; return 1 if a dry run finds differences, or a record cannot be read."""
     state = State(arguments.state_dir)
     if arguments.watch:
-        from .watch import watch  # what stays and waits
+        from .watch import watch  # only with --watch
 
         if arguments.dry_run:
-            raise InvalidConfiguration("--watch heals, and --dry-run changes nothing", "Leave one of them out.")
+            raise InvalidConfiguration("--watch and --dry-run cannot be combined", "Leave one of them out.")
         return watch(state, arguments.interval, as_json=arguments.json)
     outcome = reconcile(state, dry_run=arguments.dry_run)
     if arguments.json:
@@ -68,6 +70,6 @@ def _print(outcome: Outcome, *, dry_run: bool) -> None:
     if outcome.disagreements:
         print_table(_COLUMNS, ((d.change, d.what, d.owner or "-", d.why) for _, d in outcome.disagreements))
     else:
-        print(f"The kernel agrees with the {count(outcome.attachments, 'attachment')} on record.")
+        print(f"The kernel matches the records ({count(outcome.attachments, 'attachment')}).")
     if outcome.disagreements and not dry_run:
         print(summary(outcome))

@@ -1,4 +1,4 @@
-"""One comparison of the kernel with the records, and the repair of what differs."""
+"""Compare the kernel with the records once, and repair the differences."""
 
 from __future__ import annotations
 
@@ -7,54 +7,57 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
+from ...connections.tracker import ConnectionTracker, is_tracking
 from ...model.errors import InvalidConfiguration
-from ...state.claims import PortClaims
-from ..records import Records, locked
+from ..records import locked, read_records
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ...model.errors import CniError
+    from ...nat.records import Records
     from ...state.directory import State
     from .agreement import Agreement, Disagreement
 
 
 class Outcome(NamedTuple):
-    """What a comparison found and, unless it was a rehearsal, put right.
+    """The differences that a comparison found and, unless it was a dry run, repaired.
 
-    attachments: how many are on record. forgotten_flows: how many had begun without the rules. took_ms: all of it.
+    attachments: the number of records. deleted_entries: of conntrack, for connections that began without the rules.
+    took_ms: the duration of all of it.
     """
 
     disagreements: list[tuple[str, Disagreement]]
     damaged: list[CniError]
     attachments: int
-    forgotten_flows: int
+    deleted_entries: int
     took_ms: float
 
 
 def reconcile(state: State, *, dry_run: bool = False) -> Outcome:
-    """Compare and, unless it is a rehearsal, put right.
+    """Compare and, unless it is a dry run, repair.
 
-    Raises: CniError: 7 where the state directory is none, 11 where the lock cannot be had, 101 where the kernel refuses.
+    Raises:
+        CniError: (7) there is no such state directory; (11) timed out waiting for the lock; (101) the kernel refuses.
     """
-    from .agreement import agreements  # pydantic's weight is not here, but libnftables' and the records' is
+    from .agreement import agreements  # libnftables: completions do without
 
     started = time.monotonic()
     _require_records(state)
-    forgotten = 0
+    deleted = 0
     with locked(state), _no_garbage_collection():
-        records = Records(state)
+        records = read_records(state)
         found = agreements(state, records)
         disagreements = [(agreement.backend, entry) for agreement in found for entry in agreement.disagreements]
         if not dry_run:
-            forgotten = _establish(found, state, records)
+            deleted = _establish(found, state, records)
     took_ms = (time.monotonic() - started) * 1000
-    return Outcome(disagreements, records.damaged, len(records.attachments), forgotten, took_ms)
+    return Outcome(disagreements, records.damaged, len(records.in_force), deleted, took_ms)
 
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Let nobody look for cycles: that goes through all objects again and again, half of the time for 10,000 containers."""
+    """Disable Python's garbage collector, which takes half of the time with 10,000 containers."""
     gc.disable()
     try:
         yield
@@ -63,39 +66,41 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def _establish(found: list[Agreement], state: State, records: Records) -> int:
-    """Put right what differs, and return how many flows were forgotten."""
-    from .gap import forget_flows_of_the_gap
-
+    """Repair what differs, and return how many conntrack entries were deleted."""
     differing = [agreement for agreement in found if agreement.disagreements]
     for agreement in differing:
         agreement.establish()
+    if differing:
+        state.note_rebuild()
     for attachment in records.leftovers:
         state.remove(attachment.id)
-    if not records.damaged:  # a port that cannot be read of must stay counted
-        PortClaims(state).count_again()
-    return forget_flows_of_the_gap(records.attachments) if differing else 0
+    if not differing or not is_tracking():
+        return 0
+    with ConnectionTracker() as tracker:
+        return tracker.delete_untranslated(records.in_force)
 
 
 def _require_records(state: State) -> None:
-    """Refuse a directory that is none: without records, everything in the kernel would be nobody's."""
+    """Refuse a missing directory: without records, everything in the kernel would be removed."""
     if not state.exists():
         raise InvalidConfiguration(
-            f"there are no records in {state.directory}",
-            "Name the networks' stateDir: quantum-nat --state-dir DIRECTORY reconcile. "
-            "Where nothing was ever added, there is nothing to be done.",
+            f"there is no state directory {state.directory}",
+            "If the networks have another stateDir, run `quantum-nat --state-dir DIRECTORY reconcile`. "
+            "If nothing was ever added, there is nothing to do.",
         )
 
 
 def summary(outcome: Outcome) -> str:
-    """Say in a line what was done."""
-    forgotten = f", {count(outcome.forgotten_flows, 'flow')} forgotten" if outcome.forgotten_flows else ""
+    """Return a one-line summary."""
+    entries = "conntrack entry" if outcome.deleted_entries == 1 else "conntrack entries"
+    deleted = f", and deleted {outcome.deleted_entries} {entries}" if outcome.deleted_entries else ""
     changes = count(len(outcome.disagreements), "difference")
     attachments = count(outcome.attachments, "attachment")
-    return f"Put right {changes} for {attachments} in {outcome.took_ms:.0f} ms{forgotten}."
+    return f"Repaired {changes} for {attachments} in {outcome.took_ms:.0f} ms{deleted}."
 
 
 def count(number: int, what: str) -> str:
-    """Return the number and the noun, in the plural where it is one."""
+    """Return the number and the noun, in the plural if needed."""
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
@@ -104,7 +109,7 @@ def as_json(outcome: Outcome) -> dict[str, object]:
     return {
         "attachments": outcome.attachments,
         "differences": [{"backend": backend, **entry._asdict()} for backend, entry in outcome.disagreements],
-        "forgottenFlows": outcome.forgotten_flows,
+        "deletedConntrackEntries": outcome.deleted_entries,
         "tookMs": round(outcome.took_ms, 1),
         "damaged": [error.as_result("1.1.0") for error in outcome.damaged],
     }

@@ -1,7 +1,7 @@
-"""`quantum-nat reconcile --watch`: heals the rules as soon as something takes them away, until it is told to end.
+"""`quantum-nat reconcile --watch`: repair the rules as soon as they are removed, until SIGTERM or SIGINT.
 
-What is lost at once is told by nf_tables' notifications; what those cannot tell (iptables-legacy, elements that somebody
-added) is found by a comparison of everything now and then.
+nf_tables' notifications report most damage at once. A regular comparison of everything finds what they do not report:
+iptables-legacy, and foreign elements.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from ...backends.base import Holders
 from ...backends.iptables.rules import FIXED_CHAINS
+from ...model.attachments import AttachmentId
 from ...model.errors import CniError
 from .anchor import Anchor
 from .notifications import Event, Kind, Notifications
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .repair import Outcome
 
 _QUIET_S = 0.02  # a DEL deletes elements first and the record a moment later
-_RESTLESS_S = 1.0  # then it is looked at all the same
+_RESTLESS_S = 1.0  # compare after this time even if changes continue
 _AFTER_FAILURE_S = 5.0
 _DESTRUCTIVE = {Kind.TABLE_DELETED, Kind.CHAIN_DELETED, Kind.RULE_DELETED, Kind.SET_DELETED, Kind.LOST}
 _BUILT_IN_CHAINS = {"PREROUTING", "OUTPUT", "POSTROUTING", "FORWARD"}
@@ -36,7 +36,7 @@ _FIXED_CHAINS = {name for names in FIXED_CHAINS.values() for name in names} | _B
 
 
 def watch(state: State, interval_s: float, *, as_json: bool) -> int:
-    """Reconcile now, and then whenever there is reason to; returns when SIGTERM or SIGINT arrives."""
+    """Reconcile now, and whenever it may be needed; return on SIGTERM or SIGINT."""
     with ExitStack() as stack:
         notifications = stack.enter_context(Notifications())
         stop = _stop_descriptor(stack)
@@ -55,13 +55,13 @@ def _hold_anchor(stack: ExitStack) -> str:
         stack.enter_context(Anchor())
     except CniError as error:
         return (
-            f"Watching. Established connections may break when the ruleset is flushed: {error.message}. {error.details}"
+            f"Watching. Established connections may break if the ruleset is flushed: {error.message}. {error.details}"
         )
     return "Watching."
 
 
 def _stop_descriptor(stack: ExitStack) -> int:
-    """Return what becomes readable when the process is told to end."""
+    """Return a descriptor that becomes readable on SIGTERM or SIGINT."""
     reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     stack.callback(os.close, reading)
     stack.callback(os.close, writing)
@@ -73,27 +73,26 @@ def _stop_descriptor(stack: ExitStack) -> int:
 
 
 class Watcher:
-    """Decides when to look. due: when everything is compared next, on the monotonic clock."""
+    """Decides when to reconcile. _due: the time of the next full comparison, of time.monotonic()."""
 
     def __init__(self, state: State, notifications: Notifications, interval_s: float, log: Log) -> None:
         self._state = state
-        self._holders = Holders(state)
         self._notifications = notifications
         self._interval_s = interval_s
         self._log = log
         self._due = 0.0
 
     def must_stop(self, stop: int) -> bool:
-        """Wait for something to do; whether it is to end."""
+        """Wait for an event, the next comparison, or a signal; return whether to stop."""
         self._notifications.wait(self._due - time.monotonic(), stop)
         try:
-            arrived = os.read(stop, 64)  # the numbers of signals: also the one that ends the wait for a lock
+            arrived = os.read(stop, 64)  # signal numbers, including the alarm that ends the wait for a lock
         except BlockingIOError:
             return False
         return signal.SIGTERM in arrived or signal.SIGINT in arrived
 
     def step(self) -> None:
-        """Look at what happened, and heal where that is called for."""
+        """Read the events, and repair if they call for it."""
         events = self._notifications.read()
         if time.monotonic() >= self._due or any(map(self._calls_for_healing, events)):
             self.heal()
@@ -101,11 +100,11 @@ class Watcher:
             self._wait_for_quiet(events)
 
     def heal(self) -> None:
-        """Reconcile, and say so if there was anything to do; what failed is tried again in a few seconds."""
+        """Reconcile, and log what was repaired; after a failure, try again in a few seconds."""
         self._due = time.monotonic() + self._interval_s
-        self._notifications.read_all()  # what happened by now will be seen; what happens from now on is another matter
+        self._notifications.read_all()  # the comparison covers the events so far
         if not self._state.exists():
-            return  # nothing was added since the host was started
+            return  # nothing was added since the host booted
         try:
             outcome = reconcile(self._state)
         except CniError as error:
@@ -115,7 +114,7 @@ class Watcher:
         self._log.tell(outcome)
 
     def _calls_for_healing(self, event: Event) -> bool:
-        """Whether it can only be damage; an ADD or DEL of ours deletes nothing but elements."""
+        """Return whether the event is damage for certain: ADD and DEL delete only elements."""
         if event.kind not in _DESTRUCTIVE:
             return False
         if event.kind is Kind.LOST or event.is_of_our_table:
@@ -124,8 +123,13 @@ class Watcher:
             return False
         return event.kind is Kind.TABLE_DELETED or event.name in _FIXED_CHAINS
 
+    def _is_on_record(self, comment: str) -> bool:
+        """Whether what an element's comment names has a record; one that is abbreviated may have."""
+        identity = AttachmentId.of_owner(comment.partition(":")[0])
+        return identity is None or self._state.has_record(identity)
+
     def _wait_for_quiet(self, events: list[Event]) -> None:
-        """Let whoever is at work finish; then look whether a rule was added, or what was deleted is missed by a record."""
+        """Wait until changes stop; then repair if a rule was added, or a record lacks a deleted element."""
         deadline = time.monotonic() + _RESTLESS_S
         while time.monotonic() < deadline and self._notifications.wait(_QUIET_S):
             events += self._notifications.read_all()
@@ -133,18 +137,18 @@ class Watcher:
                 break
         else:
             owners = {element.owner for event in events for element in event.elements}
-            if not any(map(_may_alter, events)) and not any(map(self._holders.record_of, owners)):
+            if not any(map(_may_alter, events)) and not any(map(self._is_on_record, owners)):
                 return
         self.heal()
 
 
 def _may_alter(event: Event) -> bool:
-    """Whether somebody added to the chains: it may also be an ADD that builds the table."""
+    """Return whether the event adds to our chains; it may be an ADD that builds the table."""
     return event.is_of_our_table and event.kind in (Kind.RULE_ADDED, Kind.CHAIN_ADDED)
 
 
 class Log:
-    """What it says of itself, a line each: to a terminal, to the journal, or as JSON."""
+    """The log, one line per entry, as text or JSON."""
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
@@ -153,7 +157,7 @@ class Log:
         self._print(words, {"message": words})
 
     def tell(self, outcome: Outcome) -> None:
-        """Say what was put right; nothing when nothing was."""
+        """Log what was repaired, if anything."""
         for error in outcome.damaged:
             self.complain(error)
         if outcome.disagreements:
@@ -169,7 +173,7 @@ class Log:
 
 
 def _tell_systemd(message: str) -> None:
-    """Say sd_notify(3), where the service manager listens."""
+    """Send an sd_notify(3) message if the service manager listens."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return

@@ -1,4 +1,4 @@
-"""conditionsV4 and conditionsV6: matches pass, whatever else is refused."""
+"""conditionsV4 and conditionsV6: match expressions are accepted, everything else is refused."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ def test_match_expressions_pass(words: list[str]) -> None:
     ],
 )
 def test_everything_else_is_refused(words: list[str]) -> None:
-    with pytest.raises(ValueError, match=r"match|closes"):
+    with pytest.raises(ValueError, match=r"match|unbalanced"):
         check_conditions(words)
 
 
-def test_the_first_character_tells_the_syntax_as_with_portmap() -> None:
+def test_the_first_character_selects_the_syntax_as_in_portmap() -> None:
     assert backend_of(["-s", "x"]) == backend_of(["!", "-s", "x"]) == "iptables"
     assert backend_of(["ip", "saddr"]) == "nftables"

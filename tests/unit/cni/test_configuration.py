@@ -1,4 +1,4 @@
-"""What a network configuration may say, and that the same one is validated once."""
+"""The values of a network configuration that are accepted, and that one configuration is validated only once."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ DEFAULTS = {
         ({"backend": "nftables", "capabilities": {"portMappings": True}}, {}),
     ],
 )
-def test_what_is_allowed_is_read(given: dict[str, Any], changed: dict[str, Any]) -> None:
+def test_valid_values_are_accepted(given: dict[str, Any], changed: dict[str, Any]) -> None:
     assert normalise(given) == {**DEFAULTS, **changed}
 
 
@@ -65,25 +65,25 @@ def test_what_is_allowed_is_read(given: dict[str, Any], changed: dict[str, Any])
         ({"masquerade": 1}, "masquerade is 1"),
         ({"ipForwarding": "true"}, "ipForwarding is 'true': it must be true or false"),
         ({"externalInterface": "a/b"}, "externalInterface is 'a/b'"),
-        ({"externalInterface": "a" * 16}, "is not the name of an interface"),
+        ({"externalInterface": "a" * 16}, "is not an interface name"),
         ({"externalInterface": []}, "name at least one interface"),
-        ({"externalInterface": ["default", "eth0"]}, '"default" stands alone'),
-        ({"snatAddress": ["192.0.2.1", "192.0.2.2"]}, "more than one address of a family"),
+        ({"externalInterface": ["default", "eth0"]}, '"default" cannot be in a list'),
+        ({"snatAddress": ["192.0.2.1", "192.0.2.2"]}, "two addresses of the same family"),
         ({"snatAddress": "127.0.0.1"}, "cannot be a source address"),
         ({"snatAddress": "host"}, "'host' is not an IP address"),
-        ({"snatAddress": "2001:db8::1", "masquerade": "ipv4"}, "of a family that masquerade leaves out"),
+        ({"snatAddress": "2001:db8::1", "masquerade": "ipv4"}, "of a family that is not masqueraded"),
         ({"backend": "ebtables"}, "backend is 'ebtables'"),
         ({"capabilities": {"portMappings": "yes"}}, "capabilities is"),
     ],
 )
-def test_what_is_not_says_key_value_and_what_is_allowed(given: dict[str, Any], said: str) -> None:
+def test_an_invalid_value_is_refused_with_key_value_and_allowed_values(given: dict[str, Any], said: str) -> None:
     with pytest.raises(CniError) as caught:
         normalise(given)
     assert caught.value.code == 7
     assert said in caught.value.message
 
 
-def test_several_wrong_keys_are_all_named() -> None:
+def test_all_invalid_keys_are_reported() -> None:
     with pytest.raises(CniError) as caught:
         normalise({"snat": 0, "masqAll": "x"})
     assert "snat is 0" in caught.value.message
@@ -93,13 +93,13 @@ def test_several_wrong_keys_are_all_named() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"backend": "iptables", "sharedPorts": [80]}, 'sharedPorts cannot be had with backend "iptables"'),
-        ({"backend": "iptables", "conntrackTimeout": 60}, "conntrackTimeout cannot be had"),
-        ({"backend": "iptables", "ipv6Localhost": True}, "ipv6Localhost cannot be had"),
-        ({"externalSetMarkChain": "KUBE-MARK-MASQ"}, "externalSetMarkChain cannot be had"),
-        ({"backend": "iptables", "markMasqBit": 1, "externalSetMarkChain": "X"}, "exclude each other"),
+        ({"backend": "iptables", "sharedPorts": [80]}, 'sharedPorts is not supported by backend "iptables"'),
+        ({"backend": "iptables", "conntrackTimeout": 60}, "conntrackTimeout is not supported"),
+        ({"backend": "iptables", "ipv6Localhost": True}, "ipv6Localhost is not supported"),
+        ({"externalSetMarkChain": "KUBE-MARK-MASQ"}, "externalSetMarkChain is not supported"),
+        ({"backend": "iptables", "markMasqBit": 1, "externalSetMarkChain": "X"}, "cannot be combined"),
         ({"backend": "iptables", "externalSetMarkChain": "-j"}, "externalSetMarkChain is '-j'"),
-        ({"conditionsV4": ["-s", "10.0.0.1"]}, 'conditionsV4 is in the syntax of iptables, but backend is "nftables"'),
+        ({"conditionsV4": ["-s", "10.0.0.1"]}, 'conditionsV4 is in iptables syntax, but backend is "nftables"'),
         ({"conditionsV6": ["ip6 saddr ::1 drop"]}, "'drop' is not part of a match expression"),
         ({"markMasqBit": 32}, "markMasqBit is 32"),
         ({"sharedPorts": [0]}, "sharedPorts is [0]"),
@@ -108,7 +108,7 @@ def test_several_wrong_keys_are_all_named() -> None:
         ({"conntrackTimeout": 0}, "conntrackTimeout is 0"),
     ],
 )
-def test_what_does_not_go_together_is_refused(given: dict[str, Any], said: str) -> None:
+def test_conflicting_keys_are_refused(given: dict[str, Any], said: str) -> None:
     with pytest.raises(CniError) as caught:
         normalise(given)
     assert caught.value.code == 7
@@ -134,7 +134,7 @@ print(settings.masquerade, "pydantic" in sys.modules)
 """
 
 
-def test_the_same_configuration_again_is_accepted_without_a_validator(tmp_path: Path) -> None:
+def test_an_unchanged_configuration_is_not_validated_again(tmp_path: Path) -> None:
     def read(masquerade: str, result: str) -> str:
         line = [sys.executable, "-c", READ_SETTINGS, str(tmp_path / "state"), masquerade, result]
         return subprocess.run(line, check=True, capture_output=True, text=True).stdout.strip()

@@ -1,4 +1,4 @@
-"""Whatever comes in, one CNI object goes out; and nothing of it becomes syntax of nft or iptables."""
+"""Any input is answered with one CNI object, and never becomes syntax of nft or iptables."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def configuration(**keys: Any) -> dict[str, Any]:
 COMMANDS = st.sampled_from(["ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION"])
 
 
-def test_a_sound_call_is_planned() -> None:
+def test_a_valid_call_is_planned() -> None:
     sound = configuration(runtimeConfig={"portMappings": [{"hostPort": 80, "containerPort": 80}]})
     status, printed = call(environment("ADD"), json.dumps(sound).encode())
     assert (status, printed[0].get("code")) == (0, None)
@@ -123,7 +123,7 @@ def test_any_port_mapping_is_answered(entries: list[dict[str, Any]], backend: st
 @given(COMMANDS, NAMES, NAMES, st.text(max_size=40).filter(lambda text: "\0" not in text and text.isprintable()))
 @example("ADD", "c1", 'e"};', "")
 @example("ADD", "c1", "e\\", "K8S_POD_NAME=x;y=\n")
-def test_any_name_is_refused_or_stays_a_name(command: str, container: str, interface: str, args: str) -> None:
+def test_any_name_is_refused_or_remains_a_single_word(command: str, container: str, interface: str, args: str) -> None:
     ports = {"portMappings": [{"hostPort": 80, "containerPort": 80, "hostIP": "127.0.0.1"}]}
     raw = json.dumps(configuration(runtimeConfig=ports)).encode()
     assert_is_an_answer(*call(environment(command, container, interface, args), raw))
@@ -148,7 +148,7 @@ def test_any_environment_is_answered(variables: dict[bytes, bytes]) -> None:
     assert_is_an_answer(*call(variables, json.dumps(configuration()).encode()))
 
 
-def test_a_fuzzer_finds_nothing_in_a_quarter_of_a_minute(tmp_path: Path) -> None:
+def test_a_short_fuzzing_run_finds_nothing(tmp_path: Path) -> None:
     pytest.importorskip("atheris", reason="the kernel has no atheris for this Python")
     seeds = tmp_path / "corpus"
     seeds.mkdir()

@@ -1,4 +1,4 @@
-"""Environment, versions, results: what the CNI specification says of input and output."""
+"""The CNI protocol: environment, versions and results as in the specification."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ENVIRONMENT = {"CNI_CONTAINERID": "abc", "CNI_NETNS": "/run/netns/c", "CNI_IFNAM
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Read the environment of a call."""
+    """Returns a function that reads the environment of a call."""
 
     def read(command: str, **changed: str) -> protocol.Environment:
         variables = {**ENVIRONMENT, **changed, "CNI_COMMAND": command}
@@ -39,7 +39,7 @@ def call(monkeypatch: pytest.MonkeyPatch) -> Any:
     return read
 
 
-def test_a_command_that_does_not_exist_is_an_error_of_the_environment(call: Any) -> None:
+def test_an_unknown_command_is_an_environment_error(call: Any) -> None:
     with pytest.raises(CniError, match="CNI_COMMAND is 'add', not one of ADD") as caught:
         call("add")
     assert caught.value.code == 4
@@ -55,20 +55,20 @@ def test_a_command_that_does_not_exist_is_an_error_of_the_environment(call: Any)
         ("STATUS", "CNI_PATH"),
     ],
 )
-def test_all_that_is_missing_is_named_at_once(call: Any, command: str, missing: str) -> None:
+def test_all_missing_variables_are_reported_together(call: Any, command: str, missing: str) -> None:
     with pytest.raises(CniError, match=f"{command} needs {missing} in the environment") as caught:
         call(command, CNI_CONTAINERID="", CNI_NETNS="", CNI_IFNAME="", CNI_PATH="")
     assert caught.value.code == 4
 
 
 @pytest.mark.parametrize("container_id", ["../x", "a/b", "-a", ".", "é", "a b", "a" * 201])
-def test_a_container_id_that_could_leave_the_directory_is_refused(call: Any, container_id: str) -> None:
+def test_a_container_id_that_could_escape_the_directory_is_refused(call: Any, container_id: str) -> None:
     with pytest.raises(CniError, match="CNI_CONTAINERID"):
         call("DEL", CNI_CONTAINERID=container_id)
 
 
 @pytest.mark.parametrize("name", [".", "..", "a/b", "a:b", "a b", "a" * 16, "é" * 8])
-def test_an_interface_name_that_linux_would_refuse_is_refused(call: Any, name: str) -> None:
+def test_an_interface_name_that_linux_refuses_is_refused(call: Any, name: str) -> None:
     with pytest.raises(CniError, match="CNI_IFNAME"):
         call("DEL", CNI_IFNAME=name)
 
@@ -77,21 +77,21 @@ def test_an_interface_name_that_linux_would_refuse_is_refused(call: Any, name: s
     ("command", "version"),
     [("ADD", "0.2.0"), ("ADD", None), ("ADD", "2.0.0"), ("CHECK", "0.3.1"), ("GC", "1.0.0"), ("STATUS", "1.0.0")],
 )
-def test_a_version_that_does_not_have_the_command_is_refused(command: str, version: str | None) -> None:
+def test_a_version_without_the_command_is_refused(command: str, version: str | None) -> None:
     with pytest.raises(CniError, match=r"cniVersion") as caught:
         protocol.check_version({"cniVersion": version}, command)
     assert caught.value.code == 1
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"\xff", b"null"])
-def test_what_is_no_json_object_cannot_be_decoded(raw: bytes) -> None:
+def test_input_other_than_a_json_object_is_a_decoding_failure(raw: bytes) -> None:
     with pytest.raises(CniError, match="stdin is not") as caught:
         protocol.parse_configuration(raw)
     assert caught.value.code == 6
 
 
 @pytest.mark.parametrize("version", ["0.3.0", "0.3.1", "0.4.0"])
-def test_old_versions_say_the_family_of_each_address_and_lose_nothing(version: str) -> None:
+def test_old_versions_add_the_family_of_each_address_and_lose_nothing(version: str) -> None:
     result = protocol.result_in_version(RESULT, version)
     assert [ip["version"] for ip in result["ips"]] == ["4", "6"]
     assert result["unknown"] == RESULT["unknown"]
@@ -104,7 +104,7 @@ def test_a_result_in_its_own_version_is_passed_through() -> None:
 
 
 @pytest.mark.parametrize("index", [None, -1, 7, "1"])
-def test_an_address_that_names_no_interface_is_the_containers(index: object) -> None:
+def test_an_address_without_an_interface_is_the_containers(index: object) -> None:
     result = {**RESULT, "ips": [{"address": "10.0.0.2/24", "interface": index}]}
     assert [str(endpoint) for endpoint in protocol.endpoints_of(result, "eth0")] == ["10.0.0.2/24"]
 
@@ -118,13 +118,13 @@ def test_only_addresses_of_the_interface_in_the_sandbox_count() -> None:
 @pytest.mark.parametrize(
     "broken", [{"ips": 5}, {"ips": [5]}, {"interfaces": {}}, {"ips": [{}]}, {"ips": [{"address": "x"}]}]
 )
-def test_a_prev_result_that_is_none_says_where(broken: dict[str, Any]) -> None:
+def test_an_invalid_prev_result_is_refused_with_its_position(broken: dict[str, Any]) -> None:
     with pytest.raises(CniError, match=r"prevResult\.") as caught:
         protocol.endpoints_of({**RESULT, **broken}, "eth0")
     assert caught.value.code == 7
 
 
-def test_gc_tells_no_list_from_an_empty_one() -> None:
+def test_gc_distinguishes_a_missing_list_from_an_empty_one() -> None:
     entry = {"containerID": "a", "ifname": "eth0"}
     assert protocol.valid_attachments({}) is None
     assert protocol.valid_attachments({"cni.dev/valid-attachments": None}) == set()
@@ -138,5 +138,5 @@ def test_gc_tells_no_list_from_an_empty_one() -> None:
     ("raw", "version"),
     [(b"", "1.1.0"), (b'{"cniVersion":"1.0.0"}', "1.0.0"), (b'{"cniVersion":"9"}', "1.1.0"), (b"x", "1.1.0")],
 )
-def test_version_answers_whatever_it_is_asked(raw: bytes, version: str) -> None:
+def test_version_answers_any_input(raw: bytes, version: str) -> None:
     assert protocol.version_report(raw) == {"cniVersion": version, "supportedVersions": list(protocol.VERSIONS)}

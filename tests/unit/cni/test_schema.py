@@ -1,4 +1,4 @@
-"""The configuration is described in several places, which agree: the model, the schemas, docs/configuration.md."""
+"""The descriptions of the configuration agree: the model, the schemas, docs/configuration.md."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def validator(path: Path) -> Draft202012Validator:
 
 
 @pytest.mark.parametrize(("options", "file"), [([], PLUGIN), (["--conflist"], CONFLIST)])
-def test_the_files_in_docs_are_what_the_command_prints(options: list[str], file: Path) -> None:
+def test_the_schemas_in_docs_match_the_command(options: list[str], file: Path) -> None:
     line = [sys.executable, "-I", "-m", "cni_quantum_nat", "schema", *options]
     printed = subprocess.run(line, check=True, capture_output=True, text=True).stdout
     assert printed == file.read_text(), f"quantum-nat schema {' '.join(options)} > {file.relative_to(ROOT)}"
 
 
-def test_every_example_of_the_page_is_valid() -> None:
+def test_every_example_on_the_page_is_valid() -> None:
     examples = [json.loads(text.split("```")[0]) for text in PAGE.read_text().split("```json\n")[1:]]
     assert examples
     for example in examples:
@@ -71,13 +71,13 @@ def test_the_schemas_and_add_agree(given: dict[str, Any], valid: bool) -> None:
         assert valid
 
 
-def test_a_list_without_us_and_a_network_without_a_name_are_invalid() -> None:
+def test_a_list_without_the_plugin_and_a_network_without_a_name_are_invalid() -> None:
     ours = {"type": "quantum-nat"}
     assert not validator(CONFLIST).is_valid({"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "bridge"}]})
     assert not validator(CONFLIST).is_valid({"cniVersion": "1.0.0", "plugins": [ours]})
 
 
-def test_the_page_has_the_table_that_the_model_makes() -> None:
+def test_the_table_on_the_page_matches_the_model() -> None:
     written = PAGE.read_text()
     with_table = runpy.run_path(str(ROOT / "packaging" / "configuration.py"))["with_table"]
     assert with_table(written) == written, "python packaging/configuration.py"

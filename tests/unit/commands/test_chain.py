@@ -1,4 +1,4 @@
-"""`quantum-nat chain`: into a configuration list, and out again."""
+"""`quantum-nat chain`: add the plugin to a configuration list, and undo it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def conflist(*plugins: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """A list with portmap, as it was written by hand."""
+    """A hand-written list with portmap."""
     made = tmp_path / "10-containers.conflist"
     made.write_text(json.dumps(conflist(BRIDGE, PORTMAP, TUNING)))
     made.chmod(0o640)
@@ -44,7 +44,7 @@ def types(file: Path) -> list[str]:
     return [plugin["type"] for plugin in json.loads(file.read_text())["plugins"]]
 
 
-def test_it_takes_portmaps_place_and_keys(file: Path) -> None:
+def test_it_replaces_portmap_and_keeps_its_keys(file: Path) -> None:
     done = chain(str(file))
     assert done.returncode == 0, done.stderr
     assert '+      "type": "quantum-nat"' in done.stdout
@@ -52,16 +52,16 @@ def test_it_takes_portmaps_place_and_keys(file: Path) -> None:
     assert file.stat().st_mode & 0o777 == 0o640
 
 
-def test_without_portmap_it_comes_after_the_plugin_that_makes_the_interface() -> None:
+def test_without_portmap_it_goes_after_the_interface_plugin() -> None:
     assert chained(conflist(BRIDGE, TUNING)) == conflist(BRIDGE, OURS, TUNING)
 
 
-def test_portmaps_conditions_for_iptables_name_their_backend() -> None:
+def test_iptables_conditions_of_portmap_set_the_backend() -> None:
     portmap = {**PORTMAP, "conditionsV4": ["!", "-s", "192.0.2.0/24"]}
     assert chained(conflist(BRIDGE, portmap))["plugins"][1]["backend"] == "iptables"
 
 
-def test_twice_is_once_and_undo_puts_the_very_text_back(file: Path) -> None:
+def test_a_second_run_changes_nothing_and_undo_restores_the_exact_text(file: Path) -> None:
     before = file.read_text()
     chain(str(file))
     after = file.read_text()
@@ -72,7 +72,7 @@ def test_twice_is_once_and_undo_puts_the_very_text_back(file: Path) -> None:
     assert list(file.parent.iterdir()) == [file]
 
 
-def test_a_dry_run_only_tells(file: Path) -> None:
+def test_a_dry_run_changes_nothing(file: Path) -> None:
     before = file.read_text()
     done = chain("--dry-run", "--json", str(file))
     told = json.loads(done.stdout)
@@ -81,7 +81,7 @@ def test_a_dry_run_only_tells(file: Path) -> None:
     assert list(file.parent.iterdir()) == [file]
 
 
-def test_a_link_is_followed_and_stays_one(file: Path, tmp_path: Path) -> None:
+def test_a_symbolic_link_is_followed_and_kept(file: Path, tmp_path: Path) -> None:
     link = tmp_path / "link.conflist"
     link.symlink_to(file)
     chain(str(link))
@@ -89,13 +89,13 @@ def test_a_link_is_followed_and_stays_one(file: Path, tmp_path: Path) -> None:
     assert types(file) == ["bridge", "quantum-nat", "tuning"]
 
 
-def test_what_was_changed_since_is_not_undone(file: Path) -> None:
+def test_undo_refuses_a_list_that_has_changed_since(file: Path) -> None:
     chain(str(file))
     changed = file.read_text().replace("cni0", "cni7")
     file.write_text(changed)
     done = chain("--undo", str(file))
     assert done.returncode == 1
-    assert "was changed since" in done.stderr
+    assert "has changed since" in done.stderr
     assert file.read_text() == changed
 
 
@@ -103,12 +103,12 @@ def test_what_was_changed_since_is_not_undone(file: Path) -> None:
     ("content", "told"),
     [
         ("{", ":1:2: not JSON"),
-        ('{"type": "bridge"}', "is no configuration list"),
-        (json.dumps(conflist(BRIDGE, PORTMAP, PORTMAP)), "portmap more than once"),
+        ('{"type": "bridge"}', "is not a configuration list"),
+        (json.dumps(conflist(BRIDGE, PORTMAP, PORTMAP)), "portmap is in the list more than once"),
         (json.dumps(conflist(BRIDGE, {**PORTMAP, "snat": 3})), "snat is 3"),
     ],
 )
-def test_what_cannot_be_chained_is_refused_and_stays(file: Path, content: str, told: str) -> None:
+def test_an_invalid_list_is_refused_and_unchanged(file: Path, content: str, told: str) -> None:
     file.write_text(content)
     done = chain(str(file))
     assert done.returncode == 1
@@ -117,7 +117,7 @@ def test_what_cannot_be_chained_is_refused_and_stays(file: Path, content: str, t
     assert list(file.parent.iterdir()) == [file]
 
 
-def test_undo_of_what_was_not_done_is_refused(file: Path) -> None:
+def test_undo_without_an_earlier_change_is_refused(file: Path) -> None:
     done = chain("--undo", str(file))
     assert done.returncode == 1
-    assert "there is no" in done.stderr
+    assert "does not exist" in done.stderr

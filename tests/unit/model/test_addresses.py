@@ -77,7 +77,7 @@ ATTACHMENTS = st.builds(
 
 
 @given(st.ip_addresses())
-def test_an_address_is_read_and_written_as_everybody_does(
+def test_an_address_is_parsed_and_formatted_as_by_ipaddress(
     address: ipaddress.IPv4Address | ipaddress.IPv6Address,
 ) -> None:
     ours = Address.parse(str(address))
@@ -90,7 +90,7 @@ def test_an_address_is_read_and_written_as_everybody_does(
 
 
 @given(ENDPOINTS)
-def test_the_network_of_an_endpoint_is_what_ipaddress_says(endpoint: Endpoint) -> None:
+def test_the_network_of_an_endpoint_matches_ipaddress(endpoint: Endpoint) -> None:
     network = ipaddress.ip_network(str(endpoint), strict=False)
     assert ipaddress.ip_network(str(endpoint.network)) == network
     after = int(network.broadcast_address) + 1
@@ -108,7 +108,7 @@ def test_an_address_without_a_usable_prefix_length_is_refused(text: str) -> None
 
 
 @given(ATTACHMENTS)
-def test_a_record_comes_back_as_it_was_written(attachment: Attachment) -> None:
+def test_a_record_is_read_as_it_was_written(attachment: Attachment) -> None:
     record = attachment.as_record()
     written: Any = loads(dumps(record))
     assert Attachment.from_record(written).as_record() == record

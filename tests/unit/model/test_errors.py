@@ -1,4 +1,4 @@
-"""Every code is documented, and says what a runtime reads."""
+"""Every error code is documented, and error objects follow the specification."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 from cni_quantum_nat.model import errors
 
-DOCUMENT = Path(__file__).parents[3] / "docs" / "errors.md"
+DOCUMENT = Path(__file__).parents[3] / "docs" / "operations.md"
 
 
-def test_every_code_is_documented_under_its_name() -> None:
+def test_every_code_is_documented_with_its_name() -> None:
     documented = {
         name: int(code) for code, name in re.findall(r"^\| (\d+) \| `(\w+)` ", DOCUMENT.read_text(), re.MULTILINE)
     }
@@ -19,7 +19,7 @@ def test_every_code_is_documented_under_its_name() -> None:
     assert 3 not in defined.values()
 
 
-def test_an_error_object_has_what_the_specification_says() -> None:
+def test_an_error_object_follows_the_specification() -> None:
     error = errors.CniError(7, "what is wrong", "what to do")
     error.add_note("Undoing it failed too: x.")
     assert error.as_result("1.0.0") == {

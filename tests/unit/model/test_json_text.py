@@ -1,4 +1,4 @@
-"""jsontext is json, at a tenth of its price."""
+"""json_text gives the same results as json."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ VALUES = st.recursive(
 
 
 @given(VALUES)
-def test_what_is_written_is_what_json_writes_and_reads_back(value: object) -> None:
+def test_output_matches_json_and_is_read_back(value: object) -> None:
     assert dumps(value) == json.dumps(value)
     assert loads(dumps(value)) == value
 
 
 @given(VALUES, st.integers(0, 4))
-def test_white_space_around_and_inside_changes_nothing(value: object, indent: int) -> None:
+def test_white_space_is_ignored(value: object, indent: int) -> None:
     assert loads(f"\n {json.dumps(value, indent=indent)}\t\r\n") == value
 
 
 @given(st.text(max_size=40))
-def test_what_json_refuses_is_refused_and_what_it_reads_is_read(text: str) -> None:
+def test_the_same_texts_are_accepted_and_refused_as_by_json(text: str) -> None:
     try:
         expected = json.loads(text, parse_constant=_refuse)
     except ValueError:
@@ -46,7 +46,7 @@ def _refuse(name: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "   ", "{", "{} {}", "NaN", "[1,]", "[" * 100_000, '"\x01"'])
-def test_what_is_no_json_value_says_why(text: str) -> None:
+def test_invalid_json_is_refused_with_a_reason(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         loads(text)
 
@@ -57,7 +57,7 @@ def test_a_value_without_a_json_form_is_refused() -> None:
 
 
 @pytest.mark.parametrize("text", ['{"a": ', '{"a"', '"a', "[1 2]", '{"a": 1,}', '"\\x"', '"\n"', "[" * 100_000])
-def test_what_is_not_json_is_a_value_error_in_a_process_that_has_no_json_module(text: str) -> None:
+def test_invalid_json_is_a_value_error_in_a_process_without_the_json_module(text: str) -> None:
     script = (
         "import sys; from cni_quantum_nat.model.json_text import loads; assert 'json' not in sys.modules\n"
         f"try: loads({text[:10]!r} * {len(text) // len(text[:10])})\nexcept ValueError: print('refused')"

@@ -1,4 +1,4 @@
-"""What pyproject.toml asks for is locked, with hashes, and has its reason on the page."""
+"""The dependencies in pyproject.toml are locked with hashes, and docs/dependencies.md explains each."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ LOCKED = {
 
 
 @pytest.mark.parametrize("asked", ASKED_FOR, ids=lambda asked: asked.name)
-def test_what_is_asked_for_is_locked_at_a_version_that_will_do(asked: Requirement) -> None:
+def test_every_dependency_is_locked_at_an_accepted_version(asked: Requirement) -> None:
     version, _ = LOCKED[asked.name]
     assert version in asked.specifier, "packaging/lock"
 
 
-def test_everything_that_is_locked_has_hashes() -> None:
+def test_every_locked_package_has_hashes() -> None:
     assert len(LOCKED) == LOCK.count("==") - LOCK.count(" == ")
     assert [name for name, (_, rest) in LOCKED.items() if "--hash=sha256:" not in rest] == []
 
 
 @pytest.mark.parametrize("asked", ASKED_FOR, ids=lambda asked: asked.name)
 def test_the_page_says_what_each_is_for(asked: Requirement) -> None:
-    assert f"`{asked.name}`" in (ROOT / "docs" / "dependencies.md").read_text()
+    assert f"`{asked.name}`" in (ROOT / "docs" / "development" / "dependencies.md").read_text()

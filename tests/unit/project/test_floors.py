@@ -1,4 +1,4 @@
-"""The house stands: imports point down the floors, and never in a circle. Imports for type checkers and in functions count."""
+"""Imports point down the layers, without circles; those for type checkers and inside functions count too."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[3] / "cni_quantum_nat"
-# From the roof down; rooms of one floor do not know of each other.
-FLOORS = (
+# From top to bottom; packages in one layer do not import each other.
+LAYERS = (
     ("__main__", "__init__"),
     ("commands",),
     ("api",),
@@ -23,16 +23,16 @@ FLOORS = (
     ("model",),
     ("version",),
 )
-HEIGHT = {room: -number for number, floor in enumerate(FLOORS) for room in floor}
+HEIGHT = {package: -number for number, layer in enumerate(LAYERS) for package in layer}
 
 
 def modules() -> dict[str, Path]:
-    """Return the files by their dotted names, `__init__` for a package's own."""
+    """Return all files by dotted name, including `__init__`."""
     return {".".join(file.relative_to(PACKAGE).with_suffix("").parts): file for file in sorted(PACKAGE.rglob("*.py"))}
 
 
 def imports_of(name: str, file: Path, known: dict[str, Path]) -> set[str]:
-    """Return the modules of the package that a file imports, wherever in it."""
+    """Return the modules of the package that a file imports anywhere."""
     found = set()
     package = ["", *name.split(".")[:-1]]
     for node in ast.walk(ast.parse(file.read_text())):
@@ -55,29 +55,29 @@ def graph() -> dict[str, set[str]]:
     return {name: imports_of(name, file, known) for name, file in known.items()}
 
 
-def test_every_room_has_a_floor() -> None:
+def test_every_package_has_a_layer() -> None:
     assert {name.partition(".")[0] for name in modules()} == set(HEIGHT)
 
 
 def test_imports_point_down() -> None:
     climbing = []
     for name, targets in graph().items():
-        room = name.partition(".")[0]
+        package = name.partition(".")[0]
         for target in targets:
             other = target.partition(".")[0]
-            if other != room and HEIGHT[other] >= HEIGHT[room]:
+            if other != package and HEIGHT[other] >= HEIGHT[package]:
                 climbing.append(f"{name} -> {target}")
-    assert not climbing, "imports that climb or stay on their floor:\n" + "\n".join(sorted(climbing))
+    assert not climbing, "imports that point up or stay in their layer:\n" + "\n".join(sorted(climbing))
 
 
-def test_there_is_no_circle() -> None:
+def test_there_is_no_import_cycle() -> None:
     try:
         TopologicalSorter(graph()).prepare()
     except CycleError as error:
         pytest.fail(f"a circle of imports: {' -> '.join(error.args[1])}")
 
 
-def test_every_room_says_what_it_is_for() -> None:
+def test_every_package_has_a_docstring() -> None:
     for file in PACKAGE.rglob("__init__.py"):
         tree = ast.parse(file.read_text())
         assert len(ast.get_docstring(tree) or "") > 40, file.parent.name

@@ -1,4 +1,4 @@
-"""The manual page is built from the commands, and is one that man and mandoc read without complaint."""
+"""The man page is built from the commands, and man and mandoc read it without warnings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "dist" / "quantum-nat.8"
 
 
-def test_the_manual_has_every_command_and_no_fault() -> None:
+def test_the_man_page_has_every_command_and_no_warnings() -> None:
     subprocess.run([ROOT / "packaging" / "manpage"], check=True, capture_output=True)
     content = PAGE.read_text()
     names = [command.__name__.rpartition(".")[2] for command in _COMMANDS]

@@ -1,4 +1,4 @@
-"""What packaging/ works out: which glibc is needed, and what is left out of libraries."""
+"""The helpers in packaging/: the required glibc, and the parts removed from libraries."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ elf = loaded("elf")
 trim = loaded("trim")
 
 
-def test_versions_of_glibc_are_numbers_and_not_text() -> None:
+def test_glibc_versions_are_compared_as_numbers() -> None:
     binary = elf.parse(Path("program"), LISTING)
     assert (binary.glibc, binary.needed) == ((2, 34), {"libgmp.so.10", "libc.so.6"})
 
 
-def test_relative_relocations_need_the_glibc_that_first_understood_them() -> None:
+def test_relative_relocations_need_the_first_glibc_that_supports_them() -> None:
     assert elf.parse(Path("program"), f"{LISTING}  0x0040:   Name: GLIBC_ABI_DT_RELR  Flags: none").glibc == (2, 36)
 
 
@@ -49,18 +49,18 @@ def test_relative_relocations_need_the_glibc_that_first_understood_them() -> Non
     ("stated", "said"),
     [((2, 33), "program needs glibc 2.34, and 2.33 is stated"), ((2, 35), "glibc 2.35 is stated, and 2.34 would do")],
 )
-def test_another_glibc_than_the_stated_one_is_a_problem(stated: tuple[int, int], said: str) -> None:
+def test_a_glibc_other_than_the_stated_one_is_a_problem(stated: tuple[int, int], said: str) -> None:
     gmp = elf.Binary(Path("libgmp.so.10"), (2, 14), frozenset())
     assert elf.problems([elf.parse(Path("program"), LISTING), gmp], stated) == [said]
 
 
-def test_a_library_that_does_not_come_along_is_a_problem() -> None:
+def test_a_library_missing_from_the_bundle_is_a_problem() -> None:
     assert elf.problems([elf.parse(Path("program"), LISTING)], (2, 34)) == [
         "program needs libgmp.so.10, which is not there"
     ]
 
 
-def test_what_is_to_be_left_out_must_be_there_once() -> None:
+def test_code_to_remove_must_be_there_exactly_once() -> None:
     rules = ((r"^import ssl$", "ssl = None"),)
     assert trim.trim("import os\nimport ssl\n", rules, "module") == "import os\nssl = None\n"
     for text in ("import os\n", "import ssl\nimport ssl\n"):
@@ -68,5 +68,5 @@ def test_what_is_to_be_left_out_must_be_there_once() -> None:
             trim.trim(text, rules, "module")
 
 
-def test_the_daemonsets_image_is_of_this_version() -> None:
+def test_the_daemonsets_image_has_this_version() -> None:
     assert f"newTag: {__version__}\n" in (PACKAGING / "kubernetes" / "base" / "kustomization.yaml").read_text()

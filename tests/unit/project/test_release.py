@@ -1,4 +1,4 @@
-"""What packaging/release refuses, and what it leaves: in a project of its own, whose builders only write files."""
+"""packaging/release in a temporary project with dummy builders: what it refuses, and which files it makes."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ def release(project: Path) -> subprocess.CompletedProcess[str]:
 
 
 def refused(project: Path) -> str:
-    """Return why it is refused, which must be before anything is built."""
+    """Return the error, and check that nothing was built."""
     done = release(project)
     assert done.returncode == 1
     assert not (project / "dist").exists()
     return done.stderr
 
 
-def test_a_release_has_checksums_of_its_files_alone_and_says_how_it_is_tagged(project: Path) -> None:
+def test_a_release_has_checksums_of_its_own_files_and_prints_the_tag_command(project: Path) -> None:
     (project / "dist").mkdir()
     (project / "dist" / "quantum-nat_2.4.0-1_amd64.deb").write_text("older\n")
     done = release(project)
@@ -80,7 +80,7 @@ def test_a_release_has_checksums_of_its_files_alone_and_says_how_it_is_tagged(pr
     assert "git tag --sign v2.5.0" in done.stdout
 
 
-def test_changes_that_are_not_committed_are_refused(project: Path) -> None:
+def test_uncommitted_changes_are_refused(project: Path) -> None:
     (project / "notes").write_text("mine\n")
     assert "not committed" in refused(project)
 
@@ -105,13 +105,13 @@ def test_a_release_can_be_built_from_its_tag(project: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_what_is_no_version_is_refused(project: Path) -> None:
+def test_an_invalid_version_is_refused(project: Path) -> None:
     (project / "cni_quantum_nat" / "version.py").write_text('__version__ = "2.5.0.dev1"\n')
     commit(project)
     assert "no version to release: '2.5.0.dev1'" in refused(project)
 
 
-def test_files_that_cannot_be_built_again_get_no_checksums(project: Path) -> None:
+def test_files_that_cannot_be_reproduced_get_no_checksums(project: Path) -> None:
     write_script(project / "packaging" / "reproducible", "echo '0  ./quantum-nat-2.5.0.cdx.json'")
     commit(project)
     done = release(project)

@@ -1,4 +1,4 @@
-"""The systemd units: understood by systemd, and confined as far as what they do allows."""
+"""The systemd units: valid, and confined."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 DIRECTORY = Path(__file__).parents[3] / "packaging" / "systemd"
 SERVICES = sorted(DIRECTORY.glob("*.service"))
-MOST_EXPOSURE = 2.2  # of 10, by systemd's own measure
+MOST_EXPOSURE = 2.2  # of 10, as rated by systemd
 
 
 def analyze(*arguments: str) -> str:
@@ -19,8 +19,8 @@ def analyze(*arguments: str) -> str:
     return done.stdout + done.stderr
 
 
-def test_systemd_understands_the_units(tmp_path: Path) -> None:
-    there = str(shutil.which("true"))  # the program and its manual are where the package puts them, and not here
+def test_systemd_accepts_the_units(tmp_path: Path) -> None:
+    there = str(shutil.which("true"))  # the program and its manual are not installed here
     units = [tmp_path / unit.name for unit in (*SERVICES, *DIRECTORY.glob("*.timer"))]
     assert len(units) == 3
     for unit in units:

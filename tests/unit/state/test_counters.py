@@ -1,4 +1,4 @@
-"""The counters' file: what is counted adds up, whoever counts at the same time, and nothing else is taken for it."""
+"""The counter file: counts add up, also of concurrent processes, and foreign files are not used."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_any_sequence_of_calls_adds_up(calls: list[tuple[str, str, int, int]]) -
                 assert up_to == sum(took <= bucket_ms * 1000 for took, _ in mine)
 
 
-def test_every_code_of_ours_has_a_cell() -> None:
+def test_every_error_code_has_a_cell() -> None:
     ours = {value for value in vars(errors).values() if isinstance(value, int) and not isinstance(value, bool)}
     assert ours <= set(CODES)
     assert len(set(CODES)) == len(CODES)
@@ -83,7 +83,7 @@ def _count_often(directory: str, times: int) -> None:
         count(CounterFile(State(directory), "net"))
 
 
-def test_processes_that_count_at_the_same_time_lose_nothing(state: State, file: CounterFile) -> None:
+def test_concurrent_processes_lose_no_counts(state: State, file: CounterFile) -> None:
     processes = [
         multiprocessing.get_context("fork").Process(target=_count_often, args=(state.directory, 200)) for _ in range(4)
     ]
@@ -95,7 +95,7 @@ def test_processes_that_count_at_the_same_time_lose_nothing(state: State, file: 
     assert file.read().calls("nftables", "ADD").count == 800
 
 
-def test_the_file_has_a_constant_size_and_is_for_its_user_alone(state: State, file: CounterFile) -> None:
+def test_the_file_has_a_constant_size_and_is_private(state: State, file: CounterFile) -> None:
     path = Path(state.directory, "counters", "net")
     count(file)
     before = path.stat()
@@ -107,7 +107,7 @@ def test_the_file_has_a_constant_size_and_is_for_its_user_alone(state: State, fi
 
 
 @pytest.mark.parametrize("damage", ["truncated", "longer", "foreign", "empty"])
-def test_what_is_not_of_this_layout_begins_anew(state: State, file: CounterFile, damage: str) -> None:
+def test_a_file_with_another_layout_starts_again(state: State, file: CounterFile, damage: str) -> None:
     path = Path(state.directory, "counters", "net")
     count(file)
     content = path.read_bytes()
@@ -135,11 +135,11 @@ def test_a_symbolic_link_is_not_followed(
     with pytest.raises(OSError, match="symbolic links"):
         count(file)
     CallCounter(file, "nftables", "ADD", 0).count(0)
-    assert "cannot count" in capfd.readouterr().err
+    assert "cannot update counters" in capfd.readouterr().err
     assert elsewhere.read_text() == "mine"
 
 
-def test_a_state_directory_of_another_kind_is_not_entered(tmp_path: Path) -> None:
+def test_a_state_directory_that_is_a_link_is_not_used(tmp_path: Path) -> None:
     real = tmp_path / "real"
     real.mkdir()
     (tmp_path / "state").symlink_to(real)
@@ -152,7 +152,7 @@ def test_a_state_directory_of_another_kind_is_not_entered(tmp_path: Path) -> Non
     "configuration",
     [{"name": "net", "metrics": False}, {"name": "net", "metrics": 1}, {"name": "../net"}, {}, {"name": 7}],
 )
-def test_a_call_that_names_no_network_or_wants_no_metrics_is_not_counted(
+def test_a_call_without_a_network_or_with_metrics_off_is_not_counted(
     configuration: dict[str, object], tmp_path: Path
 ) -> None:
     assert counter_of({"stateDir": str(tmp_path / "state"), **configuration}, "ADD", 0) is None
@@ -181,7 +181,7 @@ EVENT = st.tuples(st.sampled_from(["flow", "scrape", "delete", "flush", "rebuild
 
 
 @given(st.lists(EVENT, max_size=40))
-def test_totals_never_go_backwards_and_are_never_more_than_there_was(events: list[tuple[str, int]]) -> None:
+def test_totals_never_decrease_and_never_exceed_the_real_number(events: list[tuple[str, int]]) -> None:
     live, happened, shown = [0, 0, 0, 0], 0, 0
     with tempfile.TemporaryDirectory() as directory:
         state = State(f"{directory}/state")
@@ -206,7 +206,7 @@ def test_totals_never_go_backwards_and_are_never_more_than_there_was(events: lis
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=30))
-def test_without_word_of_deletions_a_decrease_is_one(steps: list[tuple[int, bool]]) -> None:
+def test_without_deletion_counts_a_decrease_is_a_deletion(steps: list[tuple[int, bool]]) -> None:
     live = happened = shown = 0
     with tempfile.TemporaryDirectory() as directory:
         state = State(f"{directory}/state")
@@ -222,7 +222,7 @@ def test_without_word_of_deletions_a_decrease_is_one(steps: list[tuple[int, bool
                 note_lost(state, "iptables", {})
 
 
-def test_what_goes_while_a_scrape_lists_is_not_counted_twice(state: State, file: CounterFile) -> None:
+def test_a_connection_deleted_during_a_scrape_is_not_counted_twice(state: State, file: CounterFile) -> None:
     count(file)
     before = file.read()
     add_gone(state, "nftables", counted([dnat(8)]))
@@ -230,7 +230,7 @@ def test_what_goes_while_a_scrape_lists_is_not_counted_twice(state: State, file:
     assert look(file, 4) == 12
 
 
-def test_what_nobody_owns_or_has_no_counters_is_no_network_s(state: State, file: CounterFile) -> None:
+def test_elements_without_an_owner_or_counters_belong_to_no_network(state: State, file: CounterFile) -> None:
     count(file)
     add_gone(
         state, "nftables", counted([dnat(1, owner=""), dnat(1, owner="shared"), dnat(1, owner="other/c/eth0"), dnat(1)])
@@ -250,7 +250,7 @@ def test_what_nobody_owns_or_has_no_counters_is_no_network_s(state: State, file:
         ("cidr_outbound4", "fixed_source_of_network_if_0123", "snat"),
     ],
 )
-def test_what_an_element_counts_is_known_by_its_set_and_where_it_leads(
+def test_the_type_of_an_elements_counter_follows_from_set_and_target(
     set_name: str, chain: str, kind: str, state: State, file: CounterFile
 ) -> None:
     count(file)

@@ -1,4 +1,4 @@
-"""What the doctor says where this kernel cannot be broken: one that refuses the table, and chains of every shape."""
+"""The doctor's evaluation of cases that this kernel cannot show: a kernel that refuses the table, all kinds of chains."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ PACKET = Packet(4, "eth0", "cni0", "198.51.100.7", "10.88.0.2", "tcp", 80, "new"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the kernel has no namespaces for this user")
-def test_a_kernel_that_refuses_the_table_is_told_in_its_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_kernel_that_refuses_the_table_is_reported_with_its_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def refuse(_elements: object) -> None:
         raise CniError(50, "nftables cannot hold table inet quantum", "Error: Could not process rule: Not supported")
 
@@ -77,7 +79,7 @@ CASES: list[tuple[list[list[dict[str, Any]]], str]] = [
 
 
 def ruleset(forward: list[list[dict[str, Any]]]) -> Ruleset:
-    """Return a table with this chain, whose policy is to drop, and some that it may lead to."""
+    """Return a table with this forward chain, with policy drop, and chains to jump to."""
     table = {"family": "inet", "table": "filter"}
     chains = {"forward": forward, "accepts": [[ACCEPT]], "returns": [[{"return": None}], [DROP]]}
     chains["loops"] = [[{"jump": {"target": "loops"}}]]
@@ -89,7 +91,7 @@ def ruleset(forward: list[list[dict[str, Any]]]) -> Ruleset:
 
 
 @pytest.mark.parametrize(("forward", "verdict"), CASES)
-def test_what_a_chain_does_to_a_packet(forward: list[list[dict[str, Any]]], verdict: str) -> None:
+def test_verdict_of_a_chain(forward: list[list[dict[str, Any]]], verdict: str) -> None:
     host = ruleset(forward)
     (chain,) = host.hooked("forward", 4)
     drop, certain = drops_of(host, chain, PACKET)

@@ -1,13 +1,13 @@
-"""What leads from whatever the kernel holds to what the records ask for: of any records, after any damage."""
+"""The changes from any damaged state of the kernel to the full plan of any records."""
 
 from __future__ import annotations
 
 from collections import Counter
 
+from cni_quantum_nat.backends.nftables.full_plan import JointPlan
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni_quantum_nat.backends.nftables.full_plan import JointPlan
 from cni_quantum_nat.backends.nftables.layout import SETS, SHARED, SLOT, SLOTS
 from cni_quantum_nat.backends.nftables.rules import Element
 from cni_quantum_nat.commands.reconcile.agreement import compare
@@ -27,7 +27,7 @@ SHARED_PORTS = (1, 2)
 
 @st.composite
 def attachments(draw: st.DrawFn) -> list[Attachment]:
-    """Draw attachments of a few containers and networks, which want the same ports and addresses often."""
+    """Draw attachments of a few containers and networks, often with the same ports and addresses."""
     identities = draw(st.sets(st.tuples(st.sampled_from("ab"), st.sampled_from("cdef")), max_size=6))
     return [
         Attachment(
@@ -51,7 +51,7 @@ def attachments(draw: st.DrawFn) -> list[Attachment]:
 
 @st.composite
 def damaged(draw: st.DrawFn, plan: JointPlan) -> list[Element]:
-    """Draw what is left of the plan: elements missing, of another owner, and some that nobody asked for."""
+    """Draw a damaged state: some elements of the plan are missing or have another owner, and some are foreign."""
     held = {element.identity: element for element in plan.elements}
     for identity in draw(st.lists(st.sampled_from(sorted(held, key=str)), max_size=20)) if held else []:
         element = held.pop(identity, None)
@@ -64,7 +64,7 @@ def damaged(draw: st.DrawFn, plan: JointPlan) -> list[Element]:
 
 
 def after(plan: JointPlan, held: list[Element], unreadable: set[str]) -> list[Element]:
-    """Apply what `compare` says, as the kernel does: delete by key, then add what must not be there."""
+    """Apply the changes of `compare` as the kernel does: delete by key, then add exclusively."""
     change = compare(plan, held, unreadable)
     elements = {element.identity: element for element in held}
     for element in change.delete:
@@ -76,7 +76,7 @@ def after(plan: JointPlan, held: list[Element], unreadable: set[str]) -> list[El
 
 
 def slots_of(elements: list[Element]) -> dict[object, Counter[str]]:
-    """Count by port how many slots each owner has."""
+    """Return the number of slots of each owner, by port."""
     counts: dict[object, Counter[str]] = {}
     for element in elements:
         if SLOT in SETS[element.set_name].key:
@@ -85,9 +85,7 @@ def slots_of(elements: list[Element]) -> dict[object, Counter[str]]:
 
 
 @given(attachments(), st.data())
-def test_afterwards_the_kernel_holds_what_is_planned_and_nothing_else(
-    records: list[Attachment], data: st.DataObject
-) -> None:
+def test_afterwards_the_kernel_holds_exactly_the_plan(records: list[Attachment], data: st.DataObject) -> None:
     plan = JointPlan(records)
     result = after(plan, data.draw(damaged(plan)), set())
     others = {element.identity: element for element in result if SLOT not in SETS[element.set_name].key}
@@ -100,14 +98,14 @@ def test_afterwards_the_kernel_holds_what_is_planned_and_nothing_else(
 
 
 @given(attachments(), st.data())
-def test_there_is_nothing_to_do_a_second_time(records: list[Attachment], data: st.DataObject) -> None:
+def test_a_second_comparison_finds_no_differences(records: list[Attachment], data: st.DataObject) -> None:
     plan = JointPlan(records)
     change = compare(plan, after(plan, data.draw(damaged(plan)), set()), set())
     assert (change.delete, change.add) == ([], [])
 
 
 @given(attachments(), st.data())
-def test_what_an_unreadable_record_has_is_not_deleted(records: list[Attachment], data: st.DataObject) -> None:
+def test_elements_of_an_unreadable_record_are_not_deleted(records: list[Attachment], data: st.DataObject) -> None:
     plan = JointPlan(records)
     held = data.draw(damaged(plan))
     kept = {element.identity for element in held if element.owner in {"n/o/p", SHARED}}

@@ -1,10 +1,10 @@
-"""The small world that the tests send packets through.
+"""The test topology: network namespaces that the tests send packets through.
 
     client ---- uplink --- host --- cni0 --- containers (10.88.0.0/24, fd88::/64)
     198.51.100.2          |   \\--- cni1 --- containers (10.99.0.0/24, fd99::/64)
     2001:db8:1::2         198.51.100.1 and .3, 2001:db8:1::1 and ::3
 
-The client has a route to the uplink's network only: an answer from it proves that the source was translated.
+The client has a route to the uplink's network only, so a reply from it proves that the source was translated.
 """
 
 from __future__ import annotations
@@ -29,36 +29,36 @@ if TYPE_CHECKING:
 NETNS_DIRECTORY = Path("/run/netns")
 CLIENT = {4: "198.51.100.2", 6: "2001:db8:1::2"}
 HOST = {4: "198.51.100.1", 6: "2001:db8:1::1"}
-OTHER_HOST = {4: "198.51.100.3", 6: "2001:db8:1::3"}
+HOST_SECONDARY = {4: "198.51.100.3", 6: "2001:db8:1::3"}
 BRIDGES = {"cni0": {4: "10.88.0.{}/24", 6: "fd88::{}/64"}, "cni1": {4: "10.99.0.{}/24", 6: "fd99::{}/64"}}
 SUBNETS = {"cni0": {4: "10.88.0.0/24", 6: "fd88::/64"}, "cni1": {4: "10.99.0.0/24", 6: "fd99::/64"}}
-AIMED = "192.0.2.1"  # stands for the other side's 127.0.0.1, see Namespace.aim_at_localhost
-SHORT = 0.4  # seconds after which what must not arrive is taken as lost
+MARTIAN = "192.0.2.1"  # on the wire this is 127.0.0.1: see Namespace.send_martians
+NO_REPLY_TIMEOUT_S = 0.4  # how long to wait for a reply that must not come
 _numbers = count()
 _ATTACK = f"""table inet attack {{
 	chain leave {{
 		type filter hook postrouting priority 300
-		ip daddr {AIMED} ip daddr set 127.0.0.1
+		ip daddr {MARTIAN} ip daddr set 127.0.0.1
 	}}
 	chain enter {{
 		type filter hook prerouting priority -400
-		ip saddr 127.0.0.1 iif != "lo" ip saddr set {AIMED}
+		ip saddr 127.0.0.1 iif != "lo" ip saddr set {MARTIAN}
 	}}
 }}"""
 
 
 def run(*command: str, stdin: str = "") -> str:
-    """Run a command that must succeed, and return what it printed."""
+    """Run a command that must succeed, and return its output."""
     done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}\n{stdin}"
     return done.stdout
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 5) -> None:
-    """Poll, and fail when it does not become true in time."""
+    """Poll a condition, and fail if it is not met in time; `what` describes it."""
     end = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < end, f"waited {timeout_s} s in vain: {what}"
+        assert time.monotonic() < end, f"timed out after {timeout_s} s: {what}"
         time.sleep(0.005)
 
 
@@ -76,20 +76,20 @@ class Namespace:
         self.ip("link set lo up")
 
     def remove(self) -> None:
-        """Take its name away; it goes when the last process in it has gone."""
+        """Remove its name; the kernel removes the namespace after its last process."""
         if self.path.exists():
             run("ip", "netns", "delete", self.name)
 
     def ip(self, *commands: str) -> None:
-        """Run ip(8) commands in it."""
+        """Run ip(8) commands inside."""
         run("ip", "-n", self.name, "-batch", "-", stdin="\n".join(commands) + "\n")
 
     def run(self, *command: str, stdin: str = "") -> str:
-        """Run a command in it."""
+        """Run a command inside."""
         return run("nsenter", f"--net={self.path}", "--", *command, stdin=stdin)
 
     def sysctl(self, name: str) -> str:
-        """Read a setting, named by its path below /proc/sys/net."""
+        """Read a sysctl by its path below /proc/sys/net."""
         with inside(self.path):
             return Path("/proc/sys/net", name).read_text().strip()
 
@@ -98,37 +98,37 @@ class Namespace:
             Path("/proc/sys/net", name).write_text(value)
 
     def serve(self, name: str, port: int, address: str | None = None) -> Server:
-        """Start a server that goes with the namespace."""
+        """Start a server, which stops when the test ends."""
         return self._stack.enter_context(Server(self.path, name, port, address))
 
     def ask(
         self, address: str, port: int, protocol: str = "tcp", *, source: str | None = None, timeout: float = 3
     ) -> Answer:
-        """Ask a server from here."""
+        """Send a request to a server, and return its answer."""
         return ask(self.path, protocol, address, port, source=source, timeout=timeout)
 
     def cannot_reach(self, address: str, port: int, protocol: str = "tcp", *, source: str | None = None) -> bool:
-        """Whether nothing comes back, not even a refusal."""
+        """Return whether there is no reply at all, not even a refusal."""
         try:
-            self.ask(address, port, protocol, source=source, timeout=SHORT)
+            self.ask(address, port, protocol, source=source, timeout=NO_REPLY_TIMEOUT_S)
         except TimedOut:
             return True
         return False
 
     def is_refused(self, address: str, port: int, protocol: str = "tcp") -> bool:
-        """Whether the answer is an immediate refusal."""
+        """Return whether the connection is refused at once."""
         try:
             self.ask(address, port, protocol)
         except Refused:
             return True
         return False
 
-    def wait_for(self, addresses: list[str]) -> None:
-        """Wait until packets from here arrive: an address that was given a moment ago may not know its multicast group."""
-        wait_until(lambda: all(map(self._is_answered_by, addresses)), f"{' and '.join(addresses)} answer")
+    def wait_for_replies(self, addresses: list[str]) -> None:
+        """Wait until these addresses reply: a new IPv6 address may not have joined its multicast group yet."""
+        wait_until(lambda: all(map(self._is_answered_by, addresses)), f"replies from {' and '.join(addresses)}")
 
     def _is_answered_by(self, address: str) -> bool:
-        """Whether a closed port refuses."""
+        """Return whether a closed port refuses."""
         try:
             self.ask(address, 1, timeout=0.1)
         except Refused:
@@ -137,13 +137,13 @@ class Namespace:
             return False
         return False
 
-    def aim_at_localhost(self, gateway: str) -> None:
-        """Let this namespace attack: what it sends to AIMED leaves as a packet to 127.0.0.1, and answers come back."""
-        self.ip(f"route add {AIMED} via {gateway}")
+    def send_martians(self, gateway: str) -> None:
+        """Attack: what this namespace sends to MARTIAN leaves as a packet to 127.0.0.1, and replies return."""
+        self.ip(f"route add {MARTIAN} via {gateway}")
         self.run("nft", "-f", "-", stdin=_ATTACK)
 
-    def pass_for_localhost(self, port: int) -> None:
-        """Let this namespace attack: datagrams to this port leave with the source address 127.0.0.1."""
+    def spoof_localhost(self, port: int) -> None:
+        """Attack: datagrams from this namespace to this port leave with the source address 127.0.0.1."""
         self.run(
             "nft", "-f", "-", stdin=f"{_ATTACK}\nadd rule inet attack leave udp dport {port} ip saddr set 127.0.0.1"
         )
@@ -178,12 +178,12 @@ class Container(Namespace):
             commands.append(f"route replace default via {gateway} dev {interface}")
         self.ip(*commands)
         addresses = [network.partition("/")[0] for network in networks.values()]
-        for address in addresses:  # what an announcement does to those who knew an earlier owner
+        for address in addresses:  # the host may remember the address's previous owner
             self.host.ip(f"neigh flush to {address}")
-        self.host.wait_for(addresses)
+        self.host.wait_for_replies(addresses)
 
     def previous_result(self) -> dict[str, Any]:
-        """Return what the bridge plugin prints."""
+        """Return the bridge plugin's result."""
         return {
             "cniVersion": "1.1.0",
             "interfaces": [
@@ -196,7 +196,7 @@ class Container(Namespace):
 
 
 class Host(Namespace):
-    """The namespace that stands for the host: bridges, an uplink to the client, a default route through it."""
+    """The namespace that represents the host: bridges, an uplink to the client, a default route through it."""
 
     def __init__(self, stack: ExitStack) -> None:
         super().__init__("host", stack)
@@ -204,7 +204,7 @@ class Host(Namespace):
         self._used: dict[str, int] = {}
         for number, (bridge, networks) in enumerate(BRIDGES.items()):
             self.ip(
-                # An address of its own, as the bridge plugin sees to: else it has that of a port, and another one as they come.
+                # A fixed MAC address, as the bridge plugin sets: otherwise it changes as ports are added.
                 f"link add {bridge} address 02:00:00:00:01:0{number} type bridge mcast_snooping 0",
                 f"address add {networks[4].format(1)} dev {bridge}",
                 f"address add {networks[6].format(1)} dev {bridge} nodad",
@@ -213,14 +213,14 @@ class Host(Namespace):
         self.client = Namespace("client", stack)
         self.add_uplink("uplink", HOST, CLIENT)
         self.ip(
-            f"address add {OTHER_HOST[4]}/24 dev uplink",
-            f"address add {OTHER_HOST[6]}/64 dev uplink nodad preferred_lft 0",  # not chosen as a source by itself
+            f"address add {HOST_SECONDARY[4]}/24 dev uplink",
+            f"address add {HOST_SECONDARY[6]}/64 dev uplink nodad preferred_lft 0",  # never chosen as a source
             f"route add default via {CLIENT[4]} dev uplink",
             f"route add default via {CLIENT[6]} dev uplink",
         )
 
     def add_uplink(self, name: str, own: dict[int, str], peers: dict[int, str]) -> None:
-        """Connect the host and the client by one more wire; both ends have the same name."""
+        """Connect the host and the client with one more veth pair; both ends have the same name."""
         self.ip(f"link add {name} type veth peer name {name} netns {self.client.name}")
         for end, addresses in ((self, own), (self.client, peers)):
             end.ip(
@@ -230,17 +230,17 @@ class Host(Namespace):
             )
 
     def container(self, bridge: str = "cni0", *, number: int = 0, families: tuple[int, ...] = (4, 6)) -> Container:
-        """Make a container; `number` is the last part of its addresses, a new one when it is 0."""
+        """Make a container; `number` is the last part of its addresses, 0 for the next free one."""
         if not number:
             number = self._used[bridge] = self._used.get(bridge, 10) + 1
         return Container(self, self._stack, number, bridge, families=families)
 
-    def show_client_the_way(self, bridge: str = "cni0") -> None:
+    def add_client_routes(self, bridge: str = "cni0") -> None:
         """Give the client routes to the containers, through the host."""
         self.client.ip(*(f"route add {SUBNETS[bridge][f]} via {HOST[f]}" for f in (4, 6)))
 
-    def filter_bridges(self, value: str) -> None:
-        """Let bridged packets pass the IP hooks, or not, as br_netfilter does."""
+    def set_bridge_netfilter(self, value: str) -> None:
+        """Set whether bridged packets pass the IP hooks (br_netfilter): "1" or "0"."""
         try:
             for name in ("iptables", "ip6tables"):
                 self.set_sysctl(f"bridge/bridge-nf-call-{name}", value)
@@ -249,40 +249,40 @@ class Host(Namespace):
                 pytest.skip("the kernel has no br_netfilter")
 
     def require_legacy_iptables(self) -> None:
-        """Skip the test where the kernel has none of it."""
+        """Skip the test if the kernel does not support it."""
         command = ("nsenter", f"--net={self.path}", "iptables-legacy-save", "-t", "nat")
         if subprocess.run(command, capture_output=True, check=False).returncode:
             pytest.skip("the kernel has no iptables-legacy")
 
     def iptables_rules(self) -> list[str]:
-        """Return the plugin's rules, of both families, as iptables-save lists them."""
+        """Return the plugin's rules for both families, as iptables-save lists them."""
         saves = [f"{prefix}-{self.backend.removeprefix('iptables-')}-save" for prefix in ("iptables", "ip6tables")]
         lines = [line for save in saves for line in self.run(save).splitlines()]
         return [line for line in lines if "QUANTUM" in line]
 
     def ruleset(self) -> str:
-        """Return the plugin's table, or nft's complaint."""
+        """Return the plugin's table, or nft's error message."""
         if self.backend != "nftables":
             return "\n".join(self.iptables_rules())
         command = ("nsenter", f"--net={self.path}", "nft", "list", "table", "inet", "quantum")
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         return done.stdout or done.stderr
 
-    def lower_guard(self) -> None:
-        """Take away what keeps 127.0.0.0/8 on this host, to see that an attack works without it."""
+    def disable_guard(self) -> None:
+        """Remove the rules that protect 127.0.0.0/8, to show that an attack works without them."""
         if self.backend == "nftables":
             self.run("nft", "flush chain inet quantum guard")
         else:
             self.run(self.backend, "-t", "raw", "-F", "QUANTUM-GUARD")
 
-    def holdings(self) -> set[str]:
-        """Return what there is in anybody's name: the sets and maps with elements, or the rules."""
+    def installed(self) -> set[str]:
+        """Return what is installed for any container: the sets and maps that have elements, or the rules."""
         if self.backend != "nftables":
             return {line for line in self.iptables_rules() if "--comment" in line}
         return set(self.elements()) if "No such file" not in self.ruleset() else set()
 
     def elements(self) -> dict[str, list[Any]]:
-        """Return the elements of those sets and maps that have any."""
+        """Return the elements of the sets and maps that have any."""
         listed = json.loads(self.run("nft", "-j", "list", "table", "inet", "quantum"))["nftables"]
         sets = [item.get("set") or item.get("map") for item in listed]
         return {entry["name"]: entry["elem"] for entry in sets if entry and "elem" in entry and "flags" not in entry}
@@ -293,18 +293,19 @@ class Host(Namespace):
             return {owner for line in self.iptables_rules() for owner in re.findall(r'--comment "?([^" ]+)', line)}
         found: set[str] = set()
         _collect_comments(self.elements(), found)
-        return found
+        # What follows a colon is the realm of the test's state directory.
+        return {comment.partition(":")[0] for comment in found}
 
 
-def keep_tracking(host: Host) -> None:
-    """Let another table use connection tracking and NAT, so that the kernel goes on with both when ours is gone."""
+def keep_conntrack_enabled(host: Host) -> None:
+    """Let another table use connection tracking and NAT, so that both stay active without our table."""
     host.run(
         "nft", "add table inet firewall { chain c { type nat hook prerouting priority 0; ct state new accept; }; }"
     )
 
 
-def on_second_network(container: Container) -> Container:
-    """Connect eth1 to cni1, and return the container as that attachment sees it."""
+def connect_second_network(container: Container) -> Container:
+    """Connect eth1 to cni1, and return the container as seen by that attachment."""
     networks = {4: "10.99.0.7/24", 6: "fd99::7/64"}
     container.connect("eth1", "cni1", networks)
     container.ip("route replace default via 10.88.0.1", "route replace default via fd88::1")
