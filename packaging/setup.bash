@@ -79,6 +79,7 @@ make_venv() {
     there=$(cat "$VENV/.quantum-nat" 2>/dev/null || true)
     [ "$there" != "$(venv_stamp development)" ] || return 0
     [ "$kind" != runtime ] || [ "$there" != "$(venv_stamp runtime)" ] || return 0
+    case $there in development*) kind=development ;; esac # a developer's stays one
     say "Making the virtual environment .venv ..."
     [ ! -e "$VENV" ] || [ -w "$VENV" ] || die ".venv belongs to $(stat -c %U "$VENV"): sudo rm -rf '$VENV', and run this again"
     rm -f "$VENV/.quantum-nat"
