@@ -65,6 +65,8 @@ def watch(attachment: Attachment, verb: str, report: Path) -> dict[str, Any]:
 def attachment(plugin: Plugin, container: Container, other_container: Container) -> Attachment:
     """An attachment on a host with a table, a known configuration and another container."""
     plugin.add(other_container, publish(8081))
+    # The parts that it needs are there: the first container that needs one pays for it.
+    plugin.add(container, publish(8082, protocol="udp", hostIP="127.0.0.1")).delete()
     return plugin.attachment(container, publish(8080), publish(8082, protocol="udp", hostIP="127.0.0.1"))
 
 

@@ -62,7 +62,6 @@ def test_a_port_in_use_by_a_living_container_is_refused_and_nothing_changes(
     "entries",
     [
         (publish(8080), publish(8080, 81)),
-        (publish(8080), publish(8080)),
         (publish(8080, hostIP="0.0.0.0"), publish(8080, 81)),
         (publish(8080, hostIP="198.51.100.1"), publish(8080, 81, hostIP="198.51.100.1", protocol="TCP")),
     ],
@@ -74,6 +73,12 @@ def test_a_port_requested_twice_in_one_call_is_an_error(
         plugin.add(container, *entries)
     assert client.is_refused(HOST[4], 8080)
     assert not list(plugin.state_directory.glob("attachments/*"))
+
+
+@pytest.mark.behaviour
+def test_a_mapping_given_twice_is_one(client: Namespace, container: Container, plugin: Plugin) -> None:
+    plugin.add(container, publish(8080), publish(8080)).check()
+    assert client.ask(HOST[4], 8080).server == "web"
 
 
 def test_one_port_for_two_protocols_or_two_addresses_is_no_conflict(

@@ -179,16 +179,16 @@ def test_altered_chains_are_rebuilt(
     assert container.ask(CLIENT[4], 80).source == HOST[4]
 
 
-def test_lost_slots_of_a_shared_port_are_redistributed_and_the_others_kept(
+def test_lost_buckets_of_a_shared_port_are_redistributed_and_the_others_kept(
     host: Host, client: Namespace, plugin: Plugin
 ) -> None:
     made = backends(host, plugin, 2)
     assert dry_run(plugin) == []
-    before = {tuple(map(str, e[0]["elem"]["val"]["concat"])): e[1] for e in host.elements()["slots4"]}
+    before = {tuple(map(str, e[0]["elem"]["val"]["concat"])): e[1] for e in host.elements()["buckets4"]}
     for number in range(20):
-        nft(host, f"delete element inet quantum slots4 {{ {PORT} . {number} }}")
+        nft(host, f"delete element inet quantum buckets4 {{ {PORT} . {number} }}")
     heal(plugin)
-    after = {tuple(map(str, e[0]["elem"]["val"]["concat"])): e[1] for e in host.elements()["slots4"]}
+    after = {tuple(map(str, e[0]["elem"]["val"]["concat"])): e[1] for e in host.elements()["buckets4"]}
     assert after.keys() == before.keys()
     assert {key for key in before if before[key] != after[key]} <= {("tcp", "8080", str(n)) for n in range(20)}
     counts = served(client, HOST[4], 64)

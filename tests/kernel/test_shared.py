@@ -126,7 +126,7 @@ def test_removing_the_last_container_closes_the_port(host: Host, client: Namespa
     assert host.elements() == {}
 
 
-def test_a_repeated_add_keeps_its_slots(host: Host, client: Namespace, plugin: Plugin) -> None:
+def test_a_repeated_add_keeps_its_buckets(host: Host, client: Namespace, plugin: Plugin) -> None:
     first, _ = backends(host, plugin, 2)
     first.add()
     assert sorted(served(client, HOST[4], 64).values()) == [32, 32]
@@ -136,7 +136,7 @@ def test_a_repeated_add_keeps_its_slots(host: Host, client: Namespace, plugin: P
     assert len(served(client, HOST[4], 8)) == 1
 
 
-def test_a_dead_container_loses_its_slots(host: Host, client: Namespace, plugin: Plugin) -> None:
+def test_a_dead_container_loses_its_buckets(host: Host, client: Namespace, plugin: Plugin) -> None:
     dead, _ = backends(host, plugin, 2)
     dead.container.remove()
     backends(host, plugin, 1)
@@ -145,7 +145,7 @@ def test_a_dead_container_loses_its_slots(host: Host, client: Namespace, plugin:
     assert sorted(served(client, HOST[4], 64).values()) == [32, 32]
 
 
-def test_gc_gives_the_slots_of_dead_containers_to_the_others(host: Host, client: Namespace, plugin: Plugin) -> None:
+def test_gc_gives_the_buckets_of_dead_containers_to_the_others(host: Host, client: Namespace, plugin: Plugin) -> None:
     gone, lost, kept = backends(host, plugin, 3)
     (plugin.state_directory / "attachments" / lost.container.id / "net:eth0.json").unlink()
     plugin.gc({"cni.dev/valid-attachments": [{"containerID": kept.container.id, "ifname": "eth0"}]})
@@ -160,7 +160,7 @@ def test_a_port_is_not_shared_with_a_different_affinity_or_an_exclusive_mapping(
 ) -> None:
     backends(host, plugin, 2)
     before = host.elements().keys()
-    with pytest.raises(PluginError, match="host port 8080/tcp is shared by others") as caught:
+    with pytest.raises(PluginError, match="host port 8080/tcp is shared by other containers") as caught:
         plugin.add(container, publish(8080), network="other", **keys)
     assert caught.value.code == 100
     assert host.elements().keys() == before
@@ -169,11 +169,11 @@ def test_a_port_is_not_shared_with_a_different_affinity_or_an_exclusive_mapping(
 
 def test_an_exclusive_port_is_not_shared(container: Container, other_container: Container, plugin: Plugin) -> None:
     plugin.add(container, publish(8080))
-    with pytest.raises(PluginError, match=f"held by container {container.id}"):
+    with pytest.raises(PluginError, match=f"in use by container {container.id}"):
         plugin.add(other_container, publish(8080), network="other", **SHARED)
 
 
-def test_a_container_on_two_networks_has_one_share_of_slots(
+def test_a_container_on_two_networks_has_one_share_of_buckets(
     host: Host, client: Namespace, container: Container, plugin: Plugin
 ) -> None:
     backends(host, plugin, 1)
@@ -188,7 +188,7 @@ def test_a_container_on_two_networks_has_one_share_of_slots(
     second.check()
 
 
-def test_after_a_lost_table_slots_are_distributed_again(
+def test_after_a_lost_table_buckets_are_distributed_again(
     host: Host, client: Namespace, container: Container, plugin: Plugin
 ) -> None:
     backends(host, plugin, 3)
@@ -197,15 +197,15 @@ def test_after_a_lost_table_slots_are_distributed_again(
     assert len(served(client, HOST[4], 64)) == 3
 
 
-def test_a_failed_add_leaves_the_slots_unchanged(
+def test_a_failed_add_leaves_the_buckets_unchanged(
     host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     backends(host, plugin, 2)
     plugin.add(other_container, publish(9000))
-    before = host.elements()["slots4"]
+    before = host.elements()["buckets4"]
     with pytest.raises(PluginError, match="9000"):
         plugin.add(container, publish(8080), publish(9000), **SHARED)
     assert [e["elem"]["val"] if "elem" in e else e for e, _ in before] == [
-        e["elem"]["val"] if "elem" in e else e for e, _ in host.elements()["slots4"]
+        e["elem"]["val"] if "elem" in e else e for e, _ in host.elements()["buckets4"]
     ]
     assert client.ask(HOST[4], 8080).source == CLIENT[4]

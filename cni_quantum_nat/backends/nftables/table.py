@@ -257,7 +257,7 @@ class NftablesTable:
         owner, colon, realm = comment.partition(":")
         if colon + realm == self._realm:
             return owner
-        return comment if colon else f"{comment}:"
+        return comment if colon or not comment else f"{comment}:"
 
     def exists(self) -> bool:
         """Whether the table exists; CniError(50) where nf_tables cannot be used at all."""

@@ -54,7 +54,10 @@ def run(arguments: argparse.Namespace) -> int:
         from .packet import follow
 
         return follow(arguments)
+    from ..records import require_directory
     from .snapshot import Snapshot  # libnftables, pyroute2
+
+    require_directory(State(arguments.state_dir))
 
     reports = [_do(name, check, host) for host in [Snapshot(State(arguments.state_dir))] for name, check in _checks()]
     if arguments.json:
@@ -91,6 +94,8 @@ def _do(name: str, check: Callable[[Snapshot], Iterable[Finding]], host: Snapsho
         findings = list(check(host))
     except CniError as error:
         return Report(name, UNKNOWN, [], f"{error.message}. {error.details}")
+    except Exception as error:  # noqa: BLE001 - one check that fails must not keep the others from being made
+        return Report(name, UNKNOWN, [], f"this check failed, which is a defect: {error!r}")
     return Report(name, PROBLEM if findings else OK, findings)
 
 
