@@ -108,7 +108,8 @@ _VERBS: dict[str, Callable[[Environment, dict[str, Any], str], None]] = {
 
 def counter_of(configuration: dict[str, Any], verb: str, started_at: float) -> CallCounter | None:
     """Return what counts the call; None where it does not say whose it is, or `metrics` is not true."""
-    if configuration.get("metrics") not in (True, None):
+    metrics = configuration.get("metrics")
+    if metrics is not None and metrics is not True:
         return None
     try:
         file = CounterFile(state_of(configuration), protocol.network_name(configuration))

@@ -22,6 +22,7 @@ from ..model.errors import (
     NEWER_VERSION,
     NOT_AVAILABLE,
     STATE_DAMAGED,
+    TRY_AGAIN_LATER,
     AlreadyThere,
     CniError,
     InvalidConfiguration,
@@ -57,6 +58,10 @@ if TYPE_CHECKING:
     from ..state.directory import State
 
 _ATTEMPTS = 3  # the kernel's rules can change between two looks at them, but not three times in a row
+
+
+class _HasHealed(Exception):
+    """The rules were made anew: what was known of them is no longer so."""
 
 
 class NatManager:
@@ -99,7 +104,12 @@ class NatManager:
         numbers = self.state.numbers()
         try:
             self._choose_host_ports(attachment, facts, settings, numbers.last_ports)
-            attachment.sequence = numbers.next_sequence()
+            before = facts.before
+            if before is not None and before.wishes == attachment.wishes:
+                # Its place among its siblings stays, and with it the host ports that they wait for.
+                attachment.sequence, attachment.created_at = before.sequence, before.created_at
+            else:
+                attachment.sequence = numbers.next_sequence()
         finally:
             numbers.close()
         undo: list[Callable[[], None]] = []
@@ -123,7 +133,7 @@ class NatManager:
         known = facts.before or (fallback() if fallback else None)
         if known is not None and (facts.before is not None or known.needs_rules):
             self._remove(known, facts)
-        if facts.before is not None or not self._is_elsewhere(attachment_id):
+        if facts.elsewhere is None:
             self.state.remove(attachment_id)
 
     def check(self, attachment: Attachment) -> None:
@@ -222,7 +232,7 @@ class NatManager:
             warn(error)
         attachments = [attachment for attachment in records.in_force if attachment.id != without]
         plan = decide_all([*attachments, *([instead] if instead is not None else [])])
-        backend.rebuild(plan.of_backend(backend.name), records.owners, expected)
+        backend.rebuild(plan.of_backend(backend.name), records.owners - records.unreadable, expected)
         self.state.note_rebuild()
         for attachment in (*plan.superseded, *records.leftovers):
             self.state.remove(attachment.id)
@@ -249,14 +259,14 @@ class NatManager:
         units = dict.fromkeys((*attachment.address_units, *attachment.host_ports, *former_ports))
         if not is_new or self._other_backends(attachment):
             self._find_holders(attachment, facts, units)
-        undo.append(lambda: self._restore_record(attachment.id, facts.before))
+        undo.append(lambda: self._restore_record(attachment.id, facts.before or facts.elsewhere))
         attachment.replaces = [former for former in generations if former.wishes != attachment.wishes]
         self.state.write(attachment)
         for _ in range(_ATTEMPTS):
             decision = decide_add(attachment, facts)
             try:
                 self._apply_all(attachment, decision, generations, undo, is_new=is_new and decision.is_plain)
-            except AlreadyThere:
+            except (AlreadyThere, _HasHealed):
                 is_new = False
                 self._find_holders(attachment, facts, units)
                 continue
@@ -296,7 +306,7 @@ class NatManager:
                 is_new=is_new,
             )
             instead = generations[0] if generations and generations[0].backend == name else None
-            undo.append(self._apply(name, change, attachment.id, instead).undo)
+            undo.append(self._apply(name, change, attachment.id, instead, decides_again=not is_new).undo)
         addresses = [unit for former in decision.released.values() for unit in former.address_units]
         if decision.orphans:
             addresses += attachment.address_units
@@ -333,15 +343,33 @@ class NatManager:
             self._afterwards.append(lambda tracker: tracker.delete_of_addresses(list(addresses)))
 
     def _apply(
-        self, name: str, change: Change, without: AttachmentId | None = None, instead: Attachment | None = None
+        self,
+        name: str,
+        change: Change,
+        without: AttachmentId | None = None,
+        instead: Attachment | None = None,
+        *,
+        decides_again: bool = False,
     ) -> Applied:
-        """Make a change; heal first where the rules as a whole are not as they should be."""
+        """Make a change; heal first where the rules as a whole are not as they should be.
+
+        Raises: _HasHealed, where the change `decides_again`: it was decided by who held what, and nobody held anything then.
+        """
         backend = self._backend(name)
         try:
             return backend.apply(change)
         except RulesDamaged:
             self.heal(backend, change.install, without, instead)
+            if decides_again:
+                raise _HasHealed from None
+        try:
             return backend.apply(change)
+        except RulesDamaged as error:
+            raise CniError(
+                TRY_AGAIN_LATER,
+                f"the rules of {name} were made anew, and are not as they should be again: {error}",
+                "Find out what changes them: nft monitor.",
+            ) from error
 
     def _backend(self, name: str) -> Backend:
         if name not in self._backends:
@@ -364,21 +392,15 @@ class NatManager:
     def _gather(self, attachment_id: AttachmentId) -> Facts:
         """Read the records of the container: the attachment's own, and the others that are in force."""
         facts = Facts(self._own_record(attachment_id))
+        if facts.before is not None and standing(facts.before, self._here) == ELSEWHERE:
+            facts.before, facts.elsewhere = None, facts.before
         for record in self.state.siblings(attachment_id):
             if standing(record, self._here) in (IN_FORCE, UNCERTAIN):
                 facts.others.append(record)
         return facts
 
-    def _is_elsewhere(self, attachment_id: AttachmentId) -> bool:
-        """Whether the record is of another host network namespace, which uses the same state directory."""
-        try:
-            record = self.state.read(attachment_id)
-        except CniError:
-            return False
-        return record is not None and standing(record, self._here) == ELSEWHERE
-
     def _own_record(self, attachment_id: AttachmentId) -> Attachment | None:
-        """Read the attachment's own record, of this boot and host. One that is damaged counts as lost: ADD and DEL put an end to it."""
+        """Read the attachment's own record, of this boot. One that is damaged counts as lost: ADD and DEL put an end to it."""
         try:
             record = self.state.read(attachment_id)
         except CniError as error:
@@ -388,7 +410,7 @@ class NatManager:
             return None
         if record is None or record.boot_id not in ("", self._here.boot_id):
             return None
-        return None if standing(record, self._here) == ELSEWHERE else record
+        return record
 
     def _find_holders(self, attachment: Attachment, facts: Facts, units: Iterable[Unit]) -> None:
         """Ask every backend in use who has the units, and read the records of those who have."""

@@ -102,8 +102,9 @@ def chains_of(owner: str) -> tuple[str, str]:
 def plan_rules(attachment: Attachment, family: int, units: Iterable[Unit] | None = None) -> list[Rule]:
     """Return the rules of one family that belong to these units, or to all that the attachment wants, in the order of their making."""
     wanted = [*attachment.address_units, *attachment.host_ports] if units is None else list(units)
+    mappings = attachment.host_ports
     ports = [unit for unit in wanted if isinstance(unit, HostPort) and unit.family == family]
-    planned = [rule for port in ports for rule in _plan_host_port(attachment, port)]
+    planned = [rule for port in ports for rule in _plan_host_port(attachment, port, mappings[port])]
     addresses = {unit.first if isinstance(unit, Subnet) else unit for unit in wanted if not isinstance(unit, HostPort)}
     if any(address.family == family for address in addresses):
         planned += [
@@ -167,8 +168,8 @@ def _masqueraded(attachment: Attachment, endpoint: Endpoint) -> list[str]:
     return [_subnet(endpoint), _LOOPBACK[4]] if family == 4 else [_subnet(endpoint)]
 
 
-def _plan_host_port(attachment: Attachment, port: HostPort) -> Iterator[Rule]:
-    endpoint, mapping = attachment.published_endpoint(port.family), attachment.host_ports[port]
+def _plan_host_port(attachment: Attachment, port: HostPort, mapping: PortMapping) -> Iterator[Rule]:
+    endpoint = attachment.published_endpoint(port.family)
     assert endpoint is not None  # noqa: S101 - for the type checker: that is what published means
     family, mark = port.family, _mark_target(attachment)
     chain = "QUANTUM-ANY-IP" if mapping.specific_host_ip is None else "QUANTUM-HOST-IP"

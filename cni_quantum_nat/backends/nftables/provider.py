@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
     from ...connections.counts import Flows
-    from ...model.attachments import Attachment
+    from ...model.attachments import Attachment, PortMapping
     from ...model.units import Unit
     from ...state.directory import State
     from ..base import Change, Installed, Plan
@@ -112,11 +112,9 @@ class NftablesBackend(Backend):
         elements = plan_rules(installed.attachment, installed.units)
         for element, found in zip(elements, self._table.find(elements)):
             problems += _difference(element, found)
-        for unit in installed.units:
-            if isinstance(unit, HostPort) and installed.attachment.host_ports[unit].sharing:
-                owners = owners_of(self._table.find(buckets_of(unit)))
-                if installed.attachment.id.owner not in owners:
-                    problems.append(f"no bucket of shared port {unit} leads to it")
+        for port in shared_ports_of(installed):
+            if installed.attachment.id.owner not in owners_of(self._table.find(buckets_of(port))):
+                problems.append(f"no bucket of shared port {port} leads to it")
         return problems
 
     def damage(self) -> list[str]:
@@ -228,7 +226,7 @@ class NftablesBackend(Backend):
                 difference.replace(present, None)
         self._share(change, ports, found, difference)
         if change.orphans:
-            self._remove_orphans(change, difference)
+            self._remove_orphans(change, difference, wanted)
         return difference, _addresses_in_use(change.remove, found, losers)
 
     def _share(
@@ -237,10 +235,9 @@ class NftablesBackend(Backend):
         """Add what becomes of shared ports: their buckets, and when nobody shares one any more, all of it."""
         endpoints: dict[HostPort, dict[str, Fields]] = {}
         for installed in change.install:
-            for unit in installed.units:
-                if isinstance(unit, HostPort) and installed.attachment.host_ports[unit].sharing:
-                    owner = installed.attachment.id.owner
-                    endpoints.setdefault(unit, {})[owner] = endpoint_of(installed.attachment, unit)
+            for port, mapping in shared_ports_of(installed).items():
+                owner = installed.attachment.id.owner
+                endpoints.setdefault(port, {})[owner] = endpoint_of(installed.attachment, port, mapping)
         ended = [p for p in ports if p not in change.members and _owner(found.get(lead_of(p).identity)) == SHARED]
         for port in (*change.members, *ended):
             buckets = self._table.find(buckets_of(port))
@@ -252,9 +249,9 @@ class NftablesBackend(Backend):
                 gone = {element.identity for element in difference.delete}
                 difference.delete += [element for element in shared if element.identity not in gone]
 
-    def _remove_orphans(self, change: Change, difference: Difference) -> None:
+    def _remove_orphans(self, change: Change, difference: Difference, wanted: Collection[Identity]) -> None:
         """List all elements, and delete those of the orphans; their buckets go to the others who share the port."""
-        known = {element.identity for element in difference.delete}
+        known = {*wanted, *(element.identity for element in difference.delete)}
         ports: dict[HostPort, None] = {}
         for element in self._table.owned_elements():
             if element.owner not in change.orphans or element.identity in known:
@@ -325,14 +322,22 @@ def elements_of(plan: Plan) -> list[Element]:
 
 
 def _buckets(port: HostPort, members: list[Attachment]) -> list[Element]:
-    endpoints = {member.id.owner: endpoint_of(member, port) for member in members}
+    endpoints = {member.id.owner: endpoint_of(member, port, member.host_ports[port]) for member in members}
     return [bucket for bucket in redistribute(port, [], list(endpoints), endpoints) if bucket]
 
 
 def _first_buckets(installed: Installed) -> list[Element]:
     """Return a bucket of each shared port, to find the parts by."""
-    ports = [unit for unit in installed.units if isinstance(unit, HostPort)]
-    return [buckets_of(port)[0] for port in ports if installed.attachment.host_ports[port].sharing]
+    return [buckets_of(port)[0] for port in shared_ports_of(installed)]
+
+
+def shared_ports_of(installed: Installed) -> dict[HostPort, PortMapping]:
+    """Return the shared ports among what is installed."""
+    if not any(mapping.sharing for mapping in installed.attachment.port_mappings):
+        return {}
+    units = set(installed.units)
+    mappings = installed.attachment.host_ports
+    return {port: mapping for port, mapping in mappings.items() if mapping.sharing and port in units}
 
 
 def _owner(element: Element | None) -> str | None:

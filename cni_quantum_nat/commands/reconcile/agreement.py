@@ -61,7 +61,7 @@ class NftablesAgreement(Agreement):
         """Read what the kernel has."""
         self._backend = NftablesBackend(state)
         self._plan = plan.of_backend(NFTABLES)
-        self._known = records.owners
+        self._known = records.owners - records.unreadable
         self._difference = Difference()
         self._damage = self._backend.damage()
         if self._damage == [MISSING] and not self._plan.installed:
@@ -117,7 +117,7 @@ def compare(plan: Plan, held: Iterable[Element], kept: set[str]) -> Difference:
             difference.replace(of_key.pop(wanted.identity, None), wanted)
     for port, members in plan.shared.items():
         buckets = [of_key.pop(bucket.identity, None) for bucket in buckets_of(port)]
-        endpoints = {member.id.owner: endpoint_of(member, port) for member in members}
+        endpoints = {member.id.owner: endpoint_of(member, port, member.host_ports[port]) for member in members}
         staying = [owner for owner in owners_of(buckets) if owner in kept]
         for present, bucket in zip(
             buckets, redistribute(port, buckets, [*endpoints, *staying], endpoints), strict=True
