@@ -128,4 +128,3 @@ def test_the_kernel_and_the_model_agree_on_a_sample_of_sequences(stack: ExitStac
                     pytest.fail(f"after {'; '.join(happened)}: {violation}")
         host.flush()
         shutil.rmtree(directory)
-

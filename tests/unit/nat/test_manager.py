@@ -94,7 +94,9 @@ def memory() -> Iterator[str]:
     shutil.rmtree(directory)
 
 
-@pytest.mark.parametrize(("arbitrates", "length"), [(True, LENGTH), (False, LENGTH - 1)], ids=["like nftables", "like iptables"])
+@pytest.mark.parametrize(
+    ("arbitrates", "length"), [(True, LENGTH), (False, LENGTH - 1)], ids=["like nftables", "like iptables"]
+)
 def test_after_every_sequence_of_five_events_all_invariants_hold(memory: str, arbitrates: bool, length: int) -> None:
     host = Host(f"{memory}/state", backend=SimulatedBackend(arbitrates=arbitrates))
     sequence = Sequence(host)
