@@ -60,9 +60,8 @@ def holders_of(inode: int) -> list[Process]:
 
 def holders_of_lock(descriptor: int) -> list[Process]:
     """Return the visible processes that hold an flock(2) on an open file."""
-    status = posix.fstat(descriptor)
-    file = f"{posix.major(status.st_dev):02x}:{posix.minor(status.st_dev):02x}:{status.st_ino}"
     try:
+        file = f"{_file_system_of(descriptor)}:{posix.fstat(descriptor).st_ino}"
         lines = [line.split() for line in _read("/proc/locks").decode().splitlines()]
     except OSError:
         return []
@@ -70,6 +69,15 @@ def holders_of_lock(descriptor: int) -> list[Process]:
     # ID is 0 if it is in another PID namespace.
     numbers = {words[4] for words in lines if words[1] == "FLOCK" and words[5] == file and words[4] != "0"}
     return [_describe(number) for number in sorted(numbers)]
+
+
+def _file_system_of(descriptor: int) -> str:
+    """Return the device as /proc/locks has it: st_dev is another one on overlayfs and Btrfs."""
+    information = _read(f"/proc/self/fdinfo/{descriptor}").decode().split()
+    mount = information[information.index("mnt_id:") + 1]
+    mounts = (line.split() for line in _read("/proc/self/mountinfo").decode().splitlines())
+    major, minor = next(words[2].split(":") for words in mounts if words[0] == mount)
+    return f"{int(major):02x}:{int(minor):02x}"
 
 
 def _holds(number: str, target: str) -> bool:

@@ -35,9 +35,7 @@ NOT_SUPPORTED = "EPROTONOSUPPORT"
 def reserved(host: Host, port: int) -> Iterator[int]:
     """Let `sleep infinity` hold a port, and yield its process ID."""
     with inside(host.path):
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-c", RESERVE, str(port)], stdout=subprocess.PIPE, text=True
-        )
+        process = subprocess.Popen([sys.executable, "-I", "-c", RESERVE, str(port)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     try:
@@ -98,7 +96,10 @@ def test_a_short_container_id_in_a_command_line_is_a_word_like_others(
 ) -> None:
     """At 1.0.0 (defect 34) a service with the container's ID somewhere in its command line lost its port to it."""
     container.id = "web"
-    with process_on(host, 8080, "0.0.0.0", "tcp", *arguments), pytest.raises(PluginError, match="is in use on the host"):
+    with (
+        process_on(host, 8080, "0.0.0.0", "tcp", *arguments),
+        pytest.raises(PluginError, match="is in use on the host"),
+    ):
         plugin.add(container, publish(8080))
 
 
