@@ -45,7 +45,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what a runtime has not."""
+    """Leave out what a runtime has not, and tests of other runtimes than those that are asked for."""
+    items[:] = [item for item in items if item.callspec.params["subject"] in RUNTIMES]  # type: ignore[attr-defined]
     lacking = {}
     for item in items:
         needed = item.get_closest_marker("needs")

@@ -36,6 +36,7 @@ def test_range(cluster: Cluster) -> None:
 
 
 @pytest.mark.needs("ports")
+@pytest.mark.differs("nerdctl", "nerdctl 1.7.7 takes no IPv6 address of the host; see the rows of nerdctl alone")
 def test_host_ip(cluster: Cluster) -> None:
     """A hostIP of 127.0.0.1 is for the host alone, one of another address for that address alone."""
     container = cluster.run(
