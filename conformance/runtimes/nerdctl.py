@@ -48,6 +48,7 @@ class Nerdctl(Containerd16):
         super().__init__(directory, plugin, host)
         shell("cni_plugins", str(self.cni_bin), "firewall")
         (self.cni_bin / "portmap").symlink_to(plugin)
+        self._processes: dict[str, int] = {}
 
     def version(self) -> str:
         return f"{self.nerdctl('--version').split()[-1]} with containerd {super().version()}"
@@ -121,11 +122,11 @@ class Nerdctl(Containerd16):
 
     def kill_process(self, container: Running) -> None:
         """Kill what runs in the container: the shim has nerdctl clean up."""
-        self._kill(self.process(container))
+        self._kill(self._processes[container.name])
 
     def kill_hard(self, container: Running) -> None:
         """Kill the shim first: it is the shim that has runc call the hook that says DEL."""
-        process = self.process(container)
+        process = self._processes[container.name]
         self._kill(parent_of(process))
         with suppress(ProcessLookupError):  # a shim takes its container with it where it can
             self._kill(process)
@@ -133,16 +134,13 @@ class Nerdctl(Containerd16):
     def clean_up(self, container: Running) -> None:
         self.remove_if_there(container.name)
 
-    def process(self, container: Running) -> int:
-        """Return the process ID of the container's first process."""
-        return int(self._inspect(container.name)["State"]["Pid"])
-
     def running(self, name: str, ports: tuple[Port, ...] = (), networks: tuple[Network, ...] = (FRONT,)) -> Running:
         """Describe a container that runs."""
         found = self._inspect(name)
+        self._processes[name] = int(found["State"]["Pid"])
         netns = self.directory / f"netns-{name}"
         netns.unlink(missing_ok=True)
-        netns.symlink_to(f"/proc/{found['State']['Pid']}/ns/net")
+        netns.symlink_to(f"/proc/{self._processes[name]}/ns/net")
         return Running(f"{_NAMESPACE}-{found['Id']}", name, netns, ports, networks, addresses_in(netns))
 
     def nerdctl(self, *arguments: str) -> str:

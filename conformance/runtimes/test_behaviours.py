@@ -14,9 +14,13 @@ if TYPE_CHECKING:
     from .cluster import Cluster
 
 LOCALHOST = "127.0.0.1"
+_IPV4_ALONE = (
+    "nerdctl 1.7.7 asks for 0.0.0.0 where no address is given, which is IPv4 alone; see the rows of nerdctl alone"
+)
 
 
 @pytest.mark.needs("ports")
+@pytest.mark.differs("nerdctl", _IPV4_ALONE)
 def test_outside(cluster: Cluster) -> None:
     """Published tcp and udp ports answer an outside host over IPv4 and IPv6, and the container sees who asked."""
     container = cluster.run(Port(8080, 80), Port(8053, 53, "udp"))
@@ -50,6 +54,7 @@ def test_host_ip(cluster: Cluster) -> None:
 
 
 @pytest.mark.needs("ports")
+@pytest.mark.differs("nerdctl", _IPV4_ALONE)
 def test_host(cluster: Cluster) -> None:
     """The host reaches them by its own addresses and by 127.0.0.1."""
     container = cluster.run(Port(8080))
@@ -58,6 +63,7 @@ def test_host(cluster: Cluster) -> None:
 
 
 @pytest.mark.needs("ports")
+@pytest.mark.differs("nerdctl", _IPV4_ALONE)
 def test_neighbour(cluster: Cluster) -> None:
     """A neighbour, and the container itself, reach them by the host's address."""
     container, neighbour = cluster.run(Port(8080)), cluster.run()
@@ -87,6 +93,7 @@ def test_remove(cluster: Cluster) -> None:
 
 
 @pytest.mark.needs("ports")
+@pytest.mark.differs("nerdctl", _IPV4_ALONE)
 def test_restart(cluster: Cluster) -> None:
     """A restarted container has its ports again."""
     container = cluster.restart(cluster.run(Port(8080), Port(8053, 53, "udp")))

@@ -73,6 +73,25 @@ def test_all_protocols(cluster: Cluster, nerdctl: Nerdctl) -> None:
         assert ("sctp", 8132) in cluster.ports_of(container)
 
 
+def test_from_everywhere(cluster: Cluster) -> None:
+    """A published port answers an outside host, the host, a neighbour and the container itself."""
+    container, neighbour = cluster.run(Port(8080)), cluster.run()
+    assert cluster.serves(container, cluster.client.path, HOST[4], 8080).source == CLIENT[4]
+    for asking in (cluster.host.path, neighbour.netns, container.netns):
+        cluster.serves(container, asking, HOST[4], 8080)
+    cluster.serves(container, cluster.host.path, LOCALHOST, 8080)
+
+
+def test_default_network(cluster: Cluster, nerdctl: Nerdctl) -> None:
+    """The network that nerdctl makes by itself, with the plugin under portmap's name, publishes a port and is cleaned up."""
+    with removed(nerdctl, "default"):
+        container = nerdctl.run_published("default", ["8080:80"], networks=())
+        cluster.serves(container, cluster.client.path, HOST[4], 8080)
+        assert cluster.answer(container.netns, CLIENT[4], 80) == ("outside", HOST[4])
+        cluster.serves(nerdctl.restart(container), cluster.client.path, HOST[4], 8080)
+    assert cluster.answer(cluster.client.path, HOST[4], 8080) is None
+
+
 def test_stop_and_start(cluster: Cluster, nerdctl: Nerdctl) -> None:
     """A container that is stopped has no port, and has it again once it is started."""
     container = cluster.run(Port(8080))
