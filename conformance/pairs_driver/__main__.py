@@ -65,13 +65,13 @@ def main() -> int:
 
 
 def _points(scene: Scene, before: str, call: str, directory: Path) -> list[Point]:
-    """Trace a call alone, and return the system calls from the first that touches anything."""
+    """Trace a call alone, and return the system calls from the first that looks at the state directory."""
     trace = directory / "trace"
     scene.prepare(before)
     _answer(scene.start(call, tracer(trace)))
     for problem in scene.settle():
         raise RuntimeError(f"{call} alone: {problem}")
-    return points_of(trace)
+    return points_of(trace, mark=str(scene.plugin.state_directory))
 
 
 def _try_all(scene: Scene, pair: tuple[str, str, str], points: list[Point], directory: Path) -> Count:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from .cluster import Cluster
+    from .runtime import Running
 
 TABLE = "nerdctl"
 SUBJECTS = ("nerdctl",)
@@ -92,23 +93,40 @@ def test_default_network(cluster: Cluster, nerdctl: Nerdctl) -> None:
     assert cluster.answer(cluster.client.path, HOST[4], 8080) is None
 
 
-def test_stop_and_start(cluster: Cluster, nerdctl: Nerdctl) -> None:
-    """A container that is stopped has no port, and has it again once it is started."""
+@pytest.mark.parametrize("ending", ["stopped", "its process killed"])
+def test_ended(cluster: Cluster, nerdctl: Nerdctl, ending: str) -> None:
+    """A container that is stopped, or whose process is killed, has its port again once it is started.
+
+    nerdctl says DEL only when it is started again, or removed.
+    """
     container = cluster.run(Port(8080))
-    nerdctl.nerdctl("stop", "--time=0", container.name)
+    end(nerdctl, container, ending)
     assert cluster.answer(cluster.client.path, HOST[4], 8080) is None
-    assert cluster.left_over() == []
     nerdctl.nerdctl("start", container.name)
     cluster.serves(nerdctl.running(container.name), cluster.client.path, HOST[4], 8080)
 
 
-def test_process_killed(cluster: Cluster, nerdctl: Nerdctl) -> None:
-    """Of a container whose process is killed nothing is left, and it can be started again."""
+@pytest.mark.parametrize("ending", ["stopped", "its process killed"])
+def test_successor(cluster: Cluster, nerdctl: Nerdctl, ending: str) -> None:
+    """Another container can have the port meanwhile; then the first is refused, and the other one keeps the port."""
     container = cluster.run(Port(8080))
-    nerdctl.kill_process(container)
-    cluster.wait_until_nothing_is_left()
-    nerdctl.nerdctl("start", container.name)
-    cluster.serves(nerdctl.running(container.name), cluster.client.path, HOST[4], 8080)
+    end(nerdctl, container, ending)
+    successor = cluster.run(Port(8080))
+    cluster.serves(successor, cluster.client.path, HOST[4], 8080)
+    with pytest.raises(NotRun, match="8080"):
+        nerdctl.nerdctl("start", container.name)
+    cluster.serves(successor, cluster.client.path, HOST[4], 8080)
+    nerdctl.remove_by_force(container)
+    cluster.forget(container)
+    cluster.serves(successor, cluster.client.path, HOST[4], 8080)
+
+
+def end(nerdctl: Nerdctl, container: Running, ending: str) -> None:
+    """End what runs in a container."""
+    if ending == "stopped":
+        nerdctl.nerdctl("stop", "--time=0", container.name)
+    else:
+        nerdctl.kill_process(container)
 
 
 def test_removed_by_force(cluster: Cluster, nerdctl: Nerdctl) -> None:
