@@ -1,18 +1,31 @@
-"""Quantum NAT: a CNI plugin that gives containers their way out and their way in.
+"""Quantum NAT: a CNI plugin for port mapping and outbound NAT, built on nftables.
 
-What is named in __all__ is the Python API, loaded when it is first used: a runtime that waits has no use for it.
+The names in __all__ are the Python API, which is loaded on first use: a runtime's call does without it.
+
+A pod's start waits for this module.
 """
 
 from __future__ import annotations
 
+from .version import __version__
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .api import NatManager, NatRule, NatType, Network, PortMapping, Protocol
-    from .hotpath.errors import CniError
-    from .slowpath.config import NatConfig
+    from .cni.configuration import NatConfig
+    from .model.errors import CniError
 
-__version__ = "1.0.0"
-__all__ = ["CniError", "NatConfig", "NatManager", "NatRule", "NatType", "Network", "PortMapping", "Protocol"]
+__all__ = [
+    "CniError",
+    "NatConfig",
+    "NatManager",
+    "NatRule",
+    "NatType",
+    "Network",
+    "PortMapping",
+    "Protocol",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -1,4 +1,7 @@
-"""One program, two uses: a runtime sets CNI_COMMAND, a person gives arguments."""
+"""The entry point: a runtime sets CNI_COMMAND, an operator gives arguments.
+
+A pod's start waits for this module.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,9 @@ import sys
 def main() -> int:
     """Run the plugin or the command line, and return the exit status."""
     if b"CNI_COMMAND" in posix.environ:
-        from .hotpath.entry import run
+        from .cni.entry import run
     else:
-        from .admin.cli import run  # never loaded while a runtime waits
+        from .commands.cli import run  # never loaded for a runtime's call
     return run()
 
 

@@ -1,7 +1,7 @@
-"""The Python API: what CNI calls do for attachments, for programs that make their networks themselves.
+"""The Python API: for programs that set up container networking themselves.
 
-It works on the same records, under the same lock, through the same NAT Manager as the plugin, so `quantum-nat list` and
-the plugin's healing know of it. It needs CAP_NET_ADMIN in the host's network namespace. Every failure is a CniError.
+It uses the same records, lock and NAT Manager as the plugin, so `quantum-nat list` shows what it does, and the plugin repairs
+it. It needs CAP_NET_ADMIN in the host's network namespace. Every failure is a CniError.
 """
 
 from __future__ import annotations
@@ -13,17 +13,19 @@ from hashlib import blake2b
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING
 
-from .hotpath import model
-from .hotpath.addresses import Address, Endpoint
-from .hotpath.counters import CallCounter, CounterFile
-from .hotpath.errors import INTERNAL, CniError, HostPortConflict, InvalidConfiguration
-from .hotpath.manager import NatManager as Manager
-from .hotpath.ports import check_localhost, parse_entry
-from .hotpath.protocol import is_valid_name
-from .hotpath.settings import Settings
-from .hotpath.state import State
-from .slowpath.config import NatConfig, normalised
-from .slowpath.nat_rules import ANY_NETWORK, NatRule, NatType, Protocol, rules_of
+from .cni.configuration import NatConfig, normalised
+from .cni.protocol import is_valid_name
+from .cni.settings import outbound_for
+from .model import attachments as model
+from .model.addresses import Address, Endpoint
+from .model.errors import INTERNAL, CniError, HostPortConflict, InvalidConfiguration
+from .model.settings import Settings
+from .nat.manager import NatManager as Manager
+from .nat.records import Records, here_of
+from .nat.rules import ANY_NETWORK, NatRule, NatType, Protocol, rules_of
+from .ports.mappings import check_localhost, parse_entry
+from .state.counters import CallCounter, CounterFile
+from .state.directory import State
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,16 +45,15 @@ __all__ = [
     "Protocol",
 ]
 
-# What records of ours are told from those of CNI networks by.
-API_NETWORK = "python-api"
-_WHOLE_NETWORK = "network"
+API_NETWORK = "python-api"  # the network name of the API's records
+_NETWORK_CIDR = "network"  # stands for an interface in the record of a whole network
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network of containers, as its maker knows it.
+    """A container network.
 
-    cidr: its addresses, "172.20.0.0/16" or "fd20::/64". gateway: the host's address in it, for the record.
+    cidr: its addresses, such as "172.20.0.0/16" or "fd20::/64". gateway: the host's address in it; only checked.
     """
 
     name: str
@@ -60,9 +61,9 @@ class Network:
     gateway: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what is no network; CniError(7)."""
+        """Check the values; raise CniError(7) if they are not valid."""
         if not is_valid_name(self.name):
-            raise InvalidConfiguration(f"network name {self.name!r} is not letters, digits, '_', '.' and '-'")
+            raise InvalidConfiguration(f"network name {self.name!r} must consist of letters, digits, '_', '.' and '-'")
         try:
             network = ip_network(self.cidr)
             outside = self.gateway is not None and ip_address(self.gateway) not in network
@@ -71,12 +72,12 @@ class Network:
         if outside:
             raise InvalidConfiguration(f"network {self.name}: gateway {self.gateway} is not in {self.cidr}")
         if network.prefixlen == 0:
-            raise InvalidConfiguration(f"network {self.name}: {self.cidr} is everything there is")
+            raise InvalidConfiguration(f"network {self.name}: {self.cidr} contains all addresses")
 
 
 @dataclass(frozen=True)
 class PortMapping:
-    """A host port that leads to a container. host_ip None: every address of the host, of the container's family."""
+    """A published port. host_ip None: all addresses of the host in the container's address family."""
 
     container_id: str
     container_ip: str
@@ -87,33 +88,34 @@ class PortMapping:
 
 
 class NatManager:
-    """Gives networks their way out and containers their way in. One may be used again and again, by any thread."""
+    """Manages outbound NAT of networks and published ports of containers. It can be reused, from any thread."""
 
     def __init__(self, config: NatConfig | None = None) -> None:
-        """Use a configuration, whose keys mean what they mean in a CNI network configuration."""
+        """Use a configuration; its keys have the same meaning as in a CNI network configuration."""
         self._config = config or NatConfig()
         self._settings = Settings(normalised(self._config))
 
     def enable_outbound_connectivity(self, network: Network) -> NatRule:
-        """Translate the source of whatever leaves the network: to the outgoing interface's address, or `snat_address`.
+        """Translate the source of traffic that leaves the network to the outgoing interface's address, or `snat_address`.
 
-        Traffic within the network, and multicast, is left alone. Again for the same network, it changes nothing.
+        Traffic within the network and multicast are not translated. Enabling a network again changes nothing.
 
-        Raises: CniError, with code 100 where the network overlaps another one that was enabled.
+        Raises:
+            CniError: (100) the network overlaps another one that is enabled.
         """
         with self._counted("ADD"):
-            attachment = self._whole_network(network)
+            attachment = self._network_attachment(network)
             with self._locked() as manager:
                 _refuse_overlap(network, attachment.id, manager.state)
                 manager.add(attachment, self._settings)
         return next(rules_of(attachment))
 
     def disable_outbound_connectivity(self, network: Network) -> None:
-        """Undo it; nothing happens where there is nothing to undo. Connections that are translated go on."""
+        """Undo enable_outbound_connectivity, if it was called. Established connections stay translated."""
         with self._counted("DEL"), self._locked() as manager:
-            manager.remove(model.AttachmentId(API_NETWORK, network.name, _WHOLE_NETWORK))
+            manager.remove(model.AttachmentId(API_NETWORK, network.name, _NETWORK_CIDR))
 
-    def create_port_mapping(  # noqa: PLR0913, PLR0917 - the names say what is what, and most have defaults
+    def create_port_mapping(  # noqa: PLR0913, PLR0917 - the public signature; most have defaults
         self,
         container_id: str,
         container_ip: str,
@@ -122,10 +124,11 @@ class NatManager:
         protocol: Protocol | str = Protocol.TCP,
         host_ip: str | None = None,
     ) -> PortMapping:
-        """Publish a container's port on the host; without host_port, on a free one of the configuration's portRange.
+        """Publish a container's port on the host; without host_port, on a free port in the configuration's portRange.
 
-        Raises: CniError: 7 for what cannot be, 100 where the host port is held, 105 where the host has no route to the
-        container, 107 where no port is free.
+        Raises:
+            CniError: (7) an argument is not valid; (100) the host port is in use; (105) the host has no route to the
+                container; (107) no port is free.
         """
         entry: dict[str, object] = {
             "hostIP": host_ip,
@@ -140,7 +143,7 @@ class NatManager:
         return _published(attachment, wanted)
 
     def remove_port_mapping(self, mapping: PortMapping) -> None:
-        """Undo it; nothing happens where there is nothing to undo."""
+        """Remove a port mapping, if it exists."""
         identity = model.AttachmentId(API_NETWORK, mapping.container_id, _interface_of(mapping.container_ip))
         with self._counted("DEL"), self._locked() as manager:
             attachment = manager.state.read(identity)
@@ -150,11 +153,11 @@ class NatManager:
             manager.add(attachment, self._settings)
 
     def rules(self) -> list[NatRule]:
-        """Return everything that is translated, the plugin's attachments included, oldest first."""
+        """Return all NAT rules, including those of the plugin's attachments, oldest first."""
         return [rule for attachment in self._records() for rule in rules_of(attachment)]
 
     def port_mappings(self) -> list[PortMapping]:
-        """Return all port mappings, the plugin's attachments included, oldest first."""
+        """Return all port mappings, including those of the plugin's attachments, oldest first."""
         records = self._records()
         return [_published(attachment, mapping) for attachment in records for mapping in attachment.port_mappings]
 
@@ -163,7 +166,7 @@ class NatManager:
 
     @contextmanager
     def _counted(self, verb: str) -> Iterator[None]:
-        """Count a call as the CNI verb that does the same."""
+        """Count a call as the corresponding CNI verb."""
         file = CounterFile(State(self._config.state_dir), API_NETWORK)
         counter = CallCounter(file, self._settings.backend, verb, time.monotonic())
         code = INTERNAL
@@ -185,34 +188,36 @@ class NatManager:
         record = manager.state.read(attachment.id)
         kept = record.port_mappings if record else []
         if wanted.host_port and any(wanted.is_same_port(other, {endpoint.address.family}) for other in kept):
-            raise HostPortConflict(f"{wanted} is published by {attachment.id} already")
+            raise HostPortConflict(f"{wanted} is already published by {attachment.id}")
         attachment.port_mappings = [*kept, wanted]
         self._settings.apply_to(attachment)
         manager.add(attachment, self._settings)
         return attachment
 
-    def _whole_network(self, network: Network) -> model.Attachment:
+    def _network_attachment(self, network: Network) -> model.Attachment:
         endpoint = Endpoint.parse(network.cidr)
-        attachment = self._attachment(network.name, _WHOLE_NETWORK, endpoint, is_network=True)
-        attachment.outbound = self._settings.outbound_for([endpoint])
+        attachment = self._attachment(network.name, _NETWORK_CIDR, endpoint, is_network=True)
+        attachment.outbound = outbound_for(self._settings, [endpoint])
         if not attachment.needs_rules:
             raise InvalidConfiguration(
-                f"network {network.name} is IPv{endpoint.address.family}, which masquerade leaves out"
+                f"network {network.name} is IPv{endpoint.address.family}, which is not masqueraded"
             )
         return attachment
 
     def _records(self) -> list[model.Attachment]:
-        damaged: list[CniError] = []
-        records = sorted(State(self._config.state_dir).attachments(damaged), key=lambda a: a.created_at)
-        if damaged:
-            raise damaged[0]
-        return records
+        state = State(self._config.state_dir)
+        records = Records(state, here_of(state))
+        if records.damaged:
+            raise records.damaged[0]
+        return records.attachments
 
     def _attachment(
         self, container_id: str, interface: str, endpoint: Endpoint, *, is_network: bool = False
     ) -> model.Attachment:
         if not is_valid_name(container_id):
-            raise InvalidConfiguration(f"container ID {container_id!r} is not letters, digits, '_', '.' and '-'")
+            raise InvalidConfiguration(
+                f"container ID {container_id!r} must consist of letters, digits, '_', '.' and '-'"
+            )
         return model.Attachment(
             model.AttachmentId(API_NETWORK, container_id, interface),
             backend=self._settings.backend,
@@ -229,14 +234,14 @@ class NatManager:
 
 
 def _interface_of(container_ip: str) -> str:
-    """Name what stands for the container's interface in its records: no CNI interface is called so."""
+    """Return what stands for the container's interface in its records; no CNI interface has such a name."""
     if ":" not in container_ip:
         return container_ip
     return f"ip6-{blake2b(ip_address(container_ip).packed, digest_size=5).hexdigest()}"
 
 
 def _endpoint_of(container_ip: str, state: State) -> Endpoint:
-    """Return the container's address, with the prefix length of the enabled network that it is in."""
+    """Return the container's address with the prefix length of the enabled network that contains it."""
     try:
         address = ip_address(container_ip)
     except ValueError as error:
@@ -258,19 +263,19 @@ def _refuse_overlap(network: Network, own: model.AttachmentId, state: State) -> 
         if identity != own and other.overlaps(ip_network(network.cidr)):
             raise HostPortConflict(
                 f"network {network.name} ({network.cidr}) overlaps network {identity.container_id} ({other})",
-                "Disable that one first, or enable only the wider of the two.",
+                "Disable the other network first, or enable only the larger of the two.",
             )
 
 
 def _mapping(container_ip: str, entry: dict[str, object], inbound: model.Inbound) -> model.PortMapping:
-    """Read what is asked for, as an entry of CNI's portMappings; a mapping is for the container's family alone."""
+    """Parse an entry as in CNI's portMappings; the mapping is only for the container's address family."""
     mapping = parse_entry("port mapping", {key: value for key, value in entry.items() if value is not None})
     family = 6 if ":" in container_ip else 4
     if mapping.host_ip is None:
         mapping.host_ip = Address.parse(ANY_NETWORK[family].partition("/")[0])
     if mapping.host_ip.family != family:
         raise InvalidConfiguration(
-            f"hostIP {mapping.host_ip} and container address {container_ip} are not of one family"
+            f"hostIP {mapping.host_ip} and container address {container_ip} are of different address families"
         )
     if not inbound.ipv6_localhost:
         check_localhost([mapping])

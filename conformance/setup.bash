@@ -1,11 +1,11 @@
-# What the executables here share: the peers' programs. Source it; every function does nothing where there is nothing to do.
+# Functions of the scripts here that build the peers' programs. Source it; each function does nothing if its result exists.
 . "$(dirname "${BASH_SOURCE[0]}")/../packaging/setup.bash"
 
-GO_PROGRAMS=$CACHE/go # PROGRAM-VERSION/PROGRAM, so that two versions can be beside each other
+GO_PROGRAMS=$CACHE/go # PROGRAM-VERSION/PROGRAM, so that several versions can coexist
 CNI_PLUGINS=github.com/containernetworking/plugins/plugins
 
-# go_program PROGRAM PACKAGE VERSION [GO BUILD FLAG...]: build it from Go's module proxy; print where it is.
-# In a module of its own, not by `go install`: that asks which other versions there are, and not every proxy says so.
+# go_program PROGRAM PACKAGE VERSION [GO BUILD FLAG...]: build it from Go's module proxy; print its path.
+# In a temporary module, not with `go install`, which requests the list of versions; not every proxy has it.
 go_program() {
     local program=$1 package=$2 version=$3 directory
     shift 3
@@ -24,7 +24,7 @@ go_program() {
     printf '%s\n' "$directory/$program"
 }
 
-# cni_plugins DIRECTORY NAME...: put these of containernetworking/plugins v1.9.1 into a directory, by their own names.
+# cni_plugins DIRECTORY NAME...: install these plugins of containernetworking/plugins v1.9.1 into a directory.
 cni_plugins() {
     local directory=$1 name folder program
     shift
@@ -40,7 +40,7 @@ cni_plugins() {
     done
 }
 
-# pip_command: install the project with pip, as its users do, and print where the command is.
+# pip_command: install the project with pip, as users do, and print the path of the command.
 pip_command() {
     local venv=$CACHE/pip stamp=$CACHE/pip/.sources sources
     sources=$(sources_checksum)
@@ -54,7 +54,7 @@ pip_command() {
     printf '%s\n' "$venv/bin/quantum-nat"
 }
 
-# container_root: print the archive with what the containers have: busybox, and the server of runtimes/server.
+# container_root: print the path of an archive with the containers' files: busybox, and the server of runtimes/server.
 container_root() {
     local root=$CACHE/container-root archive=$CACHE/container-root.tar source=$PROJECT/conformance/runtimes/server/main.go
     if [ ! -f "$archive" ] || [ "$source" -nt "$archive" ]; then
@@ -70,18 +70,18 @@ container_root() {
     printf '%s\n' "$archive"
 }
 
-# netavark_program VERSION: build it from crates.io; print where it is. Nothing where there is no cargo that could.
+# netavark_program VERSION: build it from crates.io; print its path, or nothing if there is no suitable cargo.
 netavark_program() {
     local directory=$CACHE/rust/netavark-$1 program=$CACHE/rust/netavark-$1/bin/netavark
     if [ ! -x "$program" ]; then
         if ! command -v cargo >/dev/null; then
-            say "netavark is left out: it takes cargo 1.88 or newer to build it" >&2
+            say "Leaving out netavark: cargo 1.88 or newer is needed to build it" >&2
             return 0
         fi
         apt_install protobuf-compiler >&2
         say "Building netavark $1 (some minutes) ..." >&2
         nice cargo install --quiet --locked --root "$directory" --version "$1" netavark >&2 || {
-            say "netavark is left out: it cannot be built here" >&2
+            say "Leaving out netavark: the build failed" >&2
             return 0
         }
     fi

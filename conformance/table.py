@@ -1,9 +1,8 @@
-"""A pytest plugin: tables of the run, a row for each behaviour, a column for each subject that it was tried on.
+"""A pytest plugin that writes tables of the results: a row for each behaviour, a column for each subject.
 
-A test that is parametrized over `subject` fills one row: its docstring's first line, or else its name as a sentence. A cell
-is `pass`, `FAIL`, `differs` (marked so, and seen to be so), or `-` (the subject has no such thing: it is left out, or
-skipped). Both of the last two say why below the table.
-Modules that have the same TABLE, a heading, share a table; those that have none share one too.
+A test that is parametrized over `subject` fills one row, named by the first line of its docstring, or its own name. A cell is
+`pass`, `FAIL`, `differs` (marked as such, and confirmed), or `-` (the subject lacks the feature: left out, or skipped). A note
+below the table explains the last two. Modules with the same heading in TABLE share a table, and so do those without one.
 """
 
 from __future__ import annotations
@@ -18,19 +17,19 @@ if TYPE_CHECKING:
 
 PASSED, FAILED, DIFFERS, NOT_TRIED = "pass", "FAIL", "differs", "-"
 _WORST_FIRST = (FAILED, DIFFERS, NOT_TRIED, PASSED)
-PREFACE = pytest.StashKey[list[str]]()  # lines that go before the tables, set by a conftest
+PREFACE = pytest.StashKey[list[str]]()  # lines before the tables, set by a conftest
 
 
 @dataclass
 class Table:
-    """Cells by row and column, both in the order in which they came; the reasons of those that need one."""
+    """Cells by row and column, in order of arrival, and the reasons of those that need one."""
 
     columns: list[str] = field(default_factory=list)
     rows: dict[str, dict[str, str]] = field(default_factory=dict)
     reasons: list[str] = field(default_factory=list)
 
     def enter(self, row: str, column: str, outcome: str, reason: str = "") -> None:
-        """Fill a cell; where several tests share it, it shows the worst of them."""
+        """Fill a cell; if several tests share it, it shows the worst result."""
         if column not in self.columns:
             self.columns.append(column)
         cells = self.rows.setdefault(row, {})
@@ -45,7 +44,7 @@ class Table:
         return f"[{self.reasons.index(reason) + 1}]"
 
     def lines(self) -> Iterator[str]:
-        """Write it in Markdown, in columns of equal width."""
+        """Yield the table in Markdown, in columns of equal width."""
         rows = [
             [name, *(cells.get(column, "") for column in self.columns)] for name, cells in self.rows.items() if cells
         ]
@@ -65,15 +64,15 @@ _NOTES = pytest.StashKey[list[str]]()
 
 
 def note(config: pytest.Config, text: str) -> None:
-    """Add something that is said once, below all tables."""
+    """Add a note below all tables."""
     config.stash[_NOTES].append(text)
 
 
 def leave_out(config: pytest.Config, items: list[pytest.Item], reasons: dict[pytest.Item, str]) -> None:
-    """Deselect tests of things that their subjects have not; the reasons go into the table."""
+    """Deselect tests for features that their subjects lack; the reasons go into the table."""
     for item in items:
         table = _table_of(item)
-        table.rows.setdefault(_row(item), {})  # in the order of the tests, whichever of them is left out
+        table.rows.setdefault(_row(item), {})  # keeps the order of the tests
         if item in reasons:
             table.enter(_row(item), _column(item), NOT_TRIED, reasons[item])
     items[:] = [item for item in items if item not in reasons]
@@ -89,12 +88,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_NOTES] = []
     config.addinivalue_line(
         "markers",
-        "differs(subject, why, **as of xfail): what is asserted does not hold for this subject, by design or by its fault",
+        "differs(subject, why, **as of xfail): the assertions fail for this subject, by design or by a fault of it",
     )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Expect a difference to be there: when it has gone, the test says so by failing."""
+    """Expect the differences: a test fails if its difference has gone."""
     for item in items:
         for mark in item.iter_markers("differs"):
             subject, why = mark.args
@@ -117,7 +116,7 @@ def _table_of(item: pytest.Item) -> Table:
 
 
 def _cell(report: pytest.TestReport) -> tuple[str, str]:
-    """Return what goes into the cell, and its reason."""
+    """Return the text of the cell, and its reason."""
     if report.skipped and hasattr(report, "wasxfail"):
         return DIFFERS, report.wasxfail
     if report.skipped:
@@ -126,7 +125,7 @@ def _cell(report: pytest.TestReport) -> tuple[str, str]:
 
 
 def _column(item: pytest.Item) -> str:
-    """Return the subject's name; "" for a test that has none."""
+    """Return the subject's name; "" for a test without one."""
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
     return str(parameters.get("subject", ""))
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from cni_quantum_nat.slowpath.config import NatConfig
-from cni_quantum_nat.slowpath.explain import ALLOWED
+from cni_quantum_nat.cni.configuration import NatConfig
+from cni_quantum_nat.cni.explain import ALLOWED
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 _BEGIN, _END = "<!-- keys: begin -->\n", "<!-- keys: end -->\n"

@@ -1,6 +1,6 @@
-"""Writes the manual page in man(7), from the parser that --help is made of.
+"""Write the man page in man(7) format, from the parser of the command line.
 
-Not by argparse-manpage: it makes two sections of each command, loses the lines of examples, and writes a date that
+argparse-manpage would not do: it writes two sections for each command, joins the lines of examples, and writes a date that
 mandoc cannot read.
 """
 
@@ -14,20 +14,20 @@ import time
 from typing import TYPE_CHECKING
 
 from cni_quantum_nat import __version__
-from cni_quantum_nat.admin.cli import make_parser
-from cni_quantum_nat.hotpath.state import DEFAULT_DIRECTORY
+from cni_quantum_nat.commands.cli import make_parser
+from cni_quantum_nat.state.directory import DEFAULT_DIRECTORY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _EXIT_STATUS = (
-    ("0", "It is done."),
-    ("1", "It failed, or found what is wrong."),
-    ("2", "The arguments cannot be used."),
+    ("0", "Success."),
+    ("1", "A failure, or a check found problems."),
+    ("2", "The arguments are not valid."),
 )
 _FILES = (
-    (DEFAULT_DIRECTORY, "The records, a file for each attachment."),
-    ("/etc/cni/net.d", "Where runtimes read network configurations."),
+    (DEFAULT_DIRECTORY, "The records, one file per attachment."),
+    ("/etc/cni/net.d", "The network configurations that runtimes read."),
 )
 
 
@@ -35,7 +35,7 @@ def page(parser: argparse.ArgumentParser) -> Iterator[str]:
     """Yield the lines of the page."""
     date = time.strftime("%Y-%m-%d", time.gmtime(int(os.environ.get("SOURCE_DATE_EPOCH", time.time()))))
     yield f'.TH QUANTUM\\-NAT 8 {date} "quantum\\-nat {__version__}" "System Administration"'
-    yield from (".SH NAME", r"quantum\-nat \- masquerade, SNAT and port mappings for containers, as a CNI plugin")
+    yield from (".SH NAME", r"quantum\-nat \- CNI plugin for port mapping and outbound NAT")
     yield from (".SH SYNOPSIS", *_text(_synopsis(parser)))
     yield ".SH DESCRIPTION"
     yield from _paragraphs(parser.description or "")

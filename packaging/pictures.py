@@ -13,7 +13,7 @@ from rich.text import Text
 from conformance.faults_driver.flow import ECHO_PORT, Echo, Flow
 from tests.kernel.plugin import Plugin, publish
 from tests.kernel.terminal import on_terminal
-from tests.kernel.world import CLIENT, HOST, Container, Host
+from tests.kernel.topology import CLIENT, HOST, Container, Host
 
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 _COLUMNS = 110

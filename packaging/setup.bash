@@ -79,11 +79,11 @@ source_date() {
 }
 
 # project_version: from the package.
-project_version() { sed -n 's/^__version__ = "\(.*\)"$/\1/p' "$PROJECT/cni_quantum_nat/__init__.py"; }
+project_version() { sed -n 's/^__version__ = "\(.*\)"$/\1/p' "$PROJECT/cni_quantum_nat/version.py"; }
 
 # sources_checksum: of all that what is built depends on.
 sources_checksum() {
-    (cd "$PROJECT" && find cni_quantum_nat packaging/*.py packaging/*.spec packaging/launcher packaging/build packaging/requirements.lock pyproject.toml \
+    (cd "$PROJECT" && find cni_quantum_nat packaging/*.py packaging/*.txt packaging/*.spec packaging/launcher packaging/build packaging/requirements.lock pyproject.toml \
         -type f ! -path '*/__pycache__/*' -print0 |
         sort -z | xargs -0 sha256sum | sha256sum)
 }

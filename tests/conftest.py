@@ -1,4 +1,4 @@
-"""A skipped test is a failed one, but where the machine cannot run it: the allow-list says when."""
+"""Skipped tests fail, unless the reason is on the allow-list."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Beginnings of reasons: what a kernel may lack.
+# Prefixes of reasons: what a kernel may lack.
 ALLOWED_SKIPS = ("the kernel has no ",)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "frozen: also run over the frozen binary, named by QUANTUM_NAT_PLUGIN")
+    config.addinivalue_line("markers", "frozen: also run with the frozen program, named by QUANTUM_NAT_PLUGIN")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -31,4 +31,4 @@ def fail_unless_allowed(report: pytest.TestReport) -> None:
     reason = str(report.longrepr[2]).removeprefix("Skipped: ")
     if not reason.startswith(ALLOWED_SKIPS):
         report.outcome = "failed"
-        report.longrepr = f"skipped, for a reason that is not on the list in tests/conftest.py: {reason}"
+        report.longrepr = f"skipped for a reason that is not on the list in tests/conftest.py: {reason}"

@@ -1,1 +1,1 @@
-"""Times the plugin beside its peers: the same work, in one run, call for call in turn."""
+"""Benchmark the plugin against its peers: the same work in one run, with calls in turn."""

@@ -1,4 +1,4 @@
-"""The command: which sections, how often, and what becomes of the figures."""
+"""The command line: which sections to measure, how often, and where to write the figures."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from .contenders import NETAVARK_IPTABLES, NETAVARK_NFTABLES, Programs
 from .figures import Figure, Figures
 from .plot import draw
 from .report import comparison, put_into, tables, verdicts
+from .summary import summary
 from .targets import targets_of
 
 if TYPE_CHECKING:
@@ -27,14 +28,15 @@ if TYPE_CHECKING:
     from .figures import Samples
 
 _ROOT = Path(__file__).parents[2]
-_JSON = _ROOT / "docs/performance.json"
-_PLOT = _ROOT / "docs/performance.svg"
-_DOCUMENT = _ROOT / "docs/performance.md"
+_JSON = _ROOT / "docs/development/performance.json"
+_PLOT = _ROOT / "docs/pictures/performance.svg"
+_DOCUMENT = _ROOT / "docs/development/performance.md"
+_PAGE_FOR_USERS = _ROOT / "docs/performance.md"
 
 
 @dataclass(frozen=True)
 class Extent:
-    """How much is measured: numbers of containers already there, and rounds."""
+    """The extent of a run: the numbers of existing containers, and the rounds."""
 
     levels: list[int]
     rounds: int
@@ -51,7 +53,7 @@ _QUICK = Extent([0, 1000], 4, 1, 2, [0, 1000], packets.Repeat(2, 0.3), [1000], 2
 
 
 def main() -> None:
-    """Measure, print, and write what was asked for."""
+    """Measure, print and write the figures."""
     arguments = _arguments()
     if arguments.write_tables:
         _write_tables(arguments.json or _JSON)
@@ -94,34 +96,41 @@ def _sections(programs: Programs, packets_program: str, extent: Extent) -> dict[
 
 
 def _netavarks(arguments: argparse.Namespace) -> dict[str, str]:
-    """Return where each is; the newer one is not to be had without a newer cargo."""
+    """Return the path of each; the newer one needs a newer cargo."""
     programs = {NETAVARK_IPTABLES: arguments.netavark, NETAVARK_NFTABLES: arguments.newer_netavark}
     return {name: program for name, program in programs.items() if program}
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="conformance/bench", description="Times the plugin beside its peers, in one run."
+        prog="conformance/bench", description="Benchmark the plugin against its peers, in one run."
     )
     for name in ("ours", "ours-pip", "plugins", "netavark", "newer-netavark", "packets"):
         parser.add_argument(f"--{name}", required=True, help=argparse.SUPPRESS)
     names = (calls.SECTION, parallel.SECTION, resources.SECTION, packets.SECTION, reconciling.SECTION, costs.SECTION)
     parser.add_argument(
-        "--quick", action="store_true", help="few rounds, 0 and 1,000 containers; writes no file by itself"
+        "--quick", action="store_true", help="few rounds, 0 and 1,000 containers; writes no files by default"
     )
-    parser.add_argument("--rounds", type=int, metavar="N", help="time each call N times, not 20 (--quick: 4)")
+    parser.add_argument("--rounds", type=int, metavar="N", help="time each call N times (default: 20, with --quick: 4)")
     parser.add_argument(
         "--only", nargs="+", choices=names, metavar="SECTION", help=f"one or more of {', '.join(names)}"
     )
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the figures here (all of them: docs/performance.json)"
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write the figures here (all of them: docs/development/performance.json)",
     )
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them here (all of them: docs/performance.svg)")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw them here (all of them: docs/pictures/performance.svg)"
+    )
     parser.add_argument(
         "--against", type=Path, default=_JSON, metavar="FILE", help="say what became worse since (%(default)s)"
     )
     parser.add_argument(
-        "--write-tables", action="store_true", help="measure nothing: put the tables of --json into docs/performance.md"
+        "--write-tables",
+        action="store_true",
+        help="measure nothing: put the tables of --json into the two pages on performance",
     )
     return parser.parse_args()
 
@@ -157,7 +166,9 @@ def _document(figures: Figures) -> dict[str, Any]:
 def _write_tables(path: Path) -> None:
     content = json.loads(path.read_text())
     head = f"Measured on {content['measuredAt']}, Linux {content['kernel']}."
-    _DOCUMENT.write_text(put_into(_DOCUMENT.read_text(), [head, "", *_lines(_read(path))]))
+    figures = _read(path)
+    for page, lines in ((_DOCUMENT, _lines(figures)), (_PAGE_FOR_USERS, summary(figures))):
+        page.write_text(put_into(page.read_text(), [head, "", *lines]))
 
 
 if __name__ == "__main__":

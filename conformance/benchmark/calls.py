@@ -1,4 +1,4 @@
-"""ADD, CHECK and DEL of one container, with others already there; UDP beside TCP; and how long each takes to start."""
+"""ADD, CHECK and DEL of one container on hosts with others; UDP compared with TCP; and the start time of each program."""
 
 from __future__ import annotations
 
@@ -33,22 +33,20 @@ if TYPE_CHECKING:
 SECTION = "calls"
 PORTS = (1, 10)
 PYTHON = "python3 -I -S"
-_SETTLE_S = 0.03  # the kernel frees what a DEL removed when the caller has gone: nobody else shall pay for that
-_RARELY = 5  # who takes ten times as long takes part in every so many rounds
-_MOST_FOR_MANY_PORTS = (
-    1000  # netavark starts three programs for a port, each of which reads all rules: a minute at 10,000
-)
+_SETTLE_S = 0.03  # after a DEL the kernel frees memory in the background: the next call must not wait for that
+_RARELY = 5  # contenders that take ten times as long are measured only every so many rounds
+_MOST_FOR_MANY_PORTS = 1000  # for each port, netavark starts three programs that read all rules: a minute with 10,000
 _SLOW = (OURS_PIP, *NETAVARKS)
 
 
 def variant_of(ports: int, protocol: str = "tcp") -> str:
-    """Name what is published."""
+    """Return the variant's name: the number of ports and the protocol."""
     ending = "" if protocol == "tcp" else f", {protocol}"
     return f"{ports} port{'s' if ports > 1 else ''}{ending}"
 
 
 def measure(programs: Programs, levels: list[int], rounds: int, stack: ExitStack, directory: Path) -> Samples:
-    """Time all calls of all contenders in turn, on hosts with so many containers."""
+    """Time all calls of all contenders in turn, on hosts with these numbers of containers."""
     begin = time.monotonic()
     samples = Samples()
     hosts = _hosts(programs, levels, stack, directory)
@@ -64,7 +62,7 @@ def measure(programs: Programs, levels: list[int], rounds: int, stack: ExitStack
 
 
 def _combine(samples: Samples, levels: list[int]) -> None:
-    """Add what portmap and bridge's ipMasq take together: the bridge itself, who makes it, is not counted."""
+    """Add the sum of portmap and bridge's ipMasq, without the time for the bridge itself."""
     variants = [variant_of(ports) for ports in PORTS]
     for backend, containers, variant, verb in product(BACKENDS, levels, variants, ("ADD", "DEL")):
         portmap = Key(SECTION, verb, portmap_of(backend), containers, variant)
@@ -87,7 +85,7 @@ def _hosts(programs: Programs, levels: list[int], stack: ExitStack, directory: P
 
 
 def _variants(host: Host) -> list[tuple[int, str]]:
-    """Return how many ports are asked for, and of which protocol, as far as that is something to the contender."""
+    """Return the numbers of ports and the protocols that apply to the contender."""
     if host.contender.makes_interface and host.contender.name not in NETAVARKS:
         return [(1, "tcp")]
     if host.contender.name in NETAVARKS and host.containers > _MOST_FOR_MANY_PORTS:
@@ -105,7 +103,7 @@ def _time_host(samples: Samples, host: Host) -> None:
 
 
 def _time_start(samples: Samples, hosts: list[Host]) -> None:
-    """Time what does nothing but start: VERSION, and the interpreter without a library."""
+    """Time the start alone: VERSION, and the interpreter without libraries."""
     at = hosts[0].namespace.path
     samples.add(Key(SECTION, "start", PYTHON), run_in(at, Invocation(BARE_PYTHON, "", {})))
     for host in hosts:

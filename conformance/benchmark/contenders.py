@@ -1,4 +1,4 @@
-"""Who is timed, and how each is called: CNI plugins by environment and standard input, netavark by its command line."""
+"""The contenders, and how each is called: CNI plugins with environment and standard input, netavark with arguments."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BARE_PYTHON = ("/usr/bin/python3", "-I", "-S", "-c", "pass")
 
 
 class CallFailed(Exception):
-    """A contender did not do what it was asked for: its figures would say nothing."""
+    """A contender failed, so its figures would be meaningless."""
 
 
 class Mapping(NamedTuple):
@@ -40,7 +40,7 @@ class Mapping(NamedTuple):
 
 
 class Request(NamedTuple):
-    """A container to be attached: its address has no prefix, its namespace is a path."""
+    """A container to attach. address: without prefix length. namespace: a path."""
 
     container_id: str
     address: str
@@ -49,12 +49,12 @@ class Request(NamedTuple):
 
     @property
     def network(self) -> str:
-        """The address with the prefix of its network."""
+        """The address with its network's prefix length."""
         return f"{self.address}/{GATEWAY.partition('/')[2]}"
 
 
 class Invocation(NamedTuple):
-    """What is started."""
+    """A program with its arguments, environment and standard input."""
 
     command: tuple[str, ...]
     stdin: str
@@ -63,9 +63,9 @@ class Invocation(NamedTuple):
 
 @dataclass(frozen=True)
 class Plugin:
-    """A CNI plugin with a configuration; in that, `{private}` stands for a directory of the host's own.
+    """A CNI plugin with a configuration, in which `{private}` stands for a directory of the host.
 
-    makes_interface: it makes the interface, and is not chained after what made it.
+    makes_interface: whether it creates the interface, rather than being chained after a plugin that does.
     """
 
     name: str
@@ -112,7 +112,7 @@ def _static_address(request: Request) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class Netavark:
-    """Podman's own: it makes interface, way out and way in with one call."""
+    """podman's network stack, which sets up interface, outbound NAT and published ports in one call."""
 
     name: str
     program: str
@@ -161,17 +161,17 @@ Contender = Plugin | Netavark
 
 
 def portmap_of(backend: str) -> str:
-    """Name portmap with a backend."""
+    """Return the name of portmap with a backend."""
     return f"portmap ({backend})"
 
 
 def masquerade_of(backend: str) -> str:
-    """Name bridge's ipMasq with a backend."""
+    """Return the name of bridge's ipMasq with a backend."""
     return f"bridge ipMasq ({backend})"
 
 
 def both_of(backend: str) -> str:
-    """Name what does our work: portmap's time and bridge's extra for ipMasq."""
+    """Return the name of the equivalent of our work: portmap plus bridge's extra time for ipMasq."""
     return f"portmap + ipMasq ({backend})"
 
 
@@ -180,7 +180,7 @@ PLAIN_BRIDGE = "bridge"
 
 @dataclass(frozen=True)
 class Programs:
-    """Where the programs are."""
+    """The paths of the programs."""
 
     ours: str
     ours_pip: str
@@ -188,7 +188,7 @@ class Programs:
     netavarks: dict[str, str]
 
     def contenders(self) -> dict[str, Contender]:
-        """Return all, by name."""
+        """Return all contenders, by name."""
         ours: dict[str, object] = {"type": "quantum-nat", "stateDir": "{private}/state"}
         found: list[Contender] = [Plugin(OURS, self.ours, ours), Plugin(OURS_PIP, self.ours_pip, ours)]
         found += [Plugin(portmap_of(b), f"{self.plugins}/portmap", {"type": "portmap", "backend": b}) for b in BACKENDS]
@@ -203,12 +203,12 @@ class Programs:
 
 
 def call(contender: Contender, verb: str, request: Request, host: Path, private: Path) -> float:
-    """Run it once in the host's namespace; milliseconds from spawn to exit. CallFailed with what it said."""
+    """Run a contender once in the host's namespace; return the milliseconds from spawn to exit. Raises CallFailed."""
     return run_in(host, contender.invocation(verb, request, private))
 
 
 def run_in(host: Path, invocation: Invocation) -> float:
-    """Start a program in a network namespace, and wait for it; milliseconds from spawn to exit."""
+    """Run a program in a network namespace; return the milliseconds from spawn to exit. Raises CallFailed."""
     command, stdin, environment = invocation
     with inside(host):
         start = time.perf_counter()

@@ -1,7 +1,7 @@
-"""What the time of one of our own ADDs goes to: its phases, as strace(1) sees them, and its modules, as CPython does.
+"""Where the time of one of our ADDs goes: its phases, from strace(1), and its imports, from CPython.
 
-Only the system calls that part the phases are traced, the others run at full speed (`--seccomp-bpf`). The modules are timed as
-pip installs them, from files: the frozen program has them in its data, where each costs less, in about the same proportions.
+Only the system calls between phases are traced; the others run at full speed (`--seccomp-bpf`). Imports are timed from files,
+as installed by pip; in the frozen program each takes less time, in about the same proportions.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .contenders import Programs
 
 SECTION = "costs"
-# What begins each phase: a pattern of strace's line, and what the time from there to the next goes to.
+# The start of each phase in strace's output, and the name of the phase.
 _LANDMARKS = (
     ("execve(", "1. kernel and linker load the program"),
     ('readlink("/proc/self/exe"', "2. the interpreter starts"),
@@ -35,11 +35,11 @@ _TRACED = "execve,readlink,openat,read,write,exit_group"
 _LINE = re.compile(r"^(?:\d+ +)?(\d+\.\d+) (.*)$")
 _IMPORT = re.compile(r"^import time: +(\d+) \| +\d+ \| +(\S+)$")
 _MODULES_SHOWN = 12
-_ALLOWED = Path(__file__).parents[2] / "cni_quantum_nat/hotpath/allowed-modules.txt"  # what else starts pip's script
+_ALLOWED = Path(__file__).parents[2] / "packaging/hot-modules.txt"  # other modules belong to pip's script
 
 
 def measure(programs: Programs, rounds: int, stack: ExitStack, directory: Path) -> Samples:
-    """Trace an ADD of the frozen program, and time the imports of one from files, so often."""
+    """Trace ADDs of the frozen program, and time the imports of ADDs from files."""
     samples = Samples()
     frozen, source = (Host(stack, programs.contenders()[name], directory) for name in (OURS, OURS_PIP))
     for host in (frozen, source):
@@ -71,7 +71,7 @@ def _trace(host: Host) -> dict[str, float]:
 
 
 def phases(lines: Iterable[str]) -> dict[str, float]:
-    """Return the milliseconds of each phase, from the output of `strace -f -ttt`; ValueError when one is not there."""
+    """Return the milliseconds of each phase, from the output of `strace -f -ttt`; raise ValueError if one is missing."""
     moments: list[float] = []
     for line in lines:
         found = _LINE.match(line)
@@ -96,6 +96,6 @@ def _imports(host: Host) -> dict[str, float]:
 
 
 def import_times(lines: Iterable[str]) -> dict[str, float]:
-    """Return the milliseconds that each module took by itself, from the output of `python -X importtime`."""
+    """Return each module's own milliseconds, from the output of `python -X importtime`."""
     found = (match for match in map(_IMPORT.match, lines) if match)
     return {match[2]: int(match[1]) / 1000 for match in found}

@@ -1,4 +1,4 @@
-"""What was measured: samples by what they are of, and their medians with quartiles. No I/O."""
+"""The measured samples, and their medians with quartiles. No I/O."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ MORE_IS_BETTER = (PER_SECOND, "MiB/s")
 
 
 class Key(NamedTuple):
-    """What a sample is of.
+    """The quantity of a sample.
 
-    section: the part of the bench. what: the call, or the quantity. containers: how many are there already.
-    variant: what is asked for, such as "1 port".
+    section: the part of the benchmark. what: the call or the quantity. containers: the number of existing ones.
+    variant: of the request, such as "1 port".
     """
 
     section: str
@@ -29,7 +29,7 @@ class Key(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A median, with the quartiles on both sides of it, of so many runs."""
+    """A median with its quartiles, and the number of runs."""
 
     key: Key
     median: float
@@ -48,13 +48,13 @@ class Figure(NamedTuple):
 
     @classmethod
     def from_json(cls, content: dict[str, object]) -> Figure:
-        """Read it back; KeyError when something is missing."""
+        """Return the figure from its JSON form; raise KeyError if something is missing."""
         key = Key(*(content[name] for name in Key._fields))  # type: ignore[arg-type]
         return cls(key, *(content[name] for name in cls._fields[1:]))  # type: ignore[arg-type]
 
 
 class Samples:
-    """All that was measured, in the order in which it came."""
+    """All samples, in order of measurement."""
 
     def __init__(self) -> None:
         self._values: dict[Key, list[float]] = {}
@@ -74,7 +74,7 @@ class Samples:
 
 
 def summarise(key: Key, values: list[float]) -> Figure:
-    """Return the median and the quartiles; a single value is all three."""
+    """Return the median and the quartiles; for a single value all three are equal."""
     if len(values) == 1:
         return Figure(key, values[0], values[0], values[0], 1)
     q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive")
@@ -82,12 +82,12 @@ def summarise(key: Key, values: list[float]) -> Figure:
 
 
 def sum_with_extra(base: list[float], extra: list[float], plain: list[float]) -> list[float]:
-    """Return, round by round, the base's time and what `extra` took longer than `plain`."""
+    """Return, for each round, base + (extra - plain)."""
     return [b + e - p for b, e, p in zip(base, extra, plain, strict=False)]
 
 
 class Figures:
-    """Figures, to be found by what they are of."""
+    """Figures, by key."""
 
     def __init__(self, figures: Iterable[Figure]) -> None:
         self._figures = {figure.key: figure for figure in figures}
@@ -102,12 +102,12 @@ class Figures:
         return self._figures.get(key)
 
     def median(self, key: Key) -> float | None:
-        """Return the median, None where it was not measured."""
+        """Return the median; None if it was not measured."""
         figure = self._figures.get(key)
         return figure.median if figure else None
 
     def best(self, keys: Iterable[Key]) -> Figure | None:
-        """Return the best of several that were measured, None where none was."""
+        """Return the best of several figures; None if none was measured."""
         found = [figure for key in keys if (figure := self._figures.get(key))]
         if not found:
             return None
@@ -115,6 +115,6 @@ class Figures:
         return min(found, key=lambda figure: sign * figure.median)
 
     def ratio(self, key: Key, others: Iterable[Key]) -> float | None:
-        """Return the ratio of medians, to the best of the others; None where one was not measured."""
+        """Return the ratio of the median to the best of the others; None if one was not measured."""
         ours, best = self._figures.get(key), self.best(others)
         return ours.median / best.median if ours and best and best.median else None

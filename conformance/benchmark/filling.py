@@ -1,8 +1,7 @@
-"""Fills a host with containers in the shape that the contender itself makes them.
+"""Fill a host with containers in bulk, with the same rules that the contender would make.
 
-One container is attached by the contender. What that made is the pattern: as many copies of it as wanted, with other names,
-addresses and ports, are loaded in bulk. That they are true to the shape is tried with the contender: it has to
-remove one of them without a trace.
+The contender attaches one container. Its rules are the pattern for copies with other names, addresses and ports, which are
+loaded in bulk. To check the copies, the contender must remove one of them completely.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import hashlib
 import re
 from typing import TYPE_CHECKING
 
-from tests.kernel.world import Namespace
+from tests.kernel.topology import Namespace
 
 from .contenders import (
     INTERFACE,
@@ -37,13 +36,13 @@ if TYPE_CHECKING:
 
 _IPTABLES = (portmap_of("iptables"), masquerade_of("iptables"), NETAVARK_IPTABLES)
 _NFTABLES = (portmap_of("nftables"), masquerade_of("nftables"), NETAVARK_NFTABLES)
-_AT_ONCE = 1000  # iptables-restore's time grows with the square of the chains that are in one transaction
+_AT_ONCE = 1000  # iptables-restore's time grows with the square of the number of chains in a transaction
 _ATTACHMENTS = "state/attachments"
 _PATH = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 
 
 def fill(host: Host) -> None:
-    """Put as many containers there as the host is to have; CallFailed when the contender does not take them for its own."""
+    """Add the host's number of containers; raise CallFailed if the contender does not accept them as its own."""
     if host.containers == 0 or host.contender.name == PLAIN_BRIDGE:
         return
     kind, sample = _kind_of(host.contender), host.sample()
@@ -58,9 +57,9 @@ def fill(host: Host) -> None:
 
 
 def tokens(request: Request) -> list[str]:
-    """Return what tells a container's rules from others: its ID, address and port, and what is derived from them.
+    """Return what identifies a container's rules: its ID, address and port, and names derived from them.
 
-    Names of chains and comments are parts of SHA-512 sums, as containernetworking/plugins v1.9.1 make them.
+    Names of chains and comments contain parts of SHA-512 sums, as in containernetworking/plugins v1.9.1.
     """
     of_network = hashlib.sha512((NETWORK + request.container_id).encode()).hexdigest()
     of_interface = hashlib.sha512(f"{INTERFACE}:{request.container_id}".encode()).hexdigest()
@@ -69,7 +68,7 @@ def tokens(request: Request) -> list[str]:
 
 
 def mentions(line: str, request: Request) -> bool:
-    """Whether a line is of a container."""
+    """Return whether a line belongs to a container."""
     return bool(_any_of(tokens(request)).search(line))
 
 
@@ -107,7 +106,7 @@ class _Iptables:
 
 
 class _Nftables:
-    """Rules, each with the table and chain that it is in, as `nft -f` takes them."""
+    """Rules with their table and chain, as commands for `nft -f`."""
 
     def read(self, host: Host) -> list[str]:
         return list(rules_of(host.namespace.run("nft", "list", "ruleset")))
@@ -120,7 +119,7 @@ class _Nftables:
 
 
 class _Records:
-    """Ours: a record for each container, from which `reconcile` makes the elements."""
+    """Our records, one for each container, from which `reconcile` makes the elements."""
 
     def read(self, host: Host) -> list[str]:
         return [path.read_text() for path in (host.private / _ATTACHMENTS).glob("*/*.json")]
@@ -143,7 +142,7 @@ def _kind_of(contender: Contender) -> _Iptables | _Nftables | _Records:
 
 
 def reconcile(host: Host) -> float:
-    """Let our own command make the kernel agree with the records; milliseconds."""
+    """Run `quantum-nat reconcile`; return the milliseconds."""
     assert isinstance(host.contender, Plugin)
     command = (host.contender.program, "--state-dir", str(host.private / "state"), "reconcile", "--json")
     return run_in(host.namespace.path, Invocation(command, "", _PATH))
@@ -165,7 +164,7 @@ def rules_of(listing: str) -> Iterator[str]:
 
 
 def _try_one(host: Host, request: Request) -> None:
-    """Let the contender remove one that it has not made; CallFailed when anything of it stays."""
+    """Let the contender remove a copy; raise CallFailed if anything of it remains."""
     kind = _kind_of(host.contender)
     if not any(mentions(line, request) for line in kind.trace(host)):
         raise CallFailed(f"{host.contender.name}: container {request.container_id} was not loaded")
@@ -178,11 +177,11 @@ def _try_one(host: Host, request: Request) -> None:
     host.call("DEL", request)
     left = [line for line in kind.trace(host) if mentions(line, request)]
     if left:
-        raise CallFailed(f"{host.contender.name} does not take what was loaded for its own; DEL left {left[0]}")
+        raise CallFailed(f"{host.contender.name} does not accept the loaded copies; DEL left {left[0]}")
 
 
 def _add_resident(host: Host) -> None:
-    """Attach a container that stays: with its last one, netavark removes the network with all that is in it."""
+    """Attach a container that stays: netavark removes the whole network with its last container."""
     resident = Namespace("resident", host.stack)
     mapping = Mapping(SAMPLE_PORT - 1)
     host.call("ADD", Request(name_of("resident"), "10.88.0.8", (mapping,), resident.path))

@@ -1,4 +1,4 @@
-"""Namespaces that stand for hosts, one for each contender and for each number of containers: their tables do not mix."""
+"""Network namespaces as hosts, one for each contender and number of containers, so that their rules do not mix."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from tests.kernel.peer import inside
-from tests.kernel.world import Namespace
+from tests.kernel.topology import Namespace
 
 from .contenders import GATEWAY, Contender, Mapping, Request, call
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
     from pathlib import Path
 
-FIRST_PORT = 50000  # of the container that is timed; those that are there already have lower ones
+FIRST_PORT = 50000  # of the timed container; the others have lower ones
 FIRST_FILLED_PORT = 10000
 SAMPLE_PORT = 50999
 FLOWS = 100
@@ -30,7 +30,7 @@ _TRACKING = """table inet bench {
 
 
 class Host:
-    """A host with one contender on it, and the namespace of the container that is timed."""
+    """A host with one contender, and the namespace of the timed container."""
 
     def __init__(self, stack: ExitStack, contender: Contender, directory: Path, containers: int = 0) -> None:
         self.contender = contender
@@ -44,25 +44,25 @@ class Host:
             self.namespace.ip("link add cni0 type bridge", f"address add {GATEWAY} dev cni0", "link set cni0 up")
 
     def call(self, verb: str, request: Request) -> float:
-        """Call the contender in it; milliseconds."""
+        """Call the contender on this host; return the milliseconds."""
         return call(self.contender, verb, request, self.namespace.path, self.private)
 
     def timed(self, ports: int, protocol: str = "tcp") -> Request:
-        """Return the container that is timed."""
+        """Return the timed container."""
         mappings = tuple(Mapping(FIRST_PORT + number, protocol, 80 + number) for number in range(ports))
         return Request(name_of("timed"), "10.88.0.2", mappings, self.container.path)
 
     def sample(self) -> Request:
-        """Return the container whose rules are the pattern of those that are there already."""
+        """Return the container that is the pattern for the others."""
         return Request(name_of("sample"), "10.88.0.9", (Mapping(SAMPLE_PORT),), self.container.path)
 
     def filled(self, number: int) -> Request:
-        """Return one of those that are there already."""
+        """Return one of the other containers."""
         address = f"10.88.{1 + number // 250}.{1 + number % 250}"
         return Request(name_of(str(number)), address, (Mapping(FIRST_FILLED_PORT + number),), self.container.path)
 
     def track_flows(self) -> None:
-        """Let conntrack know some UDP flows, as a host in use has: to forget some, the kernel looks at all."""
+        """Add UDP connections to conntrack, as on a host in use: to delete some, the kernel looks at all."""
         self.namespace.run("nft", "-f", "-", stdin=_TRACKING)
         self.namespace.set_sysctl("netfilter/nf_conntrack_udp_timeout", str(_FLOW_LIFE_S))
         with inside(self.namespace.path), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
@@ -71,5 +71,5 @@ class Host:
 
 
 def name_of(what: str) -> str:
-    """Return a container's ID, of the length that runtimes use."""
+    """Return a container ID of the length that runtimes use."""
     return hashlib.sha256(what.encode()).hexdigest()

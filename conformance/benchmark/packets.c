@@ -1,7 +1,7 @@
-/* Both ends of the connections that are timed: one process, one connection at a time, so that what is timed is the way and not a queue.
+/* Both ends of the timed connections. There is one connection at a time, so that the data path is timed, and not a queue.
  *
- *   packets accept PORT                    accept, read a byte and close, for ever
- *   packets drain PORT                     accept and read all, one connection after another, for ever
+ *   packets accept PORT                    accept, read a byte and close, forever
+ *   packets drain PORT                     accept and read everything, one connection after another, forever
  *   packets connect ADDRESS PORT SECONDS   connections/s, and the 99th percentile of connect(2) in microseconds
  *   packets send ADDRESS PORT SECONDS      MiB/s of one connection
  */
@@ -37,7 +37,7 @@ static struct sockaddr_in address_of(const char *host, const char *port) {
     return address;
 }
 
-/* With a reset at the end no side is left in TIME_WAIT: ports do not run out. */
+/* A reset at the end leaves no side in TIME_WAIT, so that ports do not run out. */
 static void reset(int connection) {
     struct linger at_once = {.l_onoff = 1};
     setsockopt(connection, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
@@ -54,7 +54,7 @@ static void serve(const char *port, int drains) {
         int connection = accept(listening, NULL, NULL);
         if (connection < 0)
             continue;
-        /* The other end speaks first: a reset that is there before its connect(2) has returned would be an error of that. */
+        /* Wait for the other end to send first: a reset before its connect(2) has returned would make connect(2) fail. */
         while (read(connection, buffer, sizeof buffer) > 0 && drains)
             ;
         reset(connection);
@@ -85,7 +85,7 @@ static void time_connections(const struct sockaddr_in *address, double seconds) 
         if (write(connection, ".", 1) != 1)
             fail("write");
         while (read(connection, buffer, sizeof buffer) > 0)
-            ; /* until the other end has reset it: its queue stays empty */
+            ; /* until the other end resets the connection, so that its queue stays empty */
         close(connection);
     }
     double seconds_taken = now() - begin;

@@ -1,9 +1,9 @@
-"""What a connection meets: how many new ones a second through a published port and outwards, and one that streams.
+"""The data path: new connections per second through a published port and outwards, and the throughput of one connection.
 
     outside --- uplink --- host --- cni0 --- container
     198.51.100.2           198.51.100.1      10.88.0.2
 
-The bridge plugin connects the container; portmap's host has the rules of bridge's ipMasq too, since together they do our work.
+The bridge plugin connects the container. portmap's host also has the rules of bridge's ipMasq, which together do our work.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from tests.kernel.peer import inside
-from tests.kernel.world import Namespace
+from tests.kernel.topology import Namespace
 
 from .contenders import (
     BACKENDS,
@@ -47,14 +47,14 @@ _READY_S = 5
 
 
 class Repeat(NamedTuple):
-    """How often, and how long each time."""
+    """The number of runs, and the duration of each."""
 
     rounds: int
     seconds: float
 
 
 class Way:
-    """A host with a container behind it and a client before it, the rules of a contender in between."""
+    """A client, a host with the rules of a contender, and a container behind it."""
 
     def __init__(self, name: str, contender: Contender, bridge: Contender, host: Host, client: str) -> None:
         self.name = name
@@ -89,7 +89,7 @@ class Way:
         self.host.stack.callback(process.kill)
 
     def wait_until_ready(self) -> None:
-        """Connect until it works: the servers start, and the bridge learns."""
+        """Connect until it works: the servers must start, and the bridge must learn."""
         end = time.monotonic() + _READY_S
         while True:
             try:
@@ -120,8 +120,8 @@ class Way:
             raise CallFailed(f"{self.name}, {self.containers} there: {' '.join(command)}: {done.stderr}")
         return [float(word) for word in done.stdout.split()]
 
-    def forget_flows(self) -> None:
-        """Empty the connection tracking: what one run leaves is nothing to the next."""
+    def flush_conntrack(self) -> None:
+        """Flush the conntrack table, so that runs do not affect each other."""
         self.host.namespace.run("conntrack", "-F")
 
 
@@ -132,7 +132,7 @@ def _mappings() -> tuple[Mapping, ...]:
 def measure(
     programs: Programs, client: str, levels: list[int], repeat: Repeat, *, stack: ExitStack, directory: Path
 ) -> Samples:
-    """Time connections and a stream on hosts with so many other containers, in turn."""
+    """Time connections and a stream on hosts with these numbers of other containers, in turn."""
     samples = Samples()
     ways = list(_ways(programs, client, levels, stack, directory))
     for _ in range(repeat.rounds):
@@ -160,6 +160,6 @@ def _time_way(samples: Samples, way: Way, seconds: float) -> None:
         rate, latency_us = way.time_connections(inbound=inbound, seconds=seconds)
         add(rate_name, rate, PER_SECOND)
         add(latency_name, latency_us, MICROSECONDS)
-        way.forget_flows()
+        way.flush_conntrack()
     add(STREAM, way.time_stream(seconds), MEBIBYTES_PER_SECOND)
-    way.forget_flows()
+    way.flush_conntrack()

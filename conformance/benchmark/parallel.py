@@ -1,4 +1,4 @@
-"""A hundred ADDs at the same time, as when a node starts: when the last has come back, and the slowest of them."""
+"""A hundred parallel ADDs, as when a node starts: the time until the last has ended, and the slowest call."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tests.kernel.peer import inside
-from tests.kernel.world import Namespace
+from tests.kernel.topology import Namespace
 
 from .contenders import (
     BACKENDS,
@@ -40,7 +40,7 @@ _SLOW = (OURS_PIP, *NETAVARKS)
 
 
 def measure(programs: Programs, rounds: int, stack: ExitStack, directory: Path) -> Samples:
-    """Let each contender attach a hundred containers at the same time, in turn."""
+    """Let each contender attach a hundred containers in parallel, one contender after the other."""
     samples = Samples()
     contenders = [c for c in programs.contenders().values() if c.name not in _SLOW]
     hosts = [Host(stack, contender, directory) for contender in contenders]
@@ -49,10 +49,10 @@ def measure(programs: Programs, rounds: int, stack: ExitStack, directory: Path) 
         host.call("ADD", host.timed(1))  # the first builds the table, and stays
     for _ in range(rounds):
         for host in hosts:
-            total, slowest = call_together(host, "ADD", requests)
+            total, slowest = call_in_parallel(host, "ADD", requests)
             samples.add(Key(SECTION, ALL, host.contender.name), total)
             samples.add(Key(SECTION, SLOWEST, host.contender.name), slowest)
-            call_together(host, "DEL", requests)
+            call_in_parallel(host, "DEL", requests)
     _combine(samples)
     return samples
 
@@ -70,8 +70,8 @@ def _request(number: int, stack: ExitStack) -> Request:
     return Request(name_of(f"parallel {number}"), f"10.88.0.{10 + number}", mappings, container.path)
 
 
-def call_together(host: Host, verb: str, requests: list[Request]) -> tuple[float, float]:
-    """Start all calls; return the milliseconds until the last has ended, and those of the slowest from its own spawn."""
+def call_in_parallel(host: Host, verb: str, requests: list[Request]) -> tuple[float, float]:
+    """Start all calls; return the milliseconds until the last has ended, and those of the slowest call."""
     started: dict[int, float] = {}
     took = []
     with inside(host.namespace.path), tempfile.TemporaryFile() as answers:
@@ -87,7 +87,7 @@ def call_together(host: Host, verb: str, requests: list[Request]) -> tuple[float
             statuses.append(status)
         total = time.perf_counter() - begin
         for process, status in zip(processes, statuses, strict=True):
-            process.returncode = status  # it was waited for
+            process.returncode = status  # already waited for
         answers.seek(0)
         if any(statuses):
             raise CallFailed(f"{host.contender.name}: {verb} in parallel: {answers.read().decode()[-2000:]}")

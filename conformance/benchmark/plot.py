@@ -1,4 +1,4 @@
-"""Draws the calls against the containers already there: small multiples, both axes logarithmic, as SVG. No I/O."""
+"""Draw the duration of calls over the number of existing containers, with logarithmic axes, as SVG. No I/O."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ polyline.c0, polyline.c1, polyline.c2, polyline.c3, polyline.c4 { fill: none }
 
 
 def draw(figures: Figures) -> str:
-    """Return the picture; a verb that was not measured has an empty panel."""
+    """Return the chart; the panel of a verb that was not measured is empty."""
     width = _LEFT + len(_VERBS) * (_WIDTH + _GAP)
     height = _TOP + _HEIGHT + 46
     levels = sorted({figure.key.containers for figure in figures if figure.key.section == calls.SECTION})
@@ -44,7 +44,7 @@ def draw(figures: Figures) -> str:
 
 
 def _names(verb: str) -> list[str]:
-    """Return who is drawn: CHECK is portmap's alone, since bridge has nothing to say of ipMasq."""
+    """Return the contenders to draw; for CHECK portmap alone, since bridge does not check ipMasq."""
     of_backend = portmap_of if verb == "CHECK" else both_of
     return [OURS, *map(of_backend, BACKENDS), *NETAVARKS]
 
@@ -88,7 +88,7 @@ def _across(left: int, number: int, levels: list[int]) -> float:
 
 
 def height_of(milliseconds: float) -> float:
-    """Return where a value is, in the picture's units from above; what is outside the axis is at its end."""
+    """Return the y coordinate of a value, from the top; values beyond the axis are at its end."""
     kept = min(max(milliseconds, _FLOOR_MS), _CEILING_MS)
     part = math.log(kept / _FLOOR_MS) / math.log(_CEILING_MS / _FLOOR_MS)
     return _TOP + _HEIGHT * (1 - part)

@@ -1,4 +1,4 @@
-"""How long `quantum-nat reconcile` takes, with all containers on record: nothing to do, and everything to be made anew."""
+"""The duration of `quantum-nat reconcile` with many containers: with nothing to do, and with everything to rebuild."""
 
 from __future__ import annotations
 

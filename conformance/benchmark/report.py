@@ -1,4 +1,4 @@
-"""Writes figures as tables in Markdown, and compares them with those of another run. No I/O."""
+"""Write figures as Markdown tables, and compare them with those of another run. No I/O."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MARKS = ("<!-- figures: begin -->", "<!-- figures: end -->")
 
 
 def tables(figures: Iterable[Figure]) -> Iterator[str]:
-    """Yield the lines of a table for each quantity: a row for a contender, a column for a number of containers."""
+    """Yield the lines of a table for each quantity: a row per contender, a column per number of containers."""
     groups: dict[tuple[str, str, str], list[Figure]] = {}
     for figure in figures:
         groups.setdefault((figure.key.section, figure.key.what, figure.key.unit), []).append(figure)
@@ -46,7 +46,7 @@ def _table(figures: list[Figure]) -> Iterator[str]:
 
 
 def cell(figure: Figure) -> str:
-    """Return a median with its quartiles, with as many digits as say something."""
+    """Return a median with its quartiles, with the significant digits."""
     digits = 0 if figure.median >= 100 else 1
     if figure.q1 == figure.q3:
         return f"{figure.median:,.{digits}f}"
@@ -54,7 +54,7 @@ def cell(figure: Figure) -> str:
 
 
 def verdicts(targets: Iterable[Target]) -> Iterator[str]:
-    """Yield the lines of the table of targets; none where there are none."""
+    """Yield the lines of the table of targets, if there are any."""
     rows = list(targets)
     if not rows:
         return
@@ -68,7 +68,7 @@ def verdicts(targets: Iterable[Target]) -> Iterator[str]:
 
 
 def change(before: Figure, now: Figure) -> float:
-    """Return by which part a figure became worse; negative when it became better."""
+    """Return the fraction by which a figure became worse; negative if it became better."""
     if not before.median or not now.median:
         return 0.0
     ratio = now.median / before.median
@@ -76,7 +76,7 @@ def change(before: Figure, now: Figure) -> float:
 
 
 def regressions(before: Figures, now: Figures) -> list[tuple[Figure, Figure, float]]:
-    """Return those of our own figures that became worse by a tenth or more: then, now, and by which part."""
+    """Return our own figures that became worse by a tenth or more: before, now, and the fraction."""
     found = []
     for figure in now:
         old = before.get(figure.key)
@@ -86,7 +86,7 @@ def regressions(before: Figures, now: Figures) -> list[tuple[Figure, Figure, flo
 
 
 def drift_of_peers(before: Figures, now: Figures) -> float | None:
-    """Return by which part the peers' figures changed in the median: the machine's mood, since they are the same programs."""
+    """Return the median change of the peers' figures, which is due to the machine, as the programs are the same."""
     changes = sorted(
         change(old, figure)
         for figure in now
@@ -96,7 +96,7 @@ def drift_of_peers(before: Figures, now: Figures) -> float | None:
 
 
 def comparison(before: Figures, now: Figures) -> Iterator[str]:
-    """Yield what became worse, in sentences."""
+    """Yield sentences about what became worse."""
     found = regressions(before, now)
     for old, figure, part in found:
         key = figure.key
@@ -110,6 +110,6 @@ def comparison(before: Figures, now: Figures) -> Iterator[str]:
 
 
 def put_into(document: str, lines: Iterable[str]) -> str:
-    """Return a document with these lines between its marks; ValueError when it has none."""
+    """Return a document with these lines between its marks; raise ValueError if it has none."""
     begin, end = (document.index(mark) for mark in MARKS)
     return document[: begin + len(MARKS[0])] + "\n\n" + "\n".join(lines).strip() + "\n\n" + document[end:]

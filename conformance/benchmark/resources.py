@@ -1,4 +1,4 @@
-"""What a call takes beside time: memory at its peak, programs that it starts, system calls."""
+"""The resources of a call besides time: peak memory, started programs, system calls."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SECTION = "resources"
 MEBIBYTES, COUNT = "MiB", "number"
 MEMORY, LARGEST = "peak memory, all its processes", "peak memory, the largest process"
 PROGRAMS, PROCESSES, CALLS = "programs started", "processes", "system calls"
-_DELAY_US = 20_000  # of each exit, so that what is alive then can be looked at
+_DELAY_US = 20_000  # delay of each exit, to read the memory of live processes
 _BETWEEN_LOOKS_S = 0.002
 _CALL = re.compile(r"^\d+ +(\w+)\(")
 _RESUMED_EXECVE = re.compile(r"^\d+ +<\.\.\. execve resumed>.* = 0$")
@@ -32,14 +32,14 @@ _NEW_PROCESS = ("clone", "clone3", "fork", "vfork")
 
 
 class Memory(NamedTuple):
-    """Resident memory at its peak, MiB: of the processes that are alive together, and of the largest one."""
+    """Peak resident memory in MiB, of all processes alive at the same time, and of the largest one."""
 
     all: float
     largest: float
 
 
 class Trace(NamedTuple):
-    """What strace saw."""
+    """The counts from strace."""
 
     programs: int
     processes: int
@@ -47,7 +47,7 @@ class Trace(NamedTuple):
 
 
 def measure(programs: Programs, rounds: int, stack: ExitStack, directory: Path) -> Samples:
-    """Look at the memory of each call of each contender in each round, and at its system calls once."""
+    """Measure the memory of each call of each contender in each round, and its system calls once."""
     samples = Samples()
     chosen = (OURS, OURS_PIP, *map(portmap_of, BACKENDS), *map(masquerade_of, BACKENDS))
     hosts = [Host(stack, programs.contenders()[name], directory) for name in chosen]
@@ -79,7 +79,7 @@ def _under(host: Host, verb: str, *tool: str) -> None:
 
 
 def peak_memory(host: Host, verb: str) -> Memory:
-    """Return what a call and what it starts have in memory; strace(1), which is not counted, holds each of them at its end."""
+    """Return the memory of a call and the processes that it starts. strace(1), which is not counted, delays each exit."""
     hold = f"--inject=exit_group:delay_enter={_DELAY_US}"
     peak = Memory(0, 0)
     with ThreadPoolExecutor(1) as executor:
@@ -95,7 +95,7 @@ def peak_memory(host: Host, verb: str) -> Memory:
 def _resident_below(parent: int) -> Iterator[tuple[str, float]]:
     """Yield the program and the peak resident memory in MiB of the living descendants of a process.
 
-    Not of those that are still their parent's image: between vfork(2) and execve(2) they have its memory, and no other.
+    Processes between vfork(2) and execve(2) are left out: they share their parent's memory.
     """
     for child in _children(parent):
         try:
@@ -124,7 +124,7 @@ def _trace(host: Host, verb: str) -> Trace:
 
 
 def read_trace(lines: Iterable[str]) -> Trace:
-    """Count what is in the output of `strace -f`: programs executed, processes (not threads), system calls."""
+    """Count executed programs, processes (not threads) and system calls in the output of `strace -f`."""
     programs, processes, calls = 0, 1, 0
     for line in lines:
         if found := _CALL.match(line):

@@ -1,4 +1,4 @@
-"""What the plugin is to reach beside the best of portmap and bridge's ipMasq in the same run, and whether it does. No I/O."""
+"""The plugin's targets, relative to the better backend of portmap and bridge's ipMasq in the same run. No I/O."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _RATE_KEPT = 0.97
 
 
 class Target(NamedTuple):
-    """A quantity, and what it is to be at most, or at least."""
+    """A quantity with its upper or lower limit."""
 
     what: str
     value: float
@@ -35,12 +35,12 @@ class Target(NamedTuple):
 
 
 def targets_of(figures: Figures) -> list[Target]:
-    """Return those targets whose quantities were measured."""
+    """Return the targets for the measured quantities."""
     return [
         *_beside_peers(figures),
         *_growth(figures),
         *_udp(figures),
-        *_together(figures),
+        *_parallel(figures),
         *_memory(figures),
         *_packets(figures),
     ]
@@ -75,7 +75,7 @@ def _udp(figures: Figures) -> Iterator[Target]:
             yield Target(f"{verb} of a UDP port - of a TCP port, ms", udp - tcp, _UDP_EXTRA_MS)
 
 
-def _together(figures: Figures) -> Iterator[Target]:
+def _parallel(figures: Figures) -> Iterator[Target]:
     peers = [Key(parallel.SECTION, parallel.ALL, both_of(backend)) for backend in BACKENDS]
     ratio = figures.ratio(Key(parallel.SECTION, parallel.ALL, OURS), peers)
     best = figures.best(peers)

@@ -1,8 +1,8 @@
-"""Interrupts the plugin at every system call, and looks at what is left.
+"""Interrupt the plugin at every system call, and check the result.
 
-injection.py   what can be injected: read from a trace of an undisturbed call, done by strace(1)
-flow.py        a connection that must not notice
-audit.py       what must be true afterwards
-scenes.py      the calls: ADD, DEL, GC and reconcile, in the situations that take different ways
-campaign.py    every injection of a scene, and what a runtime does next
+injection.py   the possible faults, from a trace of an undisturbed call; strace(1) injects them
+flow.py        a connection that must not be affected
+audit.py       the checks afterwards
+scenes.py      the calls: ADD, DEL, GC and reconcile, in situations with different code paths
+campaign.py    all injections of a scene, and the runtime's next calls
 """

@@ -1,4 +1,4 @@
-"""`conformance/faults`: interrupts every call at every system call, and prints how many faults ended how."""
+"""`conformance/faults`: interrupt every call at every system call, and print the results."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ BACKENDS = ("nftables", "iptables-nft")
 
 
 def main() -> int:
-    """Run the scenes that are asked for; 1 when one fault did not end well."""
+    """Run the selected scenes; return 1 if a fault caused a problem."""
     parser = argparse.ArgumentParser(prog="conformance/faults", description=__doc__)
     parser.add_argument("--scene", action="append", choices=list(SCENES), help="only this one (may be repeated)")
     parser.add_argument("--backend", action="append", choices=BACKENDS, help="only this one (may be repeated)")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="only every Nth fault")
-    parser.add_argument("--kills-only", action="store_true", help="kill, but let nothing fail")
+    parser.add_argument("--kills-only", action="store_true", help="only kill, without injecting errors")
     arguments = parser.parse_args()
     selection = Selection(arguments.every, arguments.kills_only)
     problems = total = 0
-    print(f"{'BACKEND':14}{'CALL':16}{'FAULTS':>8}{'SURVIVED':>10}{'NOT REACHED':>13}{'NOT WELL':>10}{'SECONDS':>9}")
+    print(f"{'BACKEND':14}{'CALL':16}{'FAULTS':>8}{'SURVIVED':>10}{'NOT REACHED':>13}{'PROBLEMS':>10}{'SECONDS':>9}")
     for backend in arguments.backend or BACKENDS:
         for name in arguments.scene or SCENES:
             started = time.monotonic()
@@ -39,7 +39,7 @@ def main() -> int:
                 f"{len(count.problems):10}{took_s:9.0f}",
                 flush=True,
             )
-    print(f"{total} faults injected; {problems or 'none'} did not end well")
+    print(f"{total} faults injected; {problems or 'none'} caused problems")
     return 1 if problems else 0
 
 

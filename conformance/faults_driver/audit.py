@@ -1,4 +1,4 @@
-"""What must be true after a call, however it ended: said by our own comparison, and by others that share no code with it."""
+"""Checks after a call, however it ended: with our own comparison, and with tools that share no code with it."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cni_quantum_nat.admin.reconcile import reconcile
-from cni_quantum_nat.hotpath.state import State
+from cni_quantum_nat.commands.reconcile.repair import reconcile
+from cni_quantum_nat.state.directory import State
 from tests.kernel.peer import inside
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.kernel.plugin import Plugin
-    from tests.kernel.world import Host
+    from tests.kernel.topology import Host
 
 
 def disagreements(plugin: Plugin) -> Iterator[str]:
-    """Compare kernel and records as `quantum-nat reconcile --dry-run` does."""
+    """Compare the kernel with the records as `quantum-nat reconcile --dry-run` does."""
     with inside(plugin.host.path):
         outcome = reconcile(State(str(plugin.state_directory)), dry_run=True)
     for backend, entry in outcome.disagreements:
@@ -29,13 +29,13 @@ def disagreements(plugin: Plugin) -> Iterator[str]:
 
 
 def strangers(plugin: Plugin) -> Iterator[str]:
-    """Compare host ports and owners as nft or iptables-save lists them with the files of the records."""
+    """Compare the host ports and owners listed by nft or iptables-save with the files of the records."""
     recorded = [json.loads(path.read_text()) for path in plugin.state_directory.glob("attachments/*/*.json")]
     owners = {f"{r['network']}/{r['containerId']}/{r['interface']}" for r in recorded}
     has_rules = plugin.host.backend != "nftables" or "inet quantum\n" in plugin.host.run("nft", "list", "tables")
     held = plugin.host.owners() - {"shared"} if has_rules else set()
-    yield from (f"the kernel has something of {owner}, who has no record" for owner in sorted(held - owners))
-    yield from (f"the kernel has nothing of {owner}, who has a record" for owner in sorted(owners - held))
+    yield from (f"the kernel has elements or rules of {owner}, which has no record" for owner in sorted(held - owners))
+    yield from (f"the kernel has nothing of {owner}, which has a record" for owner in sorted(owners - held))
     if plugin.host.backend == "nftables" and has_rules:
         yield from _wrong_ports(plugin.host, recorded)
     tables = set(plugin.host.run("nft", "list", "tables").split("\n")) - {"", "table inet quantum"}
@@ -54,11 +54,11 @@ def _wrong_ports(host: Host, recorded: list[dict[str, Any]]) -> Iterator[str]:
         elements = [e["elem"]["val"] if "elem" in e else e for e in listed.get(f"host_ports{family}", [])]
         found = {tuple(element["concat"]) for element in elements}
         if found != expected:
-            yield f"host_ports{family} has {sorted(found)}, and the records say {sorted(expected)}"
+            yield f"host_ports{family} has {sorted(found)}, but the records have {sorted(expected)}"
 
 
 def remains(plugin: Plugin) -> Iterator[str]:
-    """Look for a lock that is held, and for what nobody will take away: files half written, empty directories."""
+    """Find a held lock and leftovers that are never removed: partly written files, empty directories."""
     lock = plugin.state_directory / "lock"
     if lock.exists():
         status = lock.stat()

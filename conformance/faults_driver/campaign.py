@@ -1,4 +1,4 @@
-"""Every injection of a scene, one after the other on one host, and what is wrong after each."""
+"""Run all injections of a scene, one after the other on one host, with checks after each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tests.kernel.conftest import programs_of
 from tests.kernel.plugin import Plugin, PluginError
-from tests.kernel.world import Host
+from tests.kernel.topology import Host
 
 from .audit import disagreements, remains, strangers
 from .injection import KILL, Point, injector, points_of, tracer, was_injected
@@ -37,7 +37,7 @@ class Case(NamedTuple):
 
 
 class Count(NamedTuple):
-    """How many were injected, how many of them the call survived, and what was wrong after which."""
+    """The number of injections, of those that the call survived, and the problems."""
 
     injected: int
     survived: int
@@ -46,7 +46,7 @@ class Count(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """Which faults are injected: every `every`th; only at the system calls of these names, where any are given."""
+    """The faults to inject: every `every`th, optionally only at system calls with these names."""
 
     every: int = 1
     kills_only: bool = False
@@ -59,7 +59,7 @@ class Selection(NamedTuple):
 
 
 def run_scene(name: str, backend: str, directory: Path, selection: Selection) -> Count:
-    """Inject the selected faults, and look at what is left after each."""
+    """Inject the selected faults, and check the result after each."""
     with ExitStack() as stack:
         host = Host(stack)
         host.backend = backend
@@ -90,7 +90,7 @@ class Campaign:
         return Count(injected, survived, not_reached, problems)
 
     def _cases(self) -> list[Case]:
-        """Trace the call undisturbed, twice: the first has things to do that the others have not."""
+        """Trace the undisturbed call twice, since the first one does more."""
         for _ in range(2):
             self._scene.prepare()
             _finish(self._scene, tracer(self._trace))
@@ -126,20 +126,20 @@ class Campaign:
 
 
 def _finish(scene: Scene, before: tuple[str, ...]) -> str:
-    """Make the call, and return what it complained of, empty when it succeeded."""
+    """Run the call, and return its error output; empty if it succeeded."""
     process = scene.start(before)
     output, complaints = process.communicate(timeout=90)
     return (output + complaints or f"status {process.returncode}") if process.returncode else ""
 
 
 def _wrong_answer(answer: str) -> Iterator[str]:
-    """Look at how a call failed that was not killed."""
+    """Check the error of a call that failed without being killed."""
     if "Traceback" in answer:
         yield f"a traceback: {answer}"
         return
     try:
         error = json.loads(answer.split("\n", maxsplit=1)[0])
     except ValueError:
-        return  # a person's command: words
+        return  # an operator's command prints text
     if error.get("code") == _DEFECT:
-        yield f"called a defect: {error}"
+        yield f"an internal error: {error}"

@@ -1,4 +1,4 @@
-"""A TCP connection through another container's host port that is open all the time."""
+"""A TCP connection through another container's host port that stays open."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Self
 from tests.kernel.peer import open_socket
 
 if TYPE_CHECKING:
-    from tests.kernel.world import Container, Namespace
+    from tests.kernel.topology import Container, Namespace
 
 ECHO_PORT = 7
 _ANSWER_TIMEOUT_S = 5
 
 
 class Echo:
-    """A server in a container that answers each message with itself."""
+    """An echo server in a container."""
 
     def __init__(self, container: Container) -> None:
         self._listening = open_socket(container.path, "tcp", 4)
@@ -44,7 +44,7 @@ def _answer(connection: socket.socket) -> None:
 
 
 class Flow:
-    """A client's connection to an Echo; `messages` is how many were answered."""
+    """A client's connection to an Echo; `messages` is the number of answers so far."""
 
     def __init__(self, client: Namespace, address: str, host_port: int) -> None:
         self._socket = open_socket(client.path, "tcp", 4)
@@ -59,7 +59,7 @@ class Flow:
         self._socket.close()
 
     def say(self) -> None:
-        """Send a message, and get it back; OSError when the connection has suffered."""
+        """Send a message and read it back; raise OSError if the connection is broken."""
         message = b"%8d" % self.messages
         self._socket.sendall(message)
         answer = b""

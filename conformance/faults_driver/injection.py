@@ -1,7 +1,7 @@
-"""System calls of one call of the plugin, and strace's options to interrupt it at one of them.
+"""The system calls of one call of the plugin, and strace's options to interrupt it at one of them.
 
-Only what comes after the lock file is opened is of interest: until then the process has not touched anything. strace counts
-each kind of system call by itself, so a point is its name and its number.
+Only system calls after the opening of the lock file matter: before that, the process changes nothing. strace counts each kind
+of system call separately, so a point is its name and number.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 KILL = "SIGKILL"
 ERRORS = ("ENOSPC", "EIO", "EINTR", "EAGAIN", "ENOMEM")
-# What a full disk, a tired kernel or a signal can make fail.
+# System calls that can fail because of a full disk, lack of memory or a signal.
 FAILING = frozenset(
     [
         "open",
@@ -55,7 +55,7 @@ _MARK = '/lock"'
 
 
 class Point(NamedTuple):
-    """The `number`th `name` of the process; `what` is how strace shows it."""
+    """The `number`th system call `name` of the process; `what` is strace's line."""
 
     name: str
     number: int
@@ -66,7 +66,7 @@ class Point(NamedTuple):
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """What is injected here. A program that cannot read its own code is nobody's to save."""
+        """The faults to inject here. Errors in loading the program's own code are left out."""
         return (KILL, *ERRORS) if self.name in FAILING and not _LIBRARY.search(self.what) else (KILL,)
 
 
@@ -76,7 +76,7 @@ def tracer(trace: Path) -> tuple[str, ...]:
 
 
 def injector(trace: Path, point: Point, fault: str) -> tuple[str, ...]:
-    """Return the command that makes a point fail, or kills the process as it gets there."""
+    """Return the command that makes a point fail, or kills the process there."""
     how = f"signal={fault}" if fault == KILL else f"error={fault}"
     return (
         "strace", "-f", "-o", str(trace), f"--trace={point.name}",
@@ -85,7 +85,7 @@ def injector(trace: Path, point: Point, fault: str) -> tuple[str, ...]:
 
 
 def points_of(trace: Path, mark: str = _MARK) -> list[Point]:
-    """Return the points of the process itself, after the lock is opened, or `mark` is seen; not those of programs that it starts."""
+    """Return the points of the process itself after it opens the lock, or names `mark`, without those of programs that it starts."""
     counted: Counter[str] = Counter()
     points: list[Point] = []
     own, marked = "", False
@@ -105,6 +105,6 @@ def points_of(trace: Path, mark: str = _MARK) -> list[Point]:
 
 
 def was_injected(trace: Path) -> bool:
-    """Whether the point was reached."""
+    """Return whether the point was reached."""
     text = trace.read_text(errors="replace")
     return "(INJECTED)" in text or f"killed by {KILL}" in text

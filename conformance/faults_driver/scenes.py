@@ -1,11 +1,11 @@
-"""The calls that are interrupted. Each is prepared anew, interrupted once, and then the runtime goes on."""
+"""The calls to interrupt. Each time, the call is prepared, interrupted once, and then the runtime continues."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from tests.kernel.plugin import PluginError, publish
-from tests.kernel.world import HOST
+from tests.kernel.topology import HOST
 
 from .flow import ECHO_PORT, Echo, Flow
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from tests.kernel.plugin import Attachment, Plugin
-    from tests.kernel.world import Host
+    from tests.kernel.topology import Host
 
 PORT, OTHER_PORT, ECHO_HOST_PORT = 8080, 8090, 8007
 
 
 class Scene:
-    """A call, on a host with another container whose connection goes on.
+    """A call, on a host with another container that has an open connection.
 
-    prepare: what is there before. start: the call. go_on: what a runtime does after a failure; it must succeed.
+    prepare: set up the state before. start: start the call. go_on: do what a runtime does after a failure; it must succeed.
     """
 
     name: str
@@ -55,11 +55,11 @@ class Scene:
         raise NotImplementedError
 
     def problems(self) -> list[str]:
-        """Say what is wrong with the traffic once the runtime has gone on."""
+        """Return problems with the traffic after the runtime has continued."""
         return [*self._unreachable("web", PORT)]
 
     def leave(self) -> None:
-        """Delete what there is, as the runtime does at last; it must succeed."""
+        """Delete all attachments, as the runtime finally does; it must succeed."""
         self.attachment.delete()
         self.attachment.delete_again_like_containerd()
 
@@ -95,7 +95,7 @@ class Add(Scene):
 
 
 class AddThenDel(Add):
-    """ADD, given up: what comes next is DEL."""
+    """ADD; then the runtime gives up, and calls DEL."""
 
     name = "ADD, then DEL"
 
@@ -119,9 +119,9 @@ class Replace(Add):
 
 
 class Heal(Add):
-    """ADD where a chain was flushed, so that it builds the table; then ADD again."""
+    """ADD after a chain was flushed, so that it rebuilds the table; then ADD again."""
 
-    name = "ADD that heals"
+    name = "ADD that repairs"
 
     def prepare(self) -> None:
         if self.host.backend == "nftables":
@@ -165,7 +165,7 @@ class CollectGarbage(Delete):
 
 
 class Reconcile(Scene):
-    """quantum-nat reconcile, where something of a container was removed by hand; then reconcile again."""
+    """quantum-nat reconcile after an element was removed by hand; then reconcile again."""
 
     name = "reconcile"
 

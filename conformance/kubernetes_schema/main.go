@@ -1,4 +1,4 @@
-// Reads manifests as the API server does with fieldValidation=Strict: a key that no type knows, or a value of another type, is an error.
+// Reads manifests as the API server does with fieldValidation=Strict: unknown keys and values of the wrong type are errors.
 package main
 
 import (
@@ -49,7 +49,7 @@ func bufferOf(reader io.Reader) io.Reader {
 	return bytes.NewReader(content)
 }
 
-// check sees what types alone do not say: each container's mounts have volumes, and the selector is that of the pods.
+// check verifies what types alone do not: each container's mounts have volumes, and the selector matches the pods.
 func check(object runtime.Object) {
 	set, ok := object.(*appsv1.DaemonSet)
 	if !ok {

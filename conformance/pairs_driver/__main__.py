@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from conformance.faults_driver.injection import Point, points_of, tracer
 from tests.kernel.plugin import Plugin
-from tests.kernel.world import Host
+from tests.kernel.topology import Host
 
 from .scene import BEFORE, CALLS, Scene
 from .stops import Stopped, stopper, wait_until_ended_or, waits_for_lock

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from conformance.faults_driver.audit import disagreements, remains, strangers
 from conformance.faults_driver.flow import ECHO_PORT, Echo, Flow
 from tests.kernel.plugin import PluginError, publish
-from tests.kernel.world import HOST
+from tests.kernel.topology import HOST
 
 if TYPE_CHECKING:
     import subprocess
@@ -27,21 +27,21 @@ _MAY_FAIL_WITH = (CONFLICT, TRY_AGAIN)
 class Scene:
     """A host with a bystander whose connection goes on, and containers that want the same port, address and network.
 
-    web: the container in question. rival: wants web's port. heir: has web's address and port, in another namespace.
+    web: the container in question. rival: wants web's port. successor: has web's address and port, in another namespace.
     """
 
     def __init__(self, plugin: Plugin, stack: ExitStack) -> None:
         self.plugin = plugin
         self.host = plugin.host
-        web, rival, heir, bystander = (self.host.container() for _ in range(4))
+        web, rival, successor, bystander = (self.host.container() for _ in range(4))
         for container, name in ((web, "web"), (rival, "rival"), (bystander, "bystander")):
             container.serve(name, 80)
         echo = Echo(bystander)
         stack.callback(echo.close)
         self._bystander = plugin.add(bystander, publish(ECHO_HOST_PORT, ECHO_PORT))
         self.flow = stack.enter_context(Flow(self.host.client, HOST[4], ECHO_HOST_PORT))
-        self.web, self.rival, self.heir = (self._attachment(container) for container in (web, rival, heir))
-        self.heir.configuration["prevResult"]["ips"] = self.web.configuration["prevResult"]["ips"]
+        self.web, self.rival, self.successor = (self._attachment(container) for container in (web, rival, successor))
+        self.successor.configuration["prevResult"]["ips"] = self.web.configuration["prevResult"]["ips"]
 
     def _attachment(self, container: Any) -> Attachment:
         return self.plugin.attachment(container, publish(PORT), publish(PORT, 80, protocol="udp"))
@@ -59,7 +59,7 @@ class Scene:
 
     def settle(self) -> Iterator[str]:
         """Delete everything, as runtimes do in the end; it must succeed, and leave nothing."""
-        for attachment in (self.web, self.rival, self.heir):
+        for attachment in (self.web, self.rival, self.successor):
             try:
                 attachment.delete()
                 attachment.delete_again_like_containerd()
@@ -73,32 +73,32 @@ class Scene:
         if before != HURT or any("reconcile" in call for call in answers):
             yield from disagreements(self.plugin)
             yield from strangers(self.plugin)
-        holders = self._holders()
-        if len(holders) > 1:
-            yield f"port {PORT} is on record for {holders}"
-        if before == NONE and all("ADD" in call for call in answers) and len(holders) != 1:
-            yield f"of two that wanted port {PORT}, {len(holders)} have it: {answers}"
+        owners = self._owners()
+        if len(owners) > 1:
+            yield f"port {PORT} is on record for {owners}"
+        if before == NONE and all("ADD" in call for call in answers) and len(owners) != 1:
+            yield f"of two that wanted port {PORT}, {len(owners)} have it: {answers}"
         try:
             self.flow.say()
             if before != HURT:
-                yield from self._wrong_server(holders)
+                yield from self._wrong_server(owners)
         except Exception as error:  # noqa: BLE001 - refused, timed out, or whatever a client meets
             yield f"traffic: {type(error).__name__}: {error}"
 
-    def _holders(self) -> list[str]:
+    def _owners(self) -> list[str]:
         """Return the container IDs that have the port on record."""
         records = [json.loads(path.read_text()) for path in self.plugin.state_directory.glob("attachments/*/*.json")]
         return [r["containerId"] for r in records if any(m["hostPort"] == PORT for m in r["portMappings"])]
 
-    def _wrong_server(self, holders: list[str]) -> Iterator[str]:
-        servers = {self.web.container.id: "web", self.rival.container.id: "rival", self.heir.container.id: "web"}
-        if not holders:
+    def _wrong_server(self, owners: list[str]) -> Iterator[str]:
+        servers = {self.web.container.id: "web", self.rival.container.id: "rival", self.successor.container.id: "web"}
+        if not owners:
             if not self.host.client.is_refused(HOST[4], PORT):
                 yield f"port {PORT} is nobody's, and is not refused"
             return
         server = self.host.client.ask(HOST[4], PORT).server
-        if server != servers[holders[0]]:
-            yield f"port {PORT} is {holders[0]}'s, and leads to {server}"
+        if server != servers[owners[0]]:
+            yield f"port {PORT} is {owners[0]}'s, and leads to {server}"
 
     def collect(self, before: tuple[str, ...], *kept: Attachment) -> subprocess.Popen[str]:
         """Start a GC that keeps the bystander and these."""
@@ -118,7 +118,7 @@ def _verb(verb: str, who: str) -> Callable[[Scene, tuple[str, ...]], subprocess.
 CALLS: dict[str, Callable[[Scene, tuple[str, ...]], subprocess.Popen[str]]] = {
     "ADD web": _verb("ADD", "web"),
     "ADD rival": _verb("ADD", "rival"),
-    "ADD heir": _verb("ADD", "heir"),
+    "ADD successor": _verb("ADD", "successor"),
     "DEL web": _verb("DEL", "web"),
     "GC": lambda scene, before: scene.collect(before),
     "GC, web kept": lambda scene, before: scene.collect(before, scene.web),

@@ -1,1 +1,1 @@
-"""What other programs promise and check, restated as cases of what a client sees, and tried on them and on us alike."""
+"""The promises and tests of other programs, restated as what a client sees, and run with them and with Quantum NAT."""

@@ -1,4 +1,4 @@
-"""The world is the kernel tests'; the subject is what the table has columns for."""
+"""Fixtures: the test topology of the kernel tests, and the subjects, which are the columns of the table."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from conformance.table import PREFACE
-from tests.kernel.conftest import client, container, host, neighbour, stack
+from tests.kernel.conftest import client, container, host, other_container, stack
 
 from .port_mapper import PORT_MAPPERS, PortMapper
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.kernel.world import Host
+    from tests.kernel.topology import Host
 
-__all__ = ["client", "container", "host", "neighbour", "stack"]
+__all__ = ["client", "container", "host", "other_container", "stack"]
 
 
 _ORDER = (  # of the tables
@@ -29,14 +29,15 @@ _ORDER = (  # of the tables
     "test_netavark",
     "test_migration",
 )
-_PREFACE = """# Beside portmap, ipMasq and netavark
+_PREFACE = """# Compared with portmap, ipMasq and netavark
 
-What others promise and check in their own tests, restated as cases of what a client sees, with real packets between network
-namespaces. Each row was tried on each subject with the same configuration; only `type` changes, and where our records are.
-portmap and bridge are v1.9.1, netavark is 2.1.0. `differs`: what the row says does not hold there, and that was seen; the
-note says why. An empty cell: the row is not about this subject.
+Each row is something that a peer promises or tests itself, restated as what a client sees, and tried with real packets
+between network namespaces. All subjects get the same configuration except for `type` and the state directory. portmap
+and bridge are v1.9.1, netavark is 2.1.0. `differs` means that the row does not hold there, and that the test saw it;
+the note says why. An empty cell means that the row does not concern this subject.
 
-`conformance/portmap --table docs/conformance-portmap.md` makes this page. What it means for you: [migrating-from-portmap.md](migrating-from-portmap.md).
+`conformance/portmap --table docs/development/conformance-portmap.md` writes this page. If you use portmap,
+[migrating-from-portmap.md](../migrating-from-portmap.md) says what changes for you.
 """
 
 
@@ -49,7 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Try a case on every port mapper, unless it says on which."""
+    """Run a test with every port mapper, unless it names its subjects."""
     marked = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
     if "mapper" in metafunc.fixturenames and "subject" not in marked:
         metafunc.parametrize("subject", PORT_MAPPERS)
@@ -57,7 +58,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def mapper(subject: str, host: Host, tmp_path: Path) -> PortMapper:
-    """The subject, called in the host's namespace."""
+    """The subject, run in the host's namespace."""
     for setting in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
-        host.set_sysctl(setting, "1")  # what the bridge plugin does for a gateway
+        host.set_sysctl(setting, "1")  # as the bridge plugin does for a gateway
     return PortMapper(subject, host, tmp_path / "state")

@@ -1,7 +1,7 @@
-"""netavark and Quantum NAT, asked for the same: run a container with these ports on these networks, stop it, reload.
+"""netavark and Quantum NAT with the same interface: run a container with ports on networks, stop it, reload.
 
-netavark makes bridges, addresses and routes itself, as a whole network stack does. For Quantum NAT the world makes them, as
-the bridge plugin would.
+netavark creates bridges, addresses and routes itself. For Quantum NAT the test topology creates them, as the bridge plugin
+would.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from tests.kernel.plugin import Plugin
-from tests.kernel.world import BRIDGES, Namespace, on_second_network
+from tests.kernel.topology import BRIDGES, Namespace, connect_second_network
 
 from .port_mapper import CNI_PATH, QUANTUM_NAT, QUANTUM_NAT_IPTABLES, PortMapper, previous_result
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from tests.kernel.plugin import Attachment
-    from tests.kernel.world import Container, Host
+    from tests.kernel.topology import Container, Host
 
 NETAVARK = "netavark"
 FABRICS = (NETAVARK, QUANTUM_NAT, QUANTUM_NAT_IPTABLES)
@@ -32,11 +32,11 @@ _GATEWAYS = {bridge: {f: network.format(1) for f, network in networks.items()} f
 
 
 class Refusal(Exception):
-    """The program would not run the container; in its own words."""
+    """The program refused to run the container; its error message."""
 
 
 class Port(NamedTuple):
-    """A host port, or as many as `length` in a row, that lead to a container port each."""
+    """A published port, or a range of `length` ports."""
 
     host_port: int
     protocol: str = "tcp"
@@ -46,7 +46,7 @@ class Port(NamedTuple):
 
 
 class Fabric:
-    """What both can do. Networks are called cni0 and cni1, after the bridges; a container is the world's namespace."""
+    """The common interface. Networks are named cni0 and cni1, after the bridges; a container is a namespace of the topology."""
 
     def __init__(self, host: Host, stack: ExitStack) -> None:
         self.host = host
@@ -55,18 +55,18 @@ class Fabric:
     def run(
         self, *ports: Port, families: tuple[int, ...] = (4, 6), networks: tuple[str, ...] = ("cni0",), source: str = ""
     ) -> Namespace:
-        """Attach a new container; `source` is the address that it is to have outside. Raises: Refusal."""
+        """Attach a new container; `source` is its source address outside. Raises Refusal."""
         raise NotImplementedError
 
     def stop(self, container: Namespace) -> None:
         raise NotImplementedError
 
     def stop_without_namespace(self, container: Namespace) -> None:
-        """Stop a container whose namespace went away first."""
+        """Remove a container's namespace, then stop it."""
         raise NotImplementedError
 
     def reload(self) -> None:
-        """Do what is to be done after a flush of the ruleset."""
+        """Restore the rules after a flush of the ruleset."""
         raise NotImplementedError
 
     def address(self, container: Namespace) -> str:
@@ -80,8 +80,8 @@ class Netavark(Fabric):
     def __init__(self, host: Host, stack: ExitStack, directory: Path) -> None:
         super().__init__(host, stack)
         if not PROGRAM.exists():
-            pytest.skip("netavark is not here; cargo 1.88 or newer builds it.")
-        for bridge in BRIDGES:  # it makes bridges itself
+            pytest.skip("netavark is not installed; cargo 1.88 or newer builds it.")
+        for bridge in BRIDGES:  # netavark creates them itself
             host.ip(f"link delete {bridge}")
         self._directory = directory
         self._wishes: dict[str, dict[str, Any]] = {}
@@ -163,7 +163,7 @@ def _network(bridge: str, families: tuple[int, ...], options: dict[str, str]) ->
 
 
 class QuantumNat(Fabric):
-    """Our plugin after a bridge, called with what podman makes of the same wish."""
+    """Our plugin after a bridge, called as podman would for the same request."""
 
     def __init__(self, name: str, host: Host, stack: ExitStack, directory: Path) -> None:
         super().__init__(host, stack)
@@ -175,7 +175,7 @@ class QuantumNat(Fabric):
     ) -> Container:
         container = self.host.container(networks[0], families=families)
         keys = {"snatAddress": source} if source else {}
-        attached = [container] if len(networks) == 1 else [container, on_second_network(container)]
+        attached = [container] if len(networks) == 1 else [container, connect_second_network(container)]
         self._attachments[container.name] = []
         for member, network in zip(attached, networks, strict=True):
             attachment = self._nat.attachment(member, *_entries(ports), network=network, **keys)
@@ -217,7 +217,7 @@ class QuantumNat(Fabric):
 
 
 def _entries(ports: tuple[Port, ...]) -> list[dict[str, Any]]:
-    """Write a range as runtimes do, one entry a port."""
+    """Return a range as runtimes send it, one entry per port."""
     return [
         {
             "hostPort": port.host_port + number,

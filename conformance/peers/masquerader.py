@@ -1,11 +1,11 @@
-"""bridge with its own ipMasq, and bridge with Quantum NAT after it: who gives containers their way out."""
+"""Outbound NAT by bridge's own ipMasq, or by Quantum NAT after bridge."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from tests.kernel.plugin import Plugin
-from tests.kernel.world import Namespace
+from tests.kernel.topology import Namespace
 
 from .port_mapper import CNI_PATH, QUANTUM_NAT, QUANTUM_NAT_IPTABLES
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
     from pathlib import Path
 
-    from tests.kernel.world import Host
+    from tests.kernel.topology import Host
 
 IPMASQ_IPTABLES, IPMASQ_NFTABLES = "ipMasq-iptables", "ipMasq-nftables"
 IPMASQ = (IPMASQ_IPTABLES, IPMASQ_NFTABLES)
 MASQUERADERS = (*IPMASQ, QUANTUM_NAT, QUANTUM_NAT_IPTABLES)
-VERSION = "1.1.0"  # GC came with it
+VERSION = "1.1.0"  # the first with GC
 
 
 class Member(Namespace):
-    """A container that the bridge plugin attaches, with the addresses that it is given."""
+    """A container that the bridge plugin attaches, with the given addresses."""
 
     def __init__(self, stack: ExitStack, network: str, addresses: tuple[str, ...]) -> None:
         super().__init__("member", stack)
@@ -30,7 +30,7 @@ class Member(Namespace):
         self.interface = "eth0"
         self.network = network
         self.networks = addresses
-        self.results: list[dict[str, Any]] = []  # each plugin's, in their order
+        self.results: list[dict[str, Any]] = []  # of each plugin, in order
 
     @property
     def addresses(self) -> list[str]:
@@ -38,12 +38,12 @@ class Member(Namespace):
 
 
 class Masquerader:
-    """One of the subjects: calls bridge, and after it Quantum NAT where that is the subject, as a runtime does."""
+    """A subject: calls bridge, and then Quantum NAT if that is the subject, as a runtime does."""
 
     def __init__(
         self, name: str, host: Host, stack: ExitStack, state_directory: Path, *, keep_ipmasq: str = ""
     ) -> None:
-        """`keep_ipmasq` is the ipMasq that somebody forgot to turn off beside ours."""
+        """Set up the subject. `keep_ipmasq`: leave bridge's ipMasq on beside ours."""
         self.is_ours = name.startswith(QUANTUM_NAT)
         self._bridge_backend = (keep_ipmasq or name).rpartition("-")[2]
         self._has_ipmasq = bool(keep_ipmasq) or not self.is_ours
@@ -54,26 +54,26 @@ class Masquerader:
         self._nat = Plugin(host, state_directory)
 
     def member(self, *addresses: str, network: str = "net") -> Member:
-        """Make a container without a call; addresses have their prefix length."""
+        """Make a container without calling plugins; addresses include the prefix length."""
         return Member(self._stack, network, addresses)
 
     def attach(self, *addresses: str, network: str = "net") -> Member:
         return self.add(self.member(*addresses, network=network))
 
     def add(self, member: Member, *, masquerade: bool = True) -> Member:
-        """Attach a container; `masquerade` is what its network's configuration says."""
+        """Attach a container; `masquerade` is the setting of its network."""
         for plugin, configuration in self._chain(member.network, member.networks, masquerade=masquerade):
             if member.results:
                 configuration["prevResult"] = member.results[-1]
             answer = plugin.call("ADD", configuration, member, CNI_PATH=str(CNI_PATH))  # type: ignore[arg-type]
             member.results.append(answer)
-        for address in member.addresses:  # what an announcement does to those who knew an earlier owner
+        for address in member.addresses:  # the host may remember the address's previous owner
             self._host.ip(f"neigh flush to {address}")
-        self._host.wait_for(member.addresses)
+        self._host.wait_for_replies(member.addresses)
         return member
 
     def delete(self, member: Member, *, without_namespace: bool = False) -> None:
-        """Detach it, in the opposite order; DEL without a namespace is what a runtime says when that has gone."""
+        """Detach a container, in reverse order; `without_namespace` as a runtime does if the namespace is gone."""
         environment = {"CNI_NETNS": ""} if without_namespace else {}
         for plugin, configuration in reversed(self._chain(member.network, member.networks)):
             configuration["prevResult"] = member.results[-1]
@@ -111,6 +111,6 @@ class Masquerader:
 
 
 def _gateway(address: str) -> str:
-    """Return the first address of the subnet: those here end where the last separator is."""
+    """Return the first address of the subnet; all subnets here end at the last separator."""
     network = address.partition("/")[0]
     return network[: max(network.rfind("."), network.rfind(":")) + 1] + "1"

@@ -1,4 +1,4 @@
-"""What bridge's ipMasq promises, as seen by those outside: whose address a container's traffic has."""
+"""The promises of bridge's ipMasq: the source address of a container's traffic outside."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.kernel.peer import open_socket
-from tests.kernel.world import CLIENT, HOST, Host, Namespace
+from tests.kernel.topology import CLIENT, HOST, Host, Namespace
 
 from .masquerader import IPMASQ, MASQUERADERS, Masquerader
 from .port_mapper import differs
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
     from pathlib import Path
 
-TABLE = "Masquerade: what bridge's ipMasq promises"
+TABLE = "Masquerade, as promised by bridge's ipMasq"
 
 pytestmark = pytest.mark.parametrize("subject", MASQUERADERS)
 no_gc = differs(IPMASQ, "bridge v1.9.1 does nothing at GC.")
@@ -25,13 +25,13 @@ no_gc = differs(IPMASQ, "bridge v1.9.1 does nothing at GC.")
 
 @pytest.fixture
 def network(subject: str, host: Host, stack: ExitStack, tmp_path: Path) -> Masquerader:
-    """A subject that attaches containers; outside, a server answers on port 80."""
+    """A subject that attaches containers; a server outside answers on port 80."""
     host.client.serve("outside", 80)
     return Masquerader(subject, host, stack, tmp_path / "state")
 
 
 def test_attachments(network: Masquerader) -> None:
-    """Four containers on three networks get out, with each of their addresses, IPv4 and IPv6."""
+    """Four containers on three networks reach the outside with each of their addresses, IPv4 and IPv6."""
     members = [
         network.attach("10.77.0.2/24"),
         network.attach("10.77.0.3/24", "fd77::3/64"),
@@ -48,7 +48,7 @@ def test_attachments(network: Masquerader) -> None:
 
 
 def test_after_del(network: Masquerader) -> None:
-    """After DEL of one container, another still gets out; the address alone is not masqueraded any more."""
+    """After DEL of one container, another still reaches the outside; the removed address is not masqueraded."""
     old, kept = network.attach("10.77.0.2/24"), network.attach("10.77.0.3/24")
     network.delete(old)
     assert kept.ask(CLIENT[4], 80).source == HOST[4]
@@ -57,17 +57,17 @@ def test_after_del(network: Masquerader) -> None:
 
 
 def test_reused_address(network: Masquerader) -> None:
-    """DEL of a container whose address another has by now leaves the other its way out."""
+    """DEL of a container keeps outbound NAT for the new owner of its address."""
     old = network.attach("10.77.0.2/24")
-    old.ip("link set eth0 down")  # it has died, and nobody has said so yet
+    old.ip("link set eth0 down")  # it has died, and DEL has not been called yet
     new = network.attach("10.77.0.2/24")
     network.delete(old)
     assert new.ask(CLIENT[4], 80).source == HOST[4]
 
 
-@differs(IPMASQ, "Without a namespace DEL removes no rule: who gets the address next is masqueraded, like it or not.")
+@differs(IPMASQ, "Without a namespace DEL removes no rule: the next owner of the address is masqueraded unasked.")
 def test_del_without_namespace(network: Masquerader) -> None:
-    """DEL without a network namespace leaves nothing that masquerades the address's next owner."""
+    """DEL without a network namespace removes masquerading for the address's next owner."""
     old = network.attach("10.77.0.2/24")
     old.remove()
     network.delete(old, without_namespace=True)
@@ -76,17 +76,17 @@ def test_del_without_namespace(network: Masquerader) -> None:
 
 
 def test_own_subnet(network: Masquerader) -> None:
-    """Within its own subnet a container has its own address."""
+    """Within its own subnet a container keeps its own address."""
     one, other = network.attach("10.77.0.2/24", "fd77::2/64"), network.attach("10.77.0.3/24", "fd77::3/64")
-    other.serve("neighbour", 80)
+    other.serve("other", 80)
     for address, own in zip(other.addresses, one.addresses, strict=True):
         assert one.ask(address, 80).source == own
 
 
 def test_other_subnet(network: Masquerader) -> None:
-    """A container of another network of the host sees that network's gateway."""
+    """A container on another network of the host sees that network's gateway."""
     one, other = network.attach("10.77.0.2/24"), network.attach("10.78.0.2/24", network="alternate")
-    other.serve("neighbour", 80)
+    other.serve("other", 80)
     assert one.ask(other.addresses[0], 80).source == "10.78.0.1"
 
 
@@ -122,7 +122,7 @@ def _index(namespace: Namespace) -> int:
 
 @no_gc
 def test_gc_stale(network: Masquerader) -> None:
-    """GC with a set of valid attachments removes the others of its network, and no other network's."""
+    """GC with a set of valid attachments removes all others of its network, and none of another network."""
     stale, kept = network.attach("10.77.0.2/24"), network.attach("10.77.0.3/24")
     elsewhere = network.attach("10.78.0.2/24", network="alternate")
     network.collect_garbage("net", kept)
@@ -132,7 +132,7 @@ def test_gc_stale(network: Masquerader) -> None:
 
 
 def test_gc_nothing_stale(network: Masquerader) -> None:
-    """GC that names all of them, and one that is long gone, removes nothing."""
+    """GC that names all of them, and one that no longer exists, removes nothing."""
     one, other = network.attach("10.77.0.2/24"), network.attach("10.77.0.3/24")
     network.collect_garbage("net", one, other, network.member("10.77.0.4/24"))
     for member in (one, other):
@@ -141,7 +141,7 @@ def test_gc_nothing_stale(network: Masquerader) -> None:
 
 @no_gc
 def test_gc_empty(network: Masquerader) -> None:
-    """GC with an empty set removes all of its network."""
+    """GC with an empty set removes all attachments of its network."""
     one, other = network.attach("10.77.0.2/24"), network.attach("10.77.0.3/24")
     network.collect_garbage("net")
     assert one.cannot_reach(CLIENT[4], 80)

@@ -1,6 +1,6 @@
-"""A node on its way from portmap or ipMasq to Quantum NAT, with containers of both, and on its way back.
+"""Migration of a node from portmap or ipMasq to Quantum NAT, with containers of both, and back.
 
-A column is what the node comes from. The shell commands are those of docs/migrating-from-portmap.md, taken from there.
+The columns are what the node migrates from. The shell commands are read from docs/migrating-from-portmap.md.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 
 from tests.kernel.peer import open_socket
 from tests.kernel.plugin import PluginError
-from tests.kernel.world import CLIENT, HOST, Container, Host, Namespace, keep_tracking
+from tests.kernel.topology import CLIENT, HOST, Container, Host, Namespace, keep_conntrack_enabled
 
 from .masquerader import IPMASQ, Masquerader
 from .port_mapper import CNI_PATH, PORTMAP, QUANTUM_NAT, QUANTUM_NAT_IPTABLES, PortMapper, publish
@@ -24,7 +24,7 @@ from .port_mapper import CNI_PATH, PORTMAP, QUANTUM_NAT, QUANTUM_NAT_IPTABLES, P
 if TYPE_CHECKING:
     from contextlib import ExitStack
 
-TABLE = "Migration: a node that has both, by what it comes from"
+TABLE = "Migration, by what the node migrates from"
 GUIDE = Path(__file__).parents[2] / "docs" / "migrating-from-portmap.md"
 
 from_portmap = pytest.mark.parametrize("subject", PORTMAP)
@@ -32,7 +32,7 @@ from_ipmasq = pytest.mark.parametrize("subject", IPMASQ)
 
 
 def commands_of_guide(naming: str) -> str:
-    """Return the guide's shell commands that name this; what stands in a list is indented."""
+    """Return the guide's block of shell commands that contains this text; blocks in lists are indented."""
     blocks = re.findall(r"^ *```bash\n(.*?)```", GUIDE.read_text(), re.DOTALL | re.MULTILINE)
     found = [block for block in blocks if naming in block]
     assert len(found) == 1, f"{len(found)} blocks name {naming}"
@@ -40,7 +40,7 @@ def commands_of_guide(naming: str) -> str:
 
 
 class Conversation:
-    """A TCP connection that was there before, with both its ends."""
+    """Both ends of a TCP connection that was established before."""
 
     def __init__(
         self, stack: ExitStack, client: Namespace, address: str, port: int, server: Namespace, server_port: int
@@ -55,7 +55,7 @@ class Conversation:
         self._server.settimeout(5)
 
     def goes_on(self) -> bool:
-        """Say something both ways; TimeoutError when it does not arrive."""
+        """Send data both ways; raise TimeoutError if it does not arrive."""
         for sender, receiver in ((self._client, self._server), (self._server, self._client)):
             sender.sendall(b"still here?")
             if receiver.recv(64) != b"still here?":
@@ -77,11 +77,13 @@ def web(container: Container, mapper: PortMapper) -> Container:
 
 
 @from_portmap
-def test_flow(stack: ExitStack, client: Namespace, web: Container, neighbour: Container, ours: PortMapper) -> None:
-    """A connection to a container of portmap goes on while new containers use us; new connections reach both."""
+def test_flow(
+    stack: ExitStack, client: Namespace, web: Container, other_container: Container, ours: PortMapper
+) -> None:
+    """A connection to a portmap container continues while new containers use us; new connections reach both."""
     conversation = Conversation(stack, client, HOST[4], 8082, web, 82)
-    neighbour.serve("new", 80)
-    new = ours.add(neighbour, publish(8081))
+    other_container.serve("new", 80)
+    new = ours.add(other_container, publish(8081))
     assert conversation.goes_on()
     assert client.ask(HOST[4], 8080).server == "web"
     assert client.ask(HOST[4], 8081).server == "new"
@@ -92,11 +94,11 @@ def test_flow(stack: ExitStack, client: Namespace, web: Container, neighbour: Co
 
 @from_portmap
 def test_del_by_old_list(
-    host: Host, client: Namespace, web: Container, neighbour: Container, mapper: PortMapper, ours: PortMapper
+    host: Host, client: Namespace, web: Container, other_container: Container, mapper: PortMapper, ours: PortMapper
 ) -> None:
-    """DEL of portmap's container by the old list, as cached, removes its rules; ours work on and pass CHECK."""
-    neighbour.serve("new", 80)
-    new = ours.add(neighbour, publish(8081))
+    """DEL of a portmap container by the old, cached list removes its rules; ours keep working and pass CHECK."""
+    other_container.serve("new", 80)
+    new = ours.add(other_container, publish(8081))
     mapper.attachment(web, publish(8080), publish(8082, 82)).delete()
     assert client.is_refused(HOST[4], 8080)
     assert web.address[4] not in host.run("nft", "list", "ruleset")
@@ -106,27 +108,27 @@ def test_del_by_old_list(
 
 @from_portmap
 def test_conflict_is_said(
-    stack: ExitStack, client: Namespace, web: Container, neighbour: Container, ours: PortMapper
+    stack: ExitStack, client: Namespace, web: Container, other_container: Container, ours: PortMapper
 ) -> None:
-    """`doctor` names portmap where its container has the same host port; connections to that container go on."""
+    """`doctor` names portmap if its container has the same host port; connections to that container continue."""
     conversation = Conversation(stack, client, HOST[4], 8082, web, 82)
-    neighbour.serve("new", 80)
+    other_container.serve("new", 80)
     assert "portmap" not in ours.operate("doctor").stdout
-    ours.add(neighbour, publish(8080), publish(8082))
+    ours.add(other_container, publish(8080), publish(8082))
     assert client.ask(HOST[4], 8080).server == "new"
     assert conversation.goes_on()
     told = ours.operate("doctor")
     assert told.returncode == 1
-    assert re.search(r"portmap translates host port 8080/tcp too.*Quantum NAT comes first", told.stdout)
+    assert re.search(r"portmap also translates host port 8080/tcp.*Quantum NAT takes precedence", told.stdout)
 
 
 @from_portmap
 @pytest.mark.usefixtures("web")
-def test_conflict_is_refused(host: Host, client: Namespace, neighbour: Container, ours: PortMapper) -> None:
-    """Where the runtime holds the host port for portmap's container, as podman does, our ADD is refused."""
+def test_conflict_is_refused(host: Host, client: Namespace, other_container: Container, ours: PortMapper) -> None:
+    """If the runtime reserves the host port for a portmap container, as podman does, our ADD is refused."""
     host.serve("conmon", 8080)
     with pytest.raises(PluginError, match="8080") as caught:
-        ours.add(neighbour, publish(8080))
+        ours.add(other_container, publish(8080))
     assert caught.value.code == 100
     assert client.ask(HOST[4], 8080).server == "web"
 
@@ -135,9 +137,9 @@ def test_conflict_is_refused(host: Host, client: Namespace, neighbour: Container
 def test_in_place(
     stack: ExitStack, host: Host, client: Namespace, web: Container, mapper: PortMapper, ours: PortMapper
 ) -> None:
-    """A running container moves: DEL by the old list, ADD by the new one, as `podman network reload` does; flows go on."""
+    """A running container migrates: DEL by the old list, ADD by the new, as `podman network reload` does; connections continue."""
     conversation = Conversation(stack, client, HOST[4], 8082, web, 82)
-    keep_tracking(host)
+    keep_conntrack_enabled(host)
     mapper.attachment(web, publish(8080), publish(8082, 82)).delete()
     moved = ours.add(web, publish(8080), publish(8082, 82))
     assert conversation.goes_on()
@@ -147,11 +149,11 @@ def test_in_place(
 
 @from_portmap
 def test_leftovers_of_one(
-    host: Host, client: Namespace, web: Container, neighbour: Container, mapper: PortMapper
+    host: Host, client: Namespace, web: Container, other_container: Container, mapper: PortMapper
 ) -> None:
-    """A container whose DEL never reached portmap: the guide's command removes its rules, and nobody else's."""
-    neighbour.serve("kept", 80)
-    mapper.add(neighbour, publish(8081))
+    """A DEL that never reached portmap: the guide's command removes that container's rules, and no others."""
+    other_container.serve("kept", 80)
+    mapper.add(other_container, publish(8081))
     known = {"network": "net", "container": web.id, "backend": mapper.backend, "portmap": str(CNI_PATH / "portmap")}
     variables = [f"{name}={value}" for name, value in known.items()]
     host.run("env", *variables, "bash", "-c", commands_of_guide("CNI_COMMAND=DEL"))
@@ -162,14 +164,14 @@ def test_leftovers_of_one(
 
 @from_portmap
 def test_leftovers(
-    host: Host, client: Namespace, web: Container, neighbour: Container, mapper: PortMapper, ours: PortMapper
+    host: Host, client: Namespace, web: Container, other_container: Container, mapper: PortMapper, ours: PortMapper
 ) -> None:
-    """A DEL that never reached portmap leaves rules: ours come first, `doctor` says so, the guide's commands remove them."""
+    """A DEL that never reached portmap leaves rules: ours come first, `doctor` reports them, the guide's commands remove them."""
     mapper.attachment(web).delete()  # a list without the ports: portmap does nothing
-    neighbour.serve("new", 80)
-    ours.add(neighbour, publish(8080))
+    other_container.serve("new", 80)
+    ours.add(other_container, publish(8080))
     assert client.ask(HOST[4], 8080).server == "new"
-    assert "portmap translates host port 8080/tcp too" in ours.operate("doctor").stdout
+    assert "portmap also translates host port 8080/tcp" in ours.operate("doctor").stdout
     host.run("bash", "-c", commands_of_guide("delete table ip cni_hostport"))
     left = host.run("nft", "list", "ruleset")
     assert "CNI-" not in left
@@ -180,7 +182,7 @@ def test_leftovers(
 
 @from_portmap
 def test_linked(host: Host, client: Namespace, container: Container, mapper: PortMapper, tmp_path: Path) -> None:
-    """Linked into the plugin directory under portmap's name, we serve portmap's own configuration, as it is."""
+    """Linked into the plugin directory under portmap's name, we take portmap's own configuration."""
     mapper.command = [str(tmp_path / "portmap")]
     installed = Path(sys.executable).with_name("quantum-nat")
     (tmp_path / "portmap").symlink_to(os.environ.get("QUANTUM_NAT_PLUGIN", installed))
@@ -200,17 +202,17 @@ def test_back(
     host: Host,
     client: Namespace,
     container: Container,
-    neighbour: Container,
+    other_container: Container,
     mapper: PortMapper,
     tmp_path: Path,
     backend: str,
 ) -> None:
-    """Back: our container's connections go on while new ones use portmap; the guide's commands remove what is left of us."""
+    """Back: our container's connections continue while new ones use portmap; the guide's commands remove what we leave."""
     ours = PortMapper(backend, host, tmp_path / "state")
     leaving = ours.add(container, publish(8080), publish(8082, 82))
     conversation = Conversation(stack, client, HOST[4], 8082, container, 82)
-    neighbour.serve("back", 80)
-    mapper.add(neighbour, publish(8081))
+    other_container.serve("back", 80)
+    mapper.add(other_container, publish(8081))
     assert conversation.goes_on()
     assert client.ask(HOST[4], 8081).server == "back"
     leaving.delete()
@@ -227,7 +229,7 @@ def test_back(
 
 @from_ipmasq
 def test_masquerade(stack: ExitStack, host: Host, subject: str, client: Namespace, tmp_path: Path) -> None:
-    """A connection of a container of ipMasq goes on while new ones use us; all get out, and each DEL removes its own."""
+    """A connection of an ipMasq container continues while new ones use us; all reach the outside, and each DEL removes its own."""
     client.serve("outside", 80)
     before = Masquerader(subject, host, stack, tmp_path / "state")
     now = Masquerader(QUANTUM_NAT, host, stack, tmp_path / "state")
@@ -246,7 +248,7 @@ def test_masquerade(stack: ExitStack, host: Host, subject: str, client: Namespac
 
 @from_ipmasq
 def test_masquerade_twice(stack: ExitStack, host: Host, subject: str, client: Namespace, tmp_path: Path) -> None:
-    """ipMasq that somebody left on beside us does no harm; ours comes first."""
+    """ipMasq that is left on beside us does no harm; ours comes first."""
     client.serve("outside", 80)
     both = Masquerader(QUANTUM_NAT, host, stack, tmp_path / "state", keep_ipmasq=subject)
     member = both.attach("10.77.0.2/24")

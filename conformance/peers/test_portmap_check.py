@@ -1,11 +1,11 @@
-"""CHECK: whether the runtime hears that an attachment is not, or no longer, as it was set up."""
+"""CHECK: whether it reports an attachment that is not, or no longer, as it was set up."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from tests.kernel.plugin import PluginError
-from tests.kernel.world import HOST, Container, Host, Namespace
+from tests.kernel.topology import HOST, Container, Host, Namespace
 
 from .port_mapper import CHECKED_VERSIONS, PORTMAP_NFTABLES, PortMapper, differs, publish
 
@@ -34,7 +34,7 @@ def test_ok(container: Container, mapper: PortMapper) -> None:
 
 
 def test_changed_snat(container: Container, mapper: PortMapper) -> None:
-    """It fails when snat was off at ADD and is on now, until ADD is called again; and after DEL."""
+    """It fails if snat was off at ADD and is on now, until ADD is called again; and after DEL."""
     ports = (publish(8080), publish(8081, hostIP="0.0.0.0"), publish(8082, hostIP="::"))
     for version in CHECKED_VERSIONS:
         mapper.add(container, *ports, snat=False, cniVersion=version).check()
@@ -45,21 +45,21 @@ def test_changed_snat(container: Container, mapper: PortMapper) -> None:
         assert fails(now), version
 
 
-@differs(PORTMAP_NFTABLES, "It counts the container's rules, and does not look at what they say.")
+@differs(PORTMAP_NFTABLES, "It counts the container's rules, and does not compare them.")
 def test_changed_port(container: Container, mapper: PortMapper) -> None:
-    """It fails when a mapping leads to another container port now."""
+    """It fails when a mapping now leads to another container port."""
     mapper.add(container, publish(8080, 80))
     assert fails(mapper.attachment(container, publish(8080, 81)))
 
 
 def test_further_port(container: Container, mapper: PortMapper) -> None:
-    """It fails when there is one more mapping now."""
+    """It fails when there is now one more mapping."""
     mapper.add(container, publish(8080))
     assert fails(mapper.attachment(container, publish(8080), publish(8081)))
 
 
 def test_flushed(host: Host, client: Namespace, container: Container, mapper: PortMapper) -> None:
-    """It fails when somebody flushed the ruleset, until ADD is called again."""
+    """It fails after a flush of the ruleset, until ADD is called again."""
     web = mapper.add(container, publish(8080))
     host.run("nft", "flush", "ruleset")
     assert fails(web)

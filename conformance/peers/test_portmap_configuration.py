@@ -1,4 +1,4 @@
-"""What portmap makes of a configuration: which it takes, which it refuses, and which address of prevResult it publishes."""
+"""The configurations that portmap accepts and refuses, and the addresses of prevResult that it publishes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.kernel.plugin import PluginError
-from tests.kernel.world import CLIENT, HOST, Container, Host, Namespace
+from tests.kernel.topology import CLIENT, HOST, Container, Host, Namespace
 
 from .port_mapper import (
     PORTMAP,
@@ -24,18 +24,18 @@ from .port_mapper import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-TABLE = "Configuration: what portmap takes and what it refuses"
+TABLE = "Configuration, as portmap accepts and refuses it"
 
 
 def refusal(mapper: PortMapper, container: Container, *ports: dict[str, Any], **keys: Any) -> str:
-    """Return what ADD says, which must fail."""
+    """Call ADD, which must fail, and return its error."""
     with pytest.raises(PluginError) as caught:
         mapper.add(container, *(ports or (publish(8080),)), **keys)
     return f"{caught.value.message} {caught.value.details}"
 
 
 def test_address(client: Namespace, container: Container, mapper: PortMapper) -> None:
-    """Of several addresses in prevResult, those of the interface in the container are published, one a family."""
+    """Of several addresses in prevResult, those of the container's interface are published, one for each family."""
     for version in VERSIONS:
         result = previous_result(container, version)
         bridge: dict[str, Any] = {"address": "10.88.0.1/24", "interface": 0}
@@ -51,7 +51,7 @@ def test_address(client: Namespace, container: Container, mapper: PortMapper) ->
 
 @pytest.mark.parametrize("ports", [(), (publish(8080),)])
 def test_pass_through(container: Container, mapper: PortMapper, ports: tuple[dict[str, Any], ...]) -> None:
-    """prevResult is passed on as it came, with and without port mappings."""
+    """prevResult is passed on unchanged, with and without port mappings."""
     for version in VERSIONS:
         expected = previous_result(container, version)
         web = mapper.add(container, *ports, cniVersion=version)
@@ -74,20 +74,20 @@ def test_host_port_0(container: Container, mapper: PortMapper) -> None:
 
 @pytest.mark.parametrize(("host_port", "container_port"), [(-1, 80), (8080, 0), (8080, -1)])
 def test_other_ports_below_1(container: Container, mapper: PortMapper, host_port: int, container_port: int) -> None:
-    """A negative hostPort is refused, and a containerPort below 1."""
+    """A negative hostPort and a containerPort below 1 are refused."""
     refusal(mapper, container, publish(host_port, container_port))
 
 
-@differs(PORTMAP_IPTABLES, "It fails in the middle, and leaves chains behind.")
+@differs(PORTMAP_IPTABLES, "It fails halfway, and leaves chains behind.")
 def test_ports_above_65535(host: Host, container: Container, mapper: PortMapper) -> None:
-    """A port above 65535 is refused, and nothing has changed then."""
+    """A port above 65535 is refused, and nothing changes."""
     before = rules_of(host)
     refusal(mapper, container, publish(65536))
     assert rules_of(host) == before
 
 
 def rules_of(host: Host) -> str:
-    """Return everybody's rules, without counters."""
+    """Return all rules, without counters."""
     return host.run("nft", "--stateless", "list", "ruleset")
 
 
@@ -103,25 +103,25 @@ def test_no_backend(client: Namespace, container: Container, mapper: PortMapper)
 @pytest.mark.parametrize("subject", UNNAMED_BACKEND)
 @differs(
     QUANTUM_NAT,
-    'Without `backend` it is nftables, portmap iptables. The message says so; add `"backend": "iptables"`, or write the '
-    "conditions for nftables.",
+    'Without `backend`, the default is nftables (portmap: iptables). The error says so; add `"backend": "iptables"`, or write '
+    "the conditions for nftables.",
     raises=PluginError,
 )
 def test_iptables_conditions_without_backend(client: Namespace, container: Container, mapper: PortMapper) -> None:
-    """Conditions for iptables in a configuration without `backend` are taken."""
+    """Conditions for iptables in a configuration without `backend` are accepted."""
     mapper.add(container, publish(8080), backend=None, conditionsV4=["-s", CLIENT[4]])
     assert client.ask(HOST[4], 8080).server == "web"
 
 
 @pytest.mark.parametrize("key", ["conditionsV4", "conditionsV6"])
 def test_conditions_for_the_other_backend(container: Container, mapper: PortMapper, key: str) -> None:
-    """Conditions in the other backend's syntax are refused, and the key is named."""
+    """Conditions in the other backend's syntax are refused, and the error names the key."""
     foreign = ["ip", "saddr", "192.0.2.1"] if mapper.backend == "iptables" else ["-s", "192.0.2.1"]
     assert key in refusal(mapper, container, **{key: foreign})
 
 
 def test_external_mark_chain(container: Container, mapper: PortMapper) -> None:
-    """externalSetMarkChain is refused with nftables, and with markMasqBit, and is named."""
+    """externalSetMarkChain is refused with nftables, and together with markMasqBit, and the error names it."""
     keys: dict[str, Any] = {"externalSetMarkChain": "KUBE-MARK-MASQ"}
     if mapper.backend == "iptables":
         keys["markMasqBit"] = 5
@@ -129,7 +129,7 @@ def test_external_mark_chain(container: Container, mapper: PortMapper) -> None:
 
 
 def test_mark_bit(host: Host, container: Container, mapper: PortMapper) -> None:
-    """markMasqBit is taken from 0 to 31 by both backends, and refused beyond."""
+    """Both backends accept markMasqBit from 0 to 31, and refuse other values."""
     for wrong in (-1, 32):
         assert "0" in refusal(mapper, container, markMasqBit=wrong)
     mapper.add(container, publish(8080), markMasqBit=31)
@@ -137,7 +137,7 @@ def test_mark_bit(host: Host, container: Container, mapper: PortMapper) -> None:
 
 
 def test_backend(container: Container, mapper: PortMapper) -> None:
-    """A backend that nobody knows is refused, and named."""
+    """An unknown backend is refused, and the error names it."""
     assert "ebtables" in refusal(mapper, container, backend="ebtables")
 
 
@@ -147,7 +147,7 @@ def test_no_previous_result(container: Container, mapper: PortMapper) -> None:
 
 
 def without_index(result: dict[str, Any]) -> None:
-    """Do as plugins do that name no interface for an address."""
+    """Do as plugins that name no interface for an address."""
     result["interfaces"] = [{"name": "host"}]
     for ip in result["ips"]:
         del ip["interface"]
@@ -162,7 +162,7 @@ def index_out_of_range(result: dict[str, Any]) -> None:
 def test_missing_interface(
     client: Namespace, container: Container, mapper: PortMapper, damage: Callable[[dict[str, Any]], None]
 ) -> None:
-    """An address whose interface is missing in prevResult, or out of range, is published all the same."""
+    """An address whose interface is missing in prevResult, or out of range, is published anyway."""
     for version in VERSIONS:
         result = previous_result(container, version)
         damage(result)
@@ -172,7 +172,7 @@ def test_missing_interface(
 
 
 def test_case_of_keys(client: Namespace, container: Container, mapper: PortMapper) -> None:
-    """The keys of a mapping may be in any case: containerd writes HostPort, podman hostport."""
+    """The case of a mapping's keys is ignored: containerd writes HostPort, podman hostport."""
     containerd = {"HostPort": 8080, "ContainerPort": 80, "Protocol": "tcp", "HostIP": ""}
     podman = {"hostport": 8081, "containerport": 80, "protocol": "tcp"}
     mapper.add(container, containerd, podman)
@@ -180,20 +180,20 @@ def test_case_of_keys(client: Namespace, container: Container, mapper: PortMappe
         assert client.ask(HOST[4], port).server == "web"
 
 
-@differs(PORTMAP, "Neither backend knows what to do without one, and ADD fails.", raises=PluginError)
+@differs(PORTMAP, "Neither backend has a default, and ADD fails.", raises=PluginError)
 def test_no_protocol(client: Namespace, container: Container, mapper: PortMapper) -> None:
     """A mapping without a protocol is for TCP."""
     mapper.add(container, {"hostPort": 8080, "containerPort": 80})
     assert client.ask(HOST[4], 8080).server == "web"
 
 
-@differs(PORTMAP, "It is taken for an IPv6 address: ADD succeeds, and nothing is published on IPv4.")
+@differs(PORTMAP, "It is treated as an IPv6 address: ADD succeeds, and nothing is published on IPv4.")
 def test_wrong_host_ip(container: Container, mapper: PortMapper) -> None:
-    """A hostIP that is no address is refused, and named."""
+    """A hostIP that is not an address is refused, and the error names it."""
     assert "abcd" in refusal(mapper, container.host.container(families=(4,)), publish(8080, hostIP="abcd"))
 
 
 @differs(PORTMAP, "Both become rules, and the second never matches.")
 def test_same_port_twice(container: Container, mapper: PortMapper) -> None:
-    """One host port for two container ports of one request is refused."""
+    """One host port for two container ports in one request is refused."""
     assert "8080" in refusal(mapper, container, publish(8080, 80), publish(8080, 81))

@@ -1,4 +1,4 @@
-"""Real runtimes with the plugin in their networks: what a person who types their commands sees."""
+"""Tests with real runtimes, as a user of their commands sees them."""
 
 from .cnitool import Cnitool
 from .containerd import Containerd16, Containerd23

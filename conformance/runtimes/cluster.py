@@ -1,4 +1,4 @@
-"""A runtime, the containers that it runs, and who asks them."""
+"""A runtime, its containers, and their clients."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from tests.kernel.peer import Answer, Refused, TimedOut, ask
-from tests.kernel.world import wait_until
+from tests.kernel.topology import wait_until
 
 from .runtime import FRONT, Network, Port, Running, Runtime
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _numbers = count(1)
 PATIENCE_S = 10
-"""How long a server may take to start, and a runtime to do in the background what it does there."""
+"""How long to wait for a server to start, and for a runtime's background work."""
 
 
 class Cluster:
@@ -31,7 +31,7 @@ class Cluster:
         self._containers: dict[str, Running] = {}
 
     def run(self, *ports: Port, networks: tuple[Network, ...] = (FRONT,)) -> Running:
-        """Run a container with a new name, whose server answers."""
+        """Run a container with a new name, and wait until its server answers."""
         container = self.runtime.run(f"c{next(_numbers)}", *ports, networks=networks)
         self._containers[container.name] = container
         address = container.addresses[networks[0].name][4]
@@ -39,7 +39,7 @@ class Cluster:
         return container
 
     def run_all(self, mappings: Iterable[Port]) -> list[Running]:
-        """Run a container for each port, all at once."""
+        """Run a container for each port, in parallel."""
         with ThreadPoolExecutor(50) as pool:
             return list(pool.map(self.run, mappings))
 
@@ -72,14 +72,14 @@ class Cluster:
         self.runtime.kill_hard(container)
 
     def answer(self, netns: Path, address: str, port: int, protocol: str = "tcp") -> Answer | None:
-        """Ask from a namespace; None when nothing comes back, or a refusal."""
+        """Send a request from a namespace; return None if there is no reply, or a refusal."""
         try:
             return ask(netns, protocol, address, port, timeout=1)
         except (Refused, TimedOut, OSError):
             return None
 
     def serves(self, container: Running, netns: Path, address: str, port: int, protocol: str = "tcp") -> Answer:
-        """Return this container's answer; fail where there is none in time."""
+        """Return this container's answer; fail if there is none in time."""
         wait_until(
             lambda: self.answer(netns, address, port, protocol) is not None,
             f"{address} port {port}/{protocol} answers",
@@ -96,16 +96,16 @@ class Cluster:
         return self.runtime.command(str(plugin), f"--state-dir={self.runtime.state_directory}", *arguments)
 
     def ports_of(self, container: Running) -> set[tuple[str, int]]:
-        """Return protocol and host port of what the plugin has published for a container."""
+        """Return protocol and host port of each port that the plugin has published for a container."""
         records: list[dict[str, Any]] = json.loads(self.operate("list", "--json"))
         mappings = [record["portMappings"] for record in records if record["containerId"] == container.id]
-        assert mappings, "it is on record"
+        assert mappings, "it must be on record"
         return {(port["protocol"], port["hostPort"]) for listed in mappings for port in listed}
 
     def left_over(self) -> list[str]:
-        """Return the plugin's elements and records: nothing, when no container runs."""
+        """Return the plugin's elements and records; there must be none without containers."""
         records = [str(path) for path in self.runtime.state_directory.glob("attachments/**/*") if path.is_file()]
-        return [*self.host.holdings(), *records]
+        return [*self.host.installed(), *records]
 
     def wait_until_nothing_is_left(self) -> None:
-        wait_until(lambda: not self.left_over(), "elements and records go", PATIENCE_S)
+        wait_until(lambda: not self.left_over(), "elements and records are removed", PATIENCE_S)

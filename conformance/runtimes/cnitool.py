@@ -1,4 +1,4 @@
-"""cnitool v1.3.0: what libcni itself sends. A container is a network namespace with a server in it."""
+"""cnitool v1.3.0, which calls libcni directly. A container is a network namespace with a server in it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from hashlib import sha512
 from typing import TYPE_CHECKING, ClassVar
 
-from tests.kernel.world import NETNS_DIRECTORY, run
+from tests.kernel.topology import NETNS_DIRECTORY, run
 
 from .runtime import FRONT, HANDS_PORTS_ON, SERVED_PORTS, Network, Port, Running, Runtime, addresses_in, shell
 
@@ -26,7 +26,7 @@ class Cnitool(Runtime):
     lacks: ClassVar[dict[str, str]] = {
         "daemon": "it has no daemon",
         "own host ports": HANDS_PORTS_ON,
-        "reload": "it has no command for it; see the row of quantum-nat reconcile",
+        "reload": "it has no such command; see the row of quantum-nat reconcile",
     }
 
     @classmethod
@@ -53,7 +53,7 @@ class Cnitool(Runtime):
         with ExitStack() as undo:
             run("ip", "netns", "add", name)
             undo.callback(run, "ip", "netns", "delete", name)
-            undo.callback(self._detach, container)  # as a runtime does after an ADD that failed
+            undo.callback(self._detach, container)  # as a runtime does after a failed ADD
             for network in networks:
                 self.call("add", container, network)
             undo.pop_all()
@@ -77,7 +77,7 @@ class Cnitool(Runtime):
         run("ip", "netns", "delete", container.name)
 
     def clean_up(self, container: Running) -> None:
-        """Call del, with a namespace that is no more: gc would be for every container, since cnitool names no valid one."""
+        """Call del without the namespace. gc would remove every container, since cnitool lists no valid ones."""
         self._detach(container)
 
     def check(self, container: Running) -> None:
@@ -115,7 +115,7 @@ def _program() -> str:
 
 
 def _container_id(netns: Path) -> str:
-    """Return what cnitool makes of the path."""
+    """Return cnitool's container ID for a namespace."""
     return f"cnitool-{sha512(str(netns).encode()).digest()[:10].hex()}"
 
 

@@ -1,4 +1,4 @@
-"""A host with an outside client, and one runtime on it at a time, as long as its tests last."""
+"""Fixtures: a host with an outside client, and one runtime at a time for all its tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from conformance.table import PREFACE, leave_out, note
-from tests.kernel.world import Host
+from tests.kernel.topology import Host
 
 from . import RUNTIMES
 from .cluster import Cluster
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-_PREFACE = """# With real runtimes
+_PREFACE = """# Tested with real runtimes
 
-Each behaviour was tried on each runtime, with real containers and real packets, as a person or a kubelet would. `-`: the runtime
-has no such thing; the note says why. `conformance/run --table docs/conformance-runtimes.md` makes this page.
+Each behaviour was tried on each runtime, with real containers and real packets, as a user or a kubelet would. `-` means
+that the runtime does not have it; the note says why. `conformance/run --table docs/development/conformance-runtimes.md`
+writes this page.
 """
 
 
@@ -32,7 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Try every behaviour on every runtime, all those of one runtime in a row."""
+    """Run every behaviour with every runtime, one runtime after the other."""
     if "subject" in metafunc.fixturenames:
         wanted = metafunc.config.getoption("--runtime") or list(RUNTIMES)
         names = [name for name in wanted if name in getattr(metafunc.module, "SUBJECTS", RUNTIMES)]
@@ -45,7 +46,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what a runtime has not, and tests of other runtimes than those that are asked for."""
+    """Leave out tests for features that a runtime lacks, and of other runtimes than those that are asked for."""
     items[:] = [item for item in items if item.callspec.params["subject"] in RUNTIMES]  # type: ignore[attr-defined]
     lacking = {}
     for item in items:
@@ -68,14 +69,14 @@ def cluster(
 
 @pytest.fixture
 def cluster_of_pip(subject: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A cluster with the plugin as pip installs it."""
+    """A cluster with the plugin installed by pip."""
     with started(subject, Path(shell("pip_command")), tmp_path_factory) as made:
         yield made
 
 
 @contextmanager
 def started(subject: str, plugin: Path, directories: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Start a runtime on a host of its own, and remove all of it."""
+    """Start a runtime on its own host, and remove everything afterwards."""
     with ExitStack() as stack:
         host = Host(stack)
         host.client.serve("outside", 80)
@@ -87,7 +88,7 @@ def started(subject: str, plugin: Path, directories: pytest.TempPathFactory) -> 
 
 @pytest.fixture(autouse=True)
 def _clean(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Remove the containers that a test made, or that it failed to remove."""
+    """Remove the containers that a test leaves."""
     used = [request.getfixturevalue(name) for name in ("cluster", "cluster_of_pip") if name in request.fixturenames]
     yield
     for cluster in used:

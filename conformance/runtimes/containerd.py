@@ -1,4 +1,4 @@
-"""containerd with its CRI plugin: 1.6 as Debian 12 has it, and 2.3 from Go's module proxy."""
+"""containerd with its CRI plugin: 1.6 from Debian 12, and 2.3 from Go's module proxy."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ disable = true
 
 
 class Containerd(CriRuntime):
-    """containerd with private directories; its shims find their socket in /run/containerd, wherever its state is."""
+    """containerd with private directories; its shims always put their sockets into /run/containerd."""
 
     lacks: ClassVar[dict[str, str]] = {
         **CriRuntime.lacks,
@@ -88,13 +88,13 @@ class Containerd(CriRuntime):
         return self.command(*self._with_programs(), *command)
 
     def _with_programs(self) -> list[str]:
-        """Return what puts its programs first: the daemon looks for its shim in PATH."""
+        """Return a command prefix that puts its programs first in PATH, where the daemon looks for its shim."""
         path = ":".join([*map(str, self.programs()), os.environ["PATH"]])
         return ["env", f"PATH={path}"]
 
 
 class Containerd16(Containerd):
-    """Debian's package, unpacked rather than installed: it would start a service."""
+    """Debian's package, unpacked rather than installed, since it would start a service."""
 
     name = "containerd-1.6"
     lacks: ClassVar[dict[str, str]] = {**Containerd.lacks, "status": "it does not call STATUS"}
@@ -111,7 +111,7 @@ class Containerd16(Containerd):
 
 
 class Containerd23(Containerd):
-    """The newest release whose programs Go's proxy has."""
+    """The newest release available from Go's module proxy."""
 
     name = "containerd-2.3"
     cni_version = "1.1.0"
@@ -123,7 +123,7 @@ class Containerd23(Containerd):
         cls.programs()
 
     def status(self, container: Running) -> None:  # noqa: ARG002 - it is the network that has one, not the container
-        """Ask containerd for its own status: each time it calls STATUS."""
+        """Request containerd's own status, for which it calls STATUS."""
         if why := self.why_not_ready():
             raise NotRun(why)
 

@@ -1,4 +1,4 @@
-"""Pods through the CRI, as a kubelet asks for them: crictl v1.36.0 is the client."""
+"""Pods through the CRI, as a kubelet requests them; crictl v1.36.0 is the client."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tests.kernel.world import wait_until
+from tests.kernel.topology import wait_until
 
 from .daemon import Daemon
 from .images import SERVER, write_images
@@ -20,11 +20,11 @@ from .runtime import FRONT, SERVED_PORTS, Network, NotRun, Port, Running, Runtim
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.kernel.world import Host
+    from tests.kernel.topology import Host
 
 _CRICTL = ("crictl", "sigs.k8s.io/cri-tools/cmd/crictl", "v1.36.0")
 _PROTOCOLS = {"tcp": 0, "udp": 1, "sctp": 2}
-# Each container sees its own processes alone: CRI-O makes no namespace for all of a pod without an infra container.
+# Each container has its own PID namespace: CRI-O makes none for the whole pod without an infra container.
 _SECURITY_CONTEXT = {"namespace_options": {"pid": 1}}
 _WANTED = {"RuntimeReady", "NetworkReady"}
 _REMOVAL_S = 30
@@ -36,7 +36,7 @@ class CriRuntime(Runtime):
 
     lacks: ClassVar[dict[str, str]] = {
         "several networks": "the daemon's configuration, not the pod's, says which networks a pod has",
-        "reload": "it has no command for it; see the row of quantum-nat reconcile",
+        "reload": "it has no such command; see the row of quantum-nat reconcile",
     }
 
     @classmethod
@@ -55,7 +55,7 @@ class CriRuntime(Runtime):
 
     @abstractmethod
     def command_line(self) -> list[str]:
-        """Return how the daemon is started."""
+        """Return the command line of the daemon."""
 
     @abstractmethod
     def configure(self) -> None:
@@ -63,7 +63,7 @@ class CriRuntime(Runtime):
 
     @abstractmethod
     def import_image(self, name: str, archive: Path) -> None:
-        """Give the daemon an image in place of a registry's."""
+        """Import an image into the daemon, instead of pulling it from a registry."""
 
     def start(self) -> None:
         self.configure()
@@ -88,7 +88,7 @@ class CriRuntime(Runtime):
         self.launch(lambda: self.why_not_ready() == "")
 
     def launch(self, answers: Callable[[], bool]) -> None:
-        """Start the daemon, and wait until it answers so."""
+        """Start the daemon, and wait until `answers` is true."""
         line = ["nsenter", f"--net={self.host.path}", "--", *self.command_line()]
         self._daemon.start(self.cgroup.entering("daemon", *line), answers)
 
@@ -114,7 +114,7 @@ class CriRuntime(Runtime):
         self.cgroup.remove(self.group(container.name))
 
     def restart(self, container: Running) -> Running:
-        """Do what a kubelet does: a new pod in the place of the old one, which is removed later."""
+        """Do what a kubelet does: start a new pod, and remove the old one later."""
         self.crictl("stopp", container.id)
         started = self.run(container.name, *container.ports, networks=container.networks)
         self.crictl("rmp", container.id)
@@ -133,7 +133,7 @@ class CriRuntime(Runtime):
         return self.command(self._client, *endpoints, f"--timeout={_TIMEOUT}", *arguments)
 
     def why_not_ready(self) -> str:
-        """Return what is not ready, the daemon or its network, in its own words; "" when both are."""
+        """Return the daemon's reason why it or its network is not ready; "" if both are."""
         if not self.socket.exists():
             return "no socket"
         try:
@@ -143,13 +143,13 @@ class CriRuntime(Runtime):
         return " ".join(c["message"] for c in conditions if c["type"] in _WANTED and not c["status"])
 
     def _remove_listed(self, name: str) -> None:
-        """Do what a kubelet does about pods that are not to be, whether they died or never ran: remove those that are listed."""
+        """Do what a kubelet does with unwanted pods, dead or never started: remove those that are listed."""
         for pod_id in self.crictl("pods", "--quiet", f"--name=^{name}$").split():
             self._remove_in_the_end(pod_id)
         self.cgroup.remove(self.group(name))
 
     def _remove_in_the_end(self, pod_id: str) -> None:
-        """Try again as a kubelet does: containerd refuses as long as it has not noticed that the container died."""
+        """Retry as a kubelet does: containerd refuses until it notices that the container has died."""
         failures: list[str] = []
 
         def attempt() -> bool:

@@ -1,4 +1,4 @@
-"""CRI-O 1.36, from Go's module proxy. It makes host ports itself, and has of a plugin the way out, CHECK, STATUS and GC."""
+"""CRI-O 1.36, from Go's module proxy. It publishes host ports itself, and uses the plugin for outbound NAT."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .images import PAUSE
 from .runtime import FRONT, NotRun, Running, shell
 
 if TYPE_CHECKING:
-    from tests.kernel.world import Host
+    from tests.kernel.topology import Host
 
 _CACHE = Path("/var/lib/cni/results")
 _PINNS = Path(__file__).with_name("pinns")
@@ -62,7 +62,7 @@ class Crio(CriRuntime):
     name = "cri-o-1.36"
     conflist_to_copy = "crio"
     cni_version = "1.1.0"
-    lacks: ClassVar[dict[str, str]] = {**CriRuntime.lacks, "ports": "it makes host ports itself"}
+    lacks: ClassVar[dict[str, str]] = {**CriRuntime.lacks, "ports": "it publishes host ports itself"}
 
     @classmethod
     def install(cls) -> None:
@@ -103,7 +103,7 @@ class Crio(CriRuntime):
         self.command("skopeo", "--insecure-policy", "copy", f"oci-archive:{archive}", storage)
 
     def check(self, container: Running) -> None:
-        """Restart CRI-O, which calls CHECK for every pod then, and only logs what it says."""
+        """Restart CRI-O, which then calls CHECK for every pod, and only logs the result."""
         said = self._said_while_restarting()
         assert f"Checking pod default_{container.name} " in said, said
         failures = [line for line in said.splitlines() if "Error checking network" in line and container.id in line]
@@ -111,7 +111,7 @@ class Crio(CriRuntime):
             raise NotRun("\n".join(failures))
 
     def status(self, container: Running) -> None:  # noqa: ARG002 - it is the network that has one, not the container
-        """Restart CRI-O, which calls STATUS until it passes, and is not ready before that."""
+        """Restart CRI-O, which calls STATUS until it succeeds, and is not ready before that."""
         self.end_daemon()
         self.launch(self._has_called_status)
         if why := self.why_not_ready():
@@ -122,9 +122,9 @@ class Crio(CriRuntime):
         return not why or (_REFUSED in why and _NOT_CALLED not in why)
 
     def collect_garbage(self, container: Running) -> None:
-        """Have CRI-O forget all that it has: at its next start it calls GC, with the pods that it knows then, which are none.
+        """Delete CRI-O's records of all pods: at its next start it calls GC without any pods.
 
-        What libcni remembers of the container is removed too: of that it would make a DEL before GC.
+        libcni's cache of the container is removed too: otherwise it would call DEL before GC.
         """
         self.end_daemon()
         self.command(*self._crio, "wipe", "--force")

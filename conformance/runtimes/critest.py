@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tests.kernel.world import Host
+from tests.kernel.topology import Host
 
 from .containerd import Containerd23
 from .images import write_image
@@ -58,7 +58,7 @@ def main() -> int:
             print(done.stdout)
             return 1
         passed, failed = _print_table(json.loads(report.read_text()))
-        left = host.holdings()
+        left = host.installed()
         print(f"containerd {runtime.version()}; elements left behind: {', '.join(sorted(left)) or 'none'}")
         print(f"{passed} passed, {failed} failed")
         return 0 if passed == _EXPECTED_TESTS and not failed and not left else 1

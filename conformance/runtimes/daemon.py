@@ -1,4 +1,4 @@
-"""The daemon of a runtime: a process in the host's network namespace, and what it writes in its log."""
+"""The daemon of a runtime: a process in the host's network namespace, and its log."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import signal
 import subprocess
 from typing import TYPE_CHECKING
 
-from tests.kernel.world import wait_until
+from tests.kernel.topology import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,14 +17,14 @@ _LAST_LINES = 20
 
 
 class Daemon:
-    """A process that can be ended and started again."""
+    """A process that can be stopped and started again."""
 
     def __init__(self, log: Path) -> None:
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, command: list[str], answers: Callable[[], bool]) -> None:
-        """Start it, and wait until it answers."""
+        """Start the daemon, and wait until it answers."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
@@ -34,7 +34,7 @@ class Daemon:
             raise
 
     def end(self, by: signal.Signals = signal.SIGTERM) -> None:
-        """End it; nothing happens when it does not run."""
+        """Stop the daemon, if it is running."""
         if self._process is not None:
             self._process.send_signal(by)
             self._process.wait(_PATIENCE_S)

@@ -19,7 +19,7 @@ _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 def write_images(root: Path, directory: Path) -> dict[str, Path]:
-    """Write the archives of both images, whose files are those of the archive `root`; return them by name."""
+    """Write the archives of both images, with the files of the archive `root`, and return them by name."""
     commands = {PAUSE: ["/bin/sleep", "infinity"], SERVER: ["/bin/server"]}
     archives = {}
     for number, (name, command) in enumerate(commands.items()):
@@ -52,7 +52,7 @@ def _document(kind: str, **content: Any) -> dict[str, Any]:
 
 
 def _add_blob(tar: tarfile.TarFile, media_type: str, content: bytes) -> dict[str, Any]:
-    """Add what is named by its digest, and return its descriptor."""
+    """Add a blob, named by its digest, and return its descriptor."""
     digest = hashlib.sha256(content).hexdigest()
     _add(tar, f"blobs/sha256/{digest}", content)
     return {"mediaType": media_type, "digest": f"sha256:{digest}", "size": len(content)}

@@ -1,4 +1,4 @@
-"""Install what the runtimes need, before their tests run without a network: python -m conformance.runtimes.install [--runtime NAME]..."""
+"""Install what the runtimes need, as their tests run without a network: python -m conformance.runtimes.install [--runtime NAME]..."""
 
 from __future__ import annotations
 

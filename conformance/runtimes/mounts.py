@@ -1,4 +1,4 @@
-"""What is mounted below a directory, and how it is unmounted."""
+"""List and unmount the mounts below a directory."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 
 def unmount_below(directory: Path) -> None:
-    """Unmount what is mounted below a directory, the newest first."""
+    """Unmount all mounts below a directory, newest first."""
     for target in reversed(mounts_below(directory)):
         subprocess.run(["umount", target], check=True)
 
 
 def mounts_below(directory: Path) -> list[str]:
-    """Return where something is mounted below a directory, in the order in which it was."""
+    """Return the mount points below a directory, oldest first."""
     targets = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
     return [target for target in targets if target.startswith(f"{directory}/")]

@@ -8,7 +8,7 @@ import signal
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tests.kernel.world import wait_until
+from tests.kernel.topology import wait_until
 
 from .containerd import Containerd16
 from .images import SERVER
@@ -20,7 +20,7 @@ from .runtime import FRONT, HANDS_PORTS_ON, SERVED_PORTS, Network, NotRun, Port,
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.kernel.world import Host
+    from tests.kernel.topology import Host
 
 _NERDCTL = ("nerdctl", "github.com/containerd/nerdctl/cmd/nerdctl", "v1.7.7")
 _NAMESPACE = "default"

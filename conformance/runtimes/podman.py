@@ -1,4 +1,4 @@
-"""podman 4.3 with its CNI backend, as Debian 12 has it. No daemon: each command is a process of its own."""
+"""podman 4.3 from Debian 12, with its CNI backend. There is no daemon: each command is its own process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from tests.kernel.world import wait_until
+from tests.kernel.topology import wait_until
 
 from .mounts import unmount_below
 from .processes import runs
@@ -38,10 +38,10 @@ class Podman(Runtime):
 
     name = "podman"
     conflist_to_copy = "podman"
-    cni_version = "0.4.0"  # the newest that podman 4.3 reads
+    cni_version = "0.4.0"  # the newest that podman 4.3 supports
     lacks: ClassVar[dict[str, str]] = {
         "daemon": "it has no daemon",
-        "verbs": "it calls ADD and DEL alone",
+        "verbs": "it calls only ADD and DEL",
         "status": "it does not call STATUS",
         "own host ports": HANDS_PORTS_ON,
     }
@@ -94,14 +94,14 @@ class Podman(Runtime):
         return self._running(container.name, container.ports, container.networks)
 
     def kill_hard(self, container: Running) -> None:
-        """Kill conmon first: it is conmon that has podman clean up when a container ends."""
+        """Kill conmon first: it makes podman clean up when a container ends."""
         state = self._inspect(container.name)["State"]
         for process in (state["ConmonPid"], state["Pid"]):
             os.kill(process, signal.SIGKILL)
             wait_until(lambda process=process: not runs(process), f"process {process} ends")  # type: ignore[misc]
 
     def clean_up(self, container: Running) -> None:
-        """Remove it: by the first attempt podman 4.3 finds that nothing runs, and refuses; it obeys the second."""
+        """Remove the container. At the first attempt, podman 4.3 notices that it is dead, and refuses; the second works."""
         with suppress(NotRun):
             self._podman("rm", "--force", "--time", "0", container.name)
         self._podman("rm", "--force", "--ignore", "--time", "0", container.name)

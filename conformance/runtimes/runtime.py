@@ -1,7 +1,7 @@
-"""What every runtime can do for the behaviours: start, run containers, and be restarted. One subclass a runtime.
+"""The interface of the runtimes for the tests: start, run containers, restart. One subclass per runtime.
 
-All of it happens in the network namespace that stands for the host, see tests/kernel/world.py. A runtime keeps everything
-that it writes below its own directory, and every process that it starts is gone after `stop`.
+Everything runs in the network namespace that represents the host, see tests/kernel/topology.py. A runtime writes only below
+its own directory, and none of its processes remains after `stop`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from uuid import uuid4
 from .cgroup import Cgroup
 
 if TYPE_CHECKING:
-    from tests.kernel.world import Host
+    from tests.kernel.topology import Host
 
 PROJECT = Path(__file__).parents[2]
 CACHE = PROJECT / ".cache"
 CONFLISTS = PROJECT / "docs" / "conflists"
 CNI_PLUGINS = ("bridge", "host-local", "loopback", "tuning")
 SERVED_PORTS = (53, 80, 81, 82)
-"""Where the server in each container listens, over TCP and UDP."""
+"""The ports of the server in each container, over TCP and UDP."""
 HANDS_PORTS_ON = "it hands port mappings to the plugin"
 
 
@@ -44,7 +44,7 @@ BACK = Network("back", "back0", {4: "10.71.0.0/24", 6: "fd71::/64"})
 
 @dataclass(frozen=True)
 class Port:
-    """A port that is to be published. host_ip "": all addresses."""
+    """A port to publish. host_ip "": all addresses."""
 
     host_port: int
     container_port: int = 80
@@ -54,9 +54,9 @@ class Port:
 
 @dataclass
 class Running:
-    """A container with its server, which calls itself by the container's name.
+    """A container with its server, which answers with the container's name.
 
-    id: what the runtime calls it towards CNI. netns: a path that leads to its network namespace.
+    id: its CNI container ID. netns: the path of its network namespace.
     addresses: by network, then family.
     """
 
@@ -69,17 +69,17 @@ class Running:
 
 
 class NotRun(Exception):
-    """The runtime did not run the container: its own words, as the person who typed the command sees them."""
+    """The runtime did not run the container; its error message."""
 
 
 class Runtime(ABC):
-    """A runtime that is configured for the plugin, with the networks FRONT (the default one) and BACK."""
+    """A runtime configured for the plugin, with the networks FRONT (the default) and BACK."""
 
     name: ClassVar[str]
     cni_version: ClassVar[str] = "1.0.0"
     conflist_to_copy: ClassVar[str] = "containerd"
     lacks: ClassVar[dict[str, str]] = {}
-    """What it has not, with the reason for the table: `ports`, `own host ports`, `several networks`, `daemon`,
+    """The features that it lacks, with the reason for the table: `ports`, `own host ports`, `several networks`, `daemon`,
     `reload`, `verbs`, `status`."""
 
     def __init__(self, directory: Path, plugin: Path, host: Host) -> None:
@@ -100,7 +100,7 @@ class Runtime(ABC):
             self.write_conflist(f"{number}0-{network.name}", self.conflist_to_copy, network)
 
     def write_conflist(self, name: str, to_copy: str, network: Network) -> None:
-        """Configure a network by one of the lists in docs/conflists, with other addresses and private directories."""
+        """Configure a network from a list in docs/conflists, with other addresses and private directories."""
         conflist = json.loads((CONFLISTS / f"{to_copy}.conflist").read_text())
         conflist |= {"cniVersion": self.cni_version, "name": network.name}
         for plugin in conflist["plugins"]:
@@ -113,7 +113,7 @@ class Runtime(ABC):
         (self.cni_conf / f"{name}.conflist").write_text(json.dumps(conflist, indent=2))
 
     def command(self, *command: str, stdin: str = "") -> str:
-        """Run a command in the host's namespace and return what it printed; NotRun with what it complained of."""
+        """Run a command in the host's namespace and return its output; raise NotRun with its error output."""
         done = subprocess.run(
             ["nsenter", f"--net={self.host.path}", "--", *command],
             input=stdin,
@@ -129,26 +129,26 @@ class Runtime(ABC):
     @classmethod
     @abstractmethod
     def install(cls) -> None:
-        """Install what it needs, Debian's packages or programs of Go's proxy; do nothing where it is there."""
+        """Install Debian packages or Go programs that it needs, unless they are installed."""
 
     @abstractmethod
     def version(self) -> str: ...
 
     @abstractmethod
     def start(self) -> None:
-        """Write its configuration, start its daemon if it has one, make the image."""
+        """Write its configuration, start its daemon if it has one, and make the image."""
 
     @abstractmethod
     def stop(self) -> None:
-        """End every process of it, containers too, by process id, and unmount what it mounted."""
+        """Kill all its processes, including containers, by process ID, and unmount what it has mounted."""
 
     @abstractmethod
     def run(self, name: str, *ports: Port, networks: tuple[Network, ...] = (FRONT,)) -> Running:
-        """Run a container; NotRun when that fails."""
+        """Run a container; raise NotRun if that fails."""
 
     @abstractmethod
     def remove(self, container: Running) -> None:
-        """Stop and remove it, as a person would."""
+        """Stop and remove it, as a user would."""
 
     @abstractmethod
     def restart(self, container: Running) -> Running:
@@ -156,44 +156,44 @@ class Runtime(ABC):
 
     @abstractmethod
     def kill_hard(self, container: Running) -> None:
-        """Let it die behind the runtime's back, so that no DEL comes by itself."""
+        """Kill it without the runtime's knowledge, so that DEL is not called."""
 
     @abstractmethod
     def clean_up(self, container: Running) -> None:
-        """Do what the runtime has for a container that died behind its back: its own clean-up, or GC."""
+        """Clean up after a container that died without the runtime's knowledge, in the runtime's own way, or with GC."""
 
     def start_daemon(self) -> None:
         """Start the daemon, and wait until it answers."""
         raise NotImplementedError
 
     def end_daemon(self, by: signal.Signals = signal.SIGTERM) -> None:
-        """End the daemon, and leave its containers; SIGKILL is a crash."""
+        """Stop the daemon, but not its containers; SIGKILL is a crash."""
         raise NotImplementedError
 
     def restart_daemon(self) -> None:
-        """End the daemon and start it again, while containers run."""
+        """Restart the daemon while containers run."""
         self.end_daemon()
         self.start_daemon()
 
     def reload_network(self, container: Running) -> None:
-        """Have the rules of a running container made again."""
+        """Restore the rules of a running container."""
         raise NotImplementedError
 
     def check(self, container: Running) -> None:
-        """Have CHECK called; NotRun when it fails."""
+        """Make the runtime call CHECK; raise NotRun if it fails."""
         raise NotImplementedError
 
     def status(self, container: Running) -> None:
-        """Have STATUS called for the container's network; NotRun when it fails."""
+        """Make the runtime call STATUS for the container's network; raise NotRun if it fails."""
         raise NotImplementedError
 
     def collect_garbage(self, container: Running) -> None:
-        """Have GC called for the container's network."""
+        """Make the runtime call GC for the container's network."""
         raise NotImplementedError
 
 
 def shell(function: str, *arguments: str) -> str:
-    """Call a function of setup.bash, and return what it printed; what it says goes to stderr."""
+    """Call a function in setup.bash, and return its output; messages go to stderr."""
     script = f'. "{PROJECT}/conformance/setup.bash"; "$@"'
     return subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script, "conformance", function, *arguments],
@@ -204,7 +204,7 @@ def shell(function: str, *arguments: str) -> str:
 
 
 def addresses_in(netns: Path, networks: tuple[Network, ...] = (FRONT, BACK)) -> dict[str, dict[int, str]]:
-    """Return the addresses in a namespace by network and family: those of its bridges' subnets."""
+    """Return the addresses in a namespace by network and family."""
     listed = subprocess.run(
         ["nsenter", f"--net={netns}", "ip", "-json", "address"], stdout=subprocess.PIPE, text=True, check=True
     ).stdout

@@ -1,4 +1,4 @@
-"""What must hold on every runtime. The docstrings are the rows of the table."""
+"""Behaviours of every runtime. The docstrings are the rows of the table."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kernel.world import CLIENT, HOST, OTHER_HOST
+from tests.kernel.topology import CLIENT, HOST, HOST_SECONDARY
 
 from .runtime import BACK, FRONT, NotRun, Port
 
@@ -22,7 +22,7 @@ _IPV4_ALONE = (
 @pytest.mark.needs("ports")
 @pytest.mark.differs("nerdctl", _IPV4_ALONE)
 def test_outside(cluster: Cluster) -> None:
-    """Published tcp and udp ports answer an outside host over IPv4 and IPv6, and the container sees who asked."""
+    """Published tcp and udp ports answer another host over IPv4 and IPv6, and the container sees the client's address."""
     container = cluster.run(Port(8080, 80), Port(8053, 53, "udp"))
     for family in (4, 6):
         for port, protocol in ((8080, "tcp"), (8053, "udp")):
@@ -32,7 +32,7 @@ def test_outside(cluster: Cluster) -> None:
 
 @pytest.mark.needs("ports")
 def test_range(cluster: Cluster) -> None:
-    """A range of three ports leads to three ports."""
+    """A range of three ports is published."""
     container = cluster.run(*(Port(8080 + at, 80 + at) for at in range(3)))
     for at in range(3):
         cluster.serves(container, cluster.client.path, HOST[4], 8080 + at)
@@ -42,21 +42,23 @@ def test_range(cluster: Cluster) -> None:
 @pytest.mark.needs("ports")
 @pytest.mark.differs("nerdctl", "nerdctl 1.7.7 takes no IPv6 address of the host; see the rows of nerdctl alone")
 def test_host_ip(cluster: Cluster) -> None:
-    """A hostIP of 127.0.0.1 is for the host alone, one of another address for that address alone."""
+    """A port published on 127.0.0.1 is open to the host only; one on another address, at that address only."""
     container = cluster.run(
-        Port(8080, 80, host_ip=LOCALHOST), Port(8081, 81, host_ip=OTHER_HOST[4]), Port(8081, 81, host_ip=OTHER_HOST[6])
+        Port(8080, 80, host_ip=LOCALHOST),
+        Port(8081, 81, host_ip=HOST_SECONDARY[4]),
+        Port(8081, 81, host_ip=HOST_SECONDARY[6]),
     )
     cluster.serves(container, cluster.host.path, LOCALHOST, 8080)
     assert cluster.answer(cluster.client.path, HOST[4], 8080) is None
     for family in (4, 6):
-        cluster.serves(container, cluster.client.path, OTHER_HOST[family], 8081)
+        cluster.serves(container, cluster.client.path, HOST_SECONDARY[family], 8081)
         assert cluster.answer(cluster.client.path, HOST[family], 8081) is None
 
 
 @pytest.mark.needs("ports")
 @pytest.mark.differs("nerdctl", _IPV4_ALONE)
 def test_host(cluster: Cluster) -> None:
-    """The host reaches them by its own addresses and by 127.0.0.1."""
+    """The host reaches published ports at its own addresses and at 127.0.0.1."""
     container = cluster.run(Port(8080))
     for address in (HOST[4], HOST[6], LOCALHOST):
         cluster.serves(container, cluster.host.path, address, 8080)
@@ -65,25 +67,25 @@ def test_host(cluster: Cluster) -> None:
 @pytest.mark.needs("ports")
 @pytest.mark.differs("nerdctl", _IPV4_ALONE)
 def test_neighbour(cluster: Cluster) -> None:
-    """A neighbour, and the container itself, reach them by the host's address."""
-    container, neighbour = cluster.run(Port(8080)), cluster.run()
-    for asking in (neighbour, container):
+    """The container itself, and one on the same network, reach them at the host's address."""
+    container, other_container = cluster.run(Port(8080)), cluster.run()
+    for asking in (other_container, container):
         for family in (4, 6):
             cluster.serves(container, asking.netns, HOST[family], 8080)
 
 
 def test_masquerade(cluster: Cluster) -> None:
-    """What a container sends outside has the host's address; what it sends to a neighbour its own."""
-    container, neighbour = cluster.run(), cluster.run()
+    """Traffic to the outside has the host's address, traffic within the network the container's own."""
+    container, other_container = cluster.run(), cluster.run()
     for family in (4, 6):
         outside = cluster.answer(container.netns, CLIENT[family], 80)
         assert outside == ("outside", HOST[family])
-        inside = cluster.serves(neighbour, container.netns, neighbour.addresses[FRONT.name][family], 80)
+        inside = cluster.serves(other_container, container.netns, other_container.addresses[FRONT.name][family], 80)
         assert inside.source == container.addresses[FRONT.name][family]
 
 
 def test_remove(cluster: Cluster) -> None:
-    """Stop and remove leave no element and no record."""
+    """Stopping and removing a container leaves no elements or records."""
     ports = () if "ports" in cluster.runtime.lacks else (Port(8080), Port(8053, 53, "udp"))
     container = cluster.run(*ports)
     assert cluster.left_over()
@@ -102,7 +104,7 @@ def test_restart(cluster: Cluster) -> None:
 
 
 def test_killed_hard(cluster: Cluster) -> None:
-    """Of a container that was killed behind the runtime's back nothing is left after the clean-up."""
+    """A container that was killed behind the runtime's back leaves nothing after the clean-up."""
     container, other = cluster.run(Port(8080)), cluster.run(Port(8090))
     cluster.kill_hard(container)
     cluster.runtime.clean_up(container)
@@ -115,7 +117,7 @@ def test_killed_hard(cluster: Cluster) -> None:
 
 @pytest.mark.needs("verbs")
 def test_verbs(cluster: Cluster) -> None:
-    """CHECK and STATUS pass, CHECK fails when the table is gone, and GC removes what died."""
+    """CHECK and STATUS pass, CHECK fails when the table is gone, and GC removes dead containers."""
     container = cluster.run()
     cluster.runtime.status(container)
     cluster.runtime.check(container)
@@ -129,7 +131,7 @@ def test_verbs(cluster: Cluster) -> None:
 
 @pytest.mark.needs("status")
 def test_status(cluster: Cluster) -> None:
-    """While the plugin cannot work, STATUS tells why to who asks the runtime for its own."""
+    """While the plugin cannot work, the runtime's own status says why, by STATUS."""
     container = cluster.run()
     directory = cluster.runtime.state_directory
     kept = directory.rename(directory.with_name("kept"))
@@ -145,7 +147,7 @@ def test_status(cluster: Cluster) -> None:
 
 @pytest.mark.needs("daemon")
 def test_daemon_restart(cluster: Cluster) -> None:
-    """Containers keep their ports and their way out while the runtime is restarted, and can be removed then."""
+    """Containers keep their ports and outbound NAT while the runtime restarts, and can be removed after."""
     container = cluster.run(Port(8080))
     cluster.runtime.restart_daemon()
     cluster.serves(container, cluster.client.path, HOST[4], 8080)
@@ -155,7 +157,7 @@ def test_daemon_restart(cluster: Cluster) -> None:
 
 
 def test_fifty(cluster: Cluster) -> None:
-    """Fifty containers start at once and are removed at once."""
+    """Fifty containers start in parallel and are removed in parallel."""
     mappings = [Port(9000 + number) for number in range(50)]
     containers = cluster.run_all(mappings)
     if "ports" not in cluster.runtime.lacks:
@@ -167,7 +169,7 @@ def test_fifty(cluster: Cluster) -> None:
 
 @pytest.mark.needs("reload")
 def test_reload(cluster: Cluster) -> None:
-    """After `nft flush ruleset`, the runtime's own reload makes the ports work again."""
+    """After `nft flush ruleset`, the runtime's own reload restores the ports."""
     container = cluster.run(Port(8080))
     cluster.host.run("nft", "flush", "ruleset")
     assert cluster.answer(cluster.client.path, HOST[4], 8080) is None
@@ -176,7 +178,7 @@ def test_reload(cluster: Cluster) -> None:
 
 
 def test_reconcile(cluster: Cluster) -> None:
-    """After `nft flush ruleset`, quantum-nat reconcile makes ports and masquerade work again."""
+    """After `nft flush ruleset`, `quantum-nat reconcile` restores ports and masquerade."""
     container = cluster.run(Port(8080))
     cluster.host.run("nft", "flush", "ruleset")
     assert cluster.answer(container.netns, CLIENT[4], 80) is None
@@ -188,7 +190,7 @@ def test_reconcile(cluster: Cluster) -> None:
 
 @pytest.mark.needs("several networks")
 def test_two_networks(cluster: Cluster) -> None:
-    """A container on two networks has its ports once, and its way out by either."""
+    """A container on two networks has its ports once, and outbound NAT on both."""
     container = cluster.run(Port(8080), networks=(FRONT, BACK))
     assert set(container.addresses) == {FRONT.name, BACK.name}
     cluster.serves(container, cluster.client.path, HOST[4], 8080)
@@ -199,7 +201,7 @@ def test_two_networks(cluster: Cluster) -> None:
 
 @pytest.mark.needs("ports")
 def test_conflict(cluster: Cluster) -> None:
-    """A host port that is taken is refused, and who typed the command reads who has it."""
+    """A host port that is in use is refused, and the user reads who uses it."""
     holder = cluster.run(Port(8080))
     with pytest.raises(NotRun) as refused:
         cluster.run(Port(8080, 81))
@@ -212,7 +214,7 @@ def test_conflict(cluster: Cluster) -> None:
 
 @pytest.mark.needs("own host ports")
 def test_own_host_ports(cluster: Cluster) -> None:
-    """Host ports that the runtime makes itself work beside the plugin's table, and the container's way out with them."""
+    """Host ports that the runtime publishes itself work beside the plugin's table, and so does outbound NAT."""
     container = cluster.run(Port(8080), Port(8053, 53, "udp"))
     cluster.serves(container, cluster.client.path, HOST[4], 8080)
     cluster.serves(container, cluster.client.path, HOST[4], 8053, "udp")
@@ -221,7 +223,7 @@ def test_own_host_ports(cluster: Cluster) -> None:
 
 
 def test_pip(cluster_of_pip: Cluster) -> None:
-    """The command that pip installs does the same: a port, the way out, and nothing is left."""
+    """The command that pip installs does the same: a port, outbound NAT, and nothing is left."""
     container = cluster_of_pip.run(Port(8080))
     cluster_of_pip.serves(container, cluster_of_pip.client.path, HOST[4], 8080)
     assert cluster_of_pip.answer(container.netns, CLIENT[4], 80) == ("outside", HOST[4])

@@ -1,10 +1,10 @@
-"""The lists in docs/conflists that are no runtime's own do what they are there for. Theirs are used by all other tests."""
+"""The lists in docs/conflists that are not for a certain runtime; all other tests use those that are."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.kernel.world import CLIENT, HOST, OTHER_HOST
+from tests.kernel.topology import CLIENT, HOST, HOST_SECONDARY
 
 from .runtime import Network, Port
 
@@ -16,7 +16,7 @@ SUBJECTS = ("cnitool",)  # libcni reads them for every runtime
 
 
 def network(cluster: Cluster, name: str, number: int, *families: int) -> Network:
-    """Configure a network of its own by a list."""
+    """Configure a new network from a list."""
     subnets = {4: f"10.{number}.0.0/24", 6: f"fd{number}::/64"}
     made = Network(name, f"copy{number}", {family: subnets[family] for family in families})
     cluster.runtime.write_conflist(name, name, made)
@@ -24,7 +24,7 @@ def network(cluster: Cluster, name: str, number: int, *families: int) -> Network
 
 
 def test_dual_stack(cluster: Cluster) -> None:
-    """dual-stack: ports on both families, masquerade for IPv4 alone."""
+    """dual-stack: ports on both families, masquerade for IPv4 only."""
     copied = network(cluster, "dual-stack", 72, 4, 6)
     cluster.client.ip(f"route add {copied.subnets[6]} via {HOST[6]}")
     container = cluster.run(Port(8080), networks=(copied,))
@@ -34,9 +34,9 @@ def test_dual_stack(cluster: Cluster) -> None:
 
 
 def test_static_snat(cluster: Cluster) -> None:
-    """static-snat: containers leave with the address that the list names."""
+    """static-snat: containers have the configured source address outside."""
     container = cluster.run(networks=(network(cluster, "static-snat", 73, 4),))
-    assert cluster.answer(container.netns, CLIENT[4], 80) == ("outside", OTHER_HOST[4])
+    assert cluster.answer(container.netns, CLIENT[4], 80) == ("outside", HOST_SECONDARY[4])
 
 
 def test_shared_ports(cluster: Cluster) -> None:

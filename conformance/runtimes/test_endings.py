@@ -1,4 +1,4 @@
-"""How daemons, containers and whole runtimes end. The docstrings are rows of the table."""
+"""Crashes and stops of daemons, containers and runtimes. The docstrings are the rows of the table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kernel.world import CLIENT, HOST, NETNS_DIRECTORY
+from tests.kernel.topology import CLIENT, HOST, NETNS_DIRECTORY
 
 from .conftest import started
 from .runtime import Port
@@ -22,7 +22,7 @@ _PLUGIN = Path(os.environ["QUANTUM_NAT_PLUGIN"])
 
 @pytest.mark.needs("daemon")
 def test_crash(cluster: Cluster) -> None:
-    """Containers outlive a crash of the runtime, with their ports and their way out, and are removed after its next start."""
+    """Containers survive a crash of the runtime, with ports and outbound NAT, and are removed after its next start."""
     container = cluster.run(Port(8080), Port(8053, 53, "udp"))
     cluster.runtime.end_daemon(signal.SIGKILL)
     for port, protocol in ((8080, "tcp"), (8053, "udp")):
@@ -35,7 +35,7 @@ def test_crash(cluster: Cluster) -> None:
 
 @pytest.mark.needs("daemon")
 def test_lost_meanwhile(cluster: Cluster) -> None:
-    """Of a container that was lost while the runtime was down nothing is left after its next start and clean-up."""
+    """A container that was lost while the runtime was down leaves nothing after the next start and clean-up."""
     container, other = cluster.run(Port(8080)), cluster.run(Port(8090))
     cluster.runtime.end_daemon(signal.SIGKILL)
     cluster.kill_hard(container)
@@ -48,7 +48,7 @@ def test_lost_meanwhile(cluster: Cluster) -> None:
 
 
 def test_stop(subject: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A runtime that is stopped while containers run leaves no process, mount, cgroup or network namespace."""
+    """A runtime stopped while containers run leaves no process, mount, cgroup or network namespace."""
     before = traces()
     with started(subject, _PLUGIN, tmp_path_factory) as cluster:
         cluster.run(Port(8080))
@@ -59,7 +59,7 @@ def test_stop(subject: str, tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.mark.needs("daemon")
 def test_stop_after_crash(subject: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Nor does one whose daemon had crashed."""
+    """Neither does a runtime whose daemon had crashed."""
     before = traces()
     with started(subject, _PLUGIN, tmp_path_factory) as cluster:
         cluster.run(Port(8080))
@@ -68,13 +68,13 @@ def test_stop_after_crash(subject: str, tmp_path_factory: pytest.TempPathFactory
 
 
 def assert_gone(before: set[str], cluster: Cluster) -> None:
-    """Fail where something is left that was not there before."""
+    """Fail if something is left that was not there before."""
     assert traces() - before == set()
     assert cluster.runtime.cgroup.directories() == []
 
 
 def traces() -> set[str]:
-    """Return the processes, mounts and named network namespaces that there are."""
+    """Return all processes, mounts and named network namespaces."""
     processes = {f"process {process} {name}" for process, name in running()}
     mounts = {f"mount {line.split()[1]}" for line in Path("/proc/self/mounts").read_text().splitlines()}
     namespaces = {f"namespace {path.name}" for path in NETNS_DIRECTORY.iterdir()}
@@ -82,7 +82,7 @@ def traces() -> set[str]:
 
 
 def running() -> list[tuple[int, str]]:
-    """Return the processes of this PID namespace, without zombies."""
+    """Return the processes in this PID namespace, without zombies."""
     found = []
     for directory in Path("/proc").glob("[0-9]*"):
         try:

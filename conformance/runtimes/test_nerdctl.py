@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kernel.world import CLIENT, HOST, OTHER_HOST
+from tests.kernel.topology import CLIENT, HOST, HOST_SECONDARY
 
 from .nerdctl import Nerdctl
 from .runtime import BACK, FRONT, NotRun, Port
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 TABLE = "nerdctl"
 SUBJECTS = ("nerdctl",)
 LOCALHOST = "127.0.0.1"
-_HOLD = """
+_RESERVE = """
 import os, socket, sys
 for number in (socket.AF_INET, socket.AF_INET6):
-    held = socket.socket(number)
+    reserved = socket.socket(number)
     if number == socket.AF_INET6:
-        held.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-    held.bind(("", int(sys.argv[1])))
-    held.listen()
-    os.set_inheritable(held.fileno(), True)
-    os.dup(held.fileno())
-    held.detach()
+        reserved.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    reserved.bind(("", int(sys.argv[1])))
+    reserved.listen()
+    os.set_inheritable(reserved.fileno(), True)
+    os.dup(reserved.fileno())
+    reserved.detach()
 os.execvp("sleep", ["sleep", "infinity"])
 """
 
@@ -59,7 +59,7 @@ def test_all_protocols(cluster: Cluster, nerdctl: Nerdctl) -> None:
     """tcp, udp and sctp, a range, 127.0.0.1 and two addresses of the host, in one container."""
     typed = [
         "8080:80", "8053:53/udp", "8132:80/sctp", "8090-8092:80-82", f"{LOCALHOST}:8100:80",
-        f"{OTHER_HOST[4]}:8110:80", f"{HOST[4]}:8110:81",
+        f"{HOST_SECONDARY[4]}:8110:80", f"{HOST[4]}:8110:81",
     ]  # fmt: skip
     with removed(nerdctl, "all"):
         container = nerdctl.run_published("all", typed)
@@ -69,7 +69,7 @@ def test_all_protocols(cluster: Cluster, nerdctl: Nerdctl) -> None:
         cluster.serves(container, client, HOST[4], 8053, "udp")
         cluster.serves(container, host, LOCALHOST, 8100)
         assert cluster.answer(client, HOST[4], 8100) is None
-        for address in (HOST[4], OTHER_HOST[4]):
+        for address in (HOST[4], HOST_SECONDARY[4]):
             cluster.serves(container, client, address, 8110)
         assert ("sctp", 8132) in cluster.ports_of(container)
 
@@ -176,34 +176,34 @@ def test_two_without_host_port(cluster: Cluster, nerdctl: Nerdctl) -> None:
 
 
 @contextmanager
-def held(cluster: Cluster, container_id: str, port: int) -> Iterator[None]:
+def reserved(cluster: Cluster, container_id: str, port: int) -> Iterator[None]:
     """Do what nerdctl 2.1.6 and newer do before ADD: `sleep infinity` holds the port, and a file has its process ID."""
     pid_file = Path("/run/nerdctl/default", container_id, "port-reserver.pid")
     pid_file.parent.mkdir(parents=True)
-    holder = subprocess.Popen(
-        ["nsenter", f"--net={cluster.host.path}", sys.executable, "-c", _HOLD, str(port)], close_fds=True
+    reserver = subprocess.Popen(
+        ["nsenter", f"--net={cluster.host.path}", sys.executable, "-c", _RESERVE, str(port)], close_fds=True
     )
-    pid_file.write_text(str(holder.pid))
+    pid_file.write_text(str(reserver.pid))
     try:
         cluster.wait_for_listener(port)
         yield
     finally:
-        holder.kill()
-        holder.wait()
+        reserver.kill()
+        reserver.wait()
         pid_file.unlink()
         pid_file.parent.rmdir()
 
 
 @pytest.mark.differs("nerdctl", "defect 6: the process that holds the port for nerdctl is taken for a stranger")
-def test_port_holder(cluster: Cluster, nerdctl: Nerdctl) -> None:
+def test_reserved(cluster: Cluster, nerdctl: Nerdctl) -> None:
     """A port that nerdctl 2.1.6 and newer hold for the container is the container's."""
-    with removed(nerdctl, "held"), held(cluster, nerdctl.create("held", "8080:80"), 8080):
-        cluster.serves(nerdctl.start_created("held"), cluster.client.path, HOST[4], 8080)
+    with removed(nerdctl, "reserved"), reserved(cluster, nerdctl.create("reserved", "8080:80"), 8080):
+        cluster.serves(nerdctl.start_created("reserved"), cluster.client.path, HOST[4], 8080)
 
 
-def test_strange_holder(cluster: Cluster, nerdctl: Nerdctl) -> None:
+def test_reserved_for_another(cluster: Cluster, nerdctl: Nerdctl) -> None:
     """A port that somebody else holds in the same way is refused: the file of another container names the process."""
-    with removed(nerdctl, "refused"), held(cluster, "0" * 64, 8080):
+    with removed(nerdctl, "refused"), reserved(cluster, "0" * 64, 8080):
         nerdctl.create("refused", "8080:80")
         with pytest.raises(NotRun, match="8080"):
             nerdctl.start_created("refused")

@@ -16,6 +16,7 @@ from pathlib import Path
 import PyInstaller
 
 LAUNCHER = Path(__file__).parent
+HOT_MODULES = LAUNCHER.parent / "hot-modules.txt"
 PACKAGE = LAUNCHER.parents[1] / "cni_quantum_nat"
 _BYTES_PER_LINE = 32
 
@@ -33,12 +34,11 @@ def modules() -> dict[str, Path]:
         "pyimod01_archive": loader / "pyimod01_archive.py",
         "pyimod02_importers": loader / "pyimod02_importers.py",
         "start": LAUNCHER / "start.py",
-        "cni_quantum_nat": PACKAGE / "__init__.py",
-        "cni_quantum_nat.__main__": PACKAGE / "__main__.py",
     }
-    for source in sorted(PACKAGE.glob("hotpath/*.py")):
-        name = "cni_quantum_nat.hotpath" if source.stem == "__init__" else f"cni_quantum_nat.hotpath.{source.stem}"
-        found[name] = source
+    for name in filter(None, (line.partition("#")[0].strip() for line in HOT_MODULES.read_text().splitlines())):
+        if name.startswith(PACKAGE.name):
+            place = PACKAGE.parent.joinpath(*name.split("."))
+            found[name] = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
     return found
 
 

@@ -7,13 +7,6 @@ everything works as PyInstaller means it to. Its own bootstrap also patches ctyp
 import posix
 import sys
 
-# Of these the program has a part. Where the archive's importer, or the zip file's, finds the rest.
-PACKAGES = {
-    "cni_quantum_nat": "cni_quantum_nat",
-    "cni_quantum_nat.hotpath": "cni_quantum_nat/hotpath",
-    "encodings": "base_library.zip/encodings",
-}
-
 
 class LastResort:
     """Asked last: makes way for PyInstaller's importer at the first module that nobody else has."""
@@ -29,9 +22,11 @@ def install_archive():
 
     pyimod02_importers.install()
     sys.path_importer_cache.clear()  # directories that were looked at without it
-    for name, place in PACKAGES.items():
-        if name in sys.modules:
-            sys.modules[name].__path__.append(f"{sys._MEIPASS}/{place}")
+    # The program has a part of these packages; the archive's importer, or the zip file's, finds the rest.
+    for name, module in tuple(sys.modules.items()):
+        if name == "encodings" or (name.startswith("cni_quantum_nat") and hasattr(module, "__path__")):
+            place = "base_library.zip/encodings" if name == "encodings" else name.replace(".", "/")
+            module.__path__.append(f"{sys._MEIPASS}/{place}")
     sys.frozen = True
 
 

@@ -1,4 +1,4 @@
-"""The frozen program alone: a root directory with the C library, which every Debian has, and /proc."""
+"""The frozen program in a root directory with only the C library and /proc."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ CONFIGURATION = {
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Return a root directory that holds the program and the libraries it expects of a host."""
+    """A root directory with the program and the host libraries that it needs."""
     loader = Path("/lib64/ld-linux-x86-64.so.2")
     for library in (loader, *(Path("/lib/x86_64-linux-gnu") / name for name in SYSTEM_LIBRARIES)):
         target = tmp_path / library.relative_to("/")
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(library, target)
     shutil.copytree(PROGRAM.parent, tmp_path / "opt", symlinks=True)
-    # A namespace of its own is asked for only by its path.
+    # Only the path of the namespace matters here.
     (tmp_path / "run").mkdir()
     (tmp_path / "proc").mkdir()
     (tmp_path / "run" / "container").touch()
@@ -58,7 +58,7 @@ def run(root: Path, *arguments: str, **environment: str) -> subprocess.Completed
 
 @pytest.mark.parametrize("verb", ["VERSION", "STATUS", "ADD", "DEL"])
 def test_it_needs_no_python_and_no_nft(root: Path, verb: str) -> None:
-    """A first ADD validates with pydantic and builds the table with the libnftables that came along."""
+    """A first ADD validates with pydantic and builds the table with the libnftables in the bundle."""
     process = run(
         root,
         CNI_COMMAND=verb,
@@ -81,7 +81,7 @@ def test_its_command_line_answers(root: Path) -> None:
     bare = run(root)
     assert bare.returncode == 2
     assert "CNI plugin" in bare.stderr
-    assert "A person runs it" in bare.stderr
+    assert "Operators run it" in bare.stderr
 
 
 def test_an_error_is_one_json_object(root: Path) -> None:

@@ -1,1 +1,1 @@
-"""Hostile input: what a call answers, without a kernel; and a fuzzer that looks for what nobody thought of."""
+"""Hostile input without a kernel: a harness for calls, and a fuzzer."""

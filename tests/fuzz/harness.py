@@ -1,4 +1,4 @@
-"""A call in this process, up to where the kernel would be told: what it answers, and what the kernel would be told."""
+"""Run a call in this process without a kernel, and check its answer and the commands that the kernel would get."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 from unittest.mock import patch
 
-from cni_quantum_nat.hotpath import counters, entry, protocol
-from cni_quantum_nat.hotpath.jsontext import dumps
-from cni_quantum_nat.hotpath.manager import NatManager
-from cni_quantum_nat.hotpath.rules import plan_rules
-from cni_quantum_nat.slowpath.iptables_rules import plan_rules as plan_iptables
-from cni_quantum_nat.slowpath.ruleset import elements_text
+from cni_quantum_nat.backends.iptables.rules import plan_rules as plan_iptables
+from cni_quantum_nat.backends.nftables.rules import plan_rules
+from cni_quantum_nat.backends.nftables.text import elements_text
+from cni_quantum_nat.cni import entry, protocol
+from cni_quantum_nat.model.json_text import dumps
+from cni_quantum_nat.nat.manager import NatManager
+from cni_quantum_nat.state import counters
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cni_quantum_nat.hotpath.model import Attachment
-    from cni_quantum_nat.hotpath.settings import Settings
+    from cni_quantum_nat.model.attachments import Attachment
+    from cni_quantum_nat.model.settings import Settings
 
 DEFECT = 199
 _FIELD = r'(?:[0-9a-f.:]+|tcp|udp|sctp|\d+(?:/\d+)?|"[^"\n]*")'
@@ -29,7 +30,7 @@ _COMMAND = re.compile(rf"add element inet quantum [a-z0-9_]+ \{{ {_ELEMENT}(?:, 
 
 
 class _Planner(NatManager):
-    """Writes down what the kernel would be told, as the text that is made of it when a table is healed."""
+    """Formats what the kernel would get, as text for nft or iptables-restore, and checks it."""
 
     def __enter__(self) -> Self:
         return self
@@ -61,7 +62,7 @@ class _Planner(NatManager):
 
 
 def _check_line(line: str, conditions: object) -> None:
-    """See that it is one line of words, whose comment is one word, and that it has one target."""
+    """Check that it is one line of words, with a comment of one word and one target."""
     words = re.sub(r'"(?:[^"\\]|\\.)*"', "a comment", line).split()
     targets = sum(word in ("-j", "--jump", "-g", "--goto") for word in words)
     if any(c in line for c in "\n\0") or '"' in words or (targets != 1 and not conditions):
@@ -84,16 +85,16 @@ def _instead(environment: dict[bytes, bytes], raw: bytes, printed: list[dict[str
         patch.object(entry, "NatManager", _Planner),
         patch.object(entry, "counter_of", lambda *_: None),
         patch.object(counters, "warn", lambda _: None),
-        patch("cni_quantum_nat.hotpath.state.State.write_configuration", lambda *_: None),
+        patch("cni_quantum_nat.state.directory.State.write_configuration", lambda *_: None),
     ):
         yield
 
 
 def assert_is_an_answer(status: int, printed: list[dict[str, Any]]) -> None:
-    """See that it is what a runtime can read: one object, an error where the status says so, and no defect."""
+    """Check that it is one object, an error object if the status is 1, and not an internal error."""
     if len(printed) > 1 or (status and not printed):
         raise AssertionError(f"{len(printed)} answers: {printed}")
     if status and not (isinstance(printed[0].get("code"), int) and printed[0].get("msg")):
         raise AssertionError(f"no error object: {printed}")
     if status not in (0, 1) or (status and printed[0]["code"] == DEFECT):
-        raise AssertionError(f"a defect: {printed}")
+        raise AssertionError(f"internal error: {printed}")

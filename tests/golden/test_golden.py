@@ -1,6 +1,6 @@
-"""Each NN-case: a configuration and a prevResult in, elements (as nft reads them) and the printed result out.
+"""For each NN-case: a configuration with prevResult, the expected elements in nft syntax, and the expected result.
 
-UPDATE_GOLDEN=1 writes the expected files anew, to be read before they are committed.
+UPDATE_GOLDEN=1 rewrites the expected files; review them before you commit.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from typing import Any
 
 import pytest
 
-from cni_quantum_nat.hotpath import protocol
-from cni_quantum_nat.hotpath.entry import read_attachment
-from cni_quantum_nat.hotpath.rules import plan_rules
-from cni_quantum_nat.hotpath.settings import read_settings
-from cni_quantum_nat.hotpath.state import State
-from cni_quantum_nat.slowpath.ruleset import element_text
+from cni_quantum_nat.backends.nftables.rules import plan_rules
+from cni_quantum_nat.backends.nftables.text import element_text
+from cni_quantum_nat.cni import protocol
+from cni_quantum_nat.cni.entry import read_attachment
+from cni_quantum_nat.cni.settings import read_settings
+from cni_quantum_nat.state.directory import State
 
 CASES = sorted(path.parent for path in Path(__file__).parent.glob("*/conf.json"))
+NAMESPACE = protocol.Namespace("/run/netns/container", (4, 4026532000), (24, 2))
 ENVIRONMENT = protocol.Environment("ADD", "container", "eth0", "/run/netns/container")
 
 
@@ -30,7 +31,7 @@ def read(path: Path) -> Any:
 
 def elements_of(configuration: dict[str, Any], state: State) -> str:
     settings = read_settings(configuration, state, configuration["name"], lambda _: None)
-    attachment = read_attachment(ENVIRONMENT, configuration, settings, (0, 0))
+    attachment = read_attachment(ENVIRONMENT, configuration, settings, NAMESPACE)
     for endpoint in attachment.endpoints:
         endpoint.host_interface = "cni0"
     return "".join(f"{element_text(element)}\n" for element in plan_rules(attachment))
@@ -45,7 +46,7 @@ def compare(expected: Path, got: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_a_request_gets_the_elements_and_the_answer_on_file(case: Path, tmp_path: Path) -> None:
+def test_a_request_gives_the_expected_elements_and_result(case: Path, tmp_path: Path) -> None:
     previous = read(case / "prev_result.json")
     configuration = {**read(case / "conf.json"), "prevResult": previous}
     state = State(str(tmp_path / "state"))

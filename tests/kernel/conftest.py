@@ -1,4 +1,4 @@
-"""A host, its containers, a client outside, and the plugin: each test has its own, and leaves nothing behind."""
+"""Fixtures: a host, its containers, a client outside, and the plugin. Each test has its own and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from .plugin import Plugin
-from .world import Container, Host, Namespace
+from .topology import Container, Host, Namespace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def _no_thread_stays() -> Iterator[None]:
-    """See that a test's threads have ended: the interpreter would wait for them at its end, for ever."""
+    """Check that a test's threads have ended: otherwise the interpreter waits for them forever when it exits."""
     before = set(threading.enumerate())
     yield
     assert [thread for thread in threading.enumerate() if thread not in before and not thread.daemon] == []
@@ -26,7 +26,7 @@ def _no_thread_stays() -> Iterator[None]:
 
 @pytest.fixture
 def stack() -> Iterator[ExitStack]:
-    """What is made in a test, to be removed in the opposite order."""
+    """Cleans up what a test makes, in reverse order."""
     with ExitStack() as made:
         yield made
 
@@ -47,27 +47,27 @@ def client(host: Host) -> Namespace:
 
 @pytest.fixture
 def container(host: Host) -> Container:
-    """A container on cni0 with a server on port 80 that is called `web`."""
+    """A container on cni0 with a server named `web` on port 80."""
     made = host.container()
     made.serve("web", 80)
     return made
 
 
 @pytest.fixture
-def neighbour(host: Host) -> Container:
-    """Another container on cni0."""
+def other_container(host: Host) -> Container:
+    """Another container on the same network (cni0)."""
     return host.container()
 
 
 @pytest.fixture
 def backend(request: pytest.FixtureRequest) -> str:
-    """What makes the rules: nftables, iptables-nft, iptables-legacy."""
+    """The backend: nftables, iptables-nft or iptables-legacy."""
     return getattr(request, "param", "nftables")
 
 
 @pytest.fixture
 def plugin(host: Host, tmp_path: Path, backend: str) -> Plugin:
-    """The plugin, called in the host's namespace."""
+    """The plugin, run in the host's namespace."""
     host.backend = backend
     if backend == "iptables-legacy":
         host.require_legacy_iptables()
@@ -75,7 +75,7 @@ def plugin(host: Host, tmp_path: Path, backend: str) -> Plugin:
 
 
 def programs_of(backend: str, directory: Path) -> Path | None:
-    """Make a directory with this variant of iptables under its usual names."""
+    """Make a directory with this variant of iptables under the usual names."""
     if backend == "nftables":
         return None
     directory.mkdir()
@@ -87,12 +87,14 @@ def programs_of(backend: str, directory: Path) -> Path | None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "behaviour: holds for every backend; with frozen, for both variants of iptables")
-    config.addinivalue_line("markers", "nftables: is about this backend alone")
+    config.addinivalue_line(
+        "markers", "behaviour: run with every backend; with frozen, also with both variants of iptables"
+    )
+    config.addinivalue_line("markers", "nftables: run with the nftables backend only")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run what is marked `behaviour` over every backend; iptables-legacy where the test is also marked `frozen`."""
+    """Run tests marked `behaviour` with every backend; with iptables-legacy if they are also marked `frozen`."""
     marked = metafunc.definition.get_closest_marker
     if "plugin" not in metafunc.fixturenames or not marked("behaviour") or marked("nftables"):
         return
@@ -116,7 +118,7 @@ def _show_ruleset_on_failure(host: Host, request: pytest.FixtureRequest) -> None
 
 
 def _without_empty_chains(ruleset: str) -> str:
-    """Leave out the chains of prefix lengths: 160 times the same."""
+    """Leave out the 160 chains of prefix lengths, which are all alike."""
     shown, skipping = [], False
     for line in ruleset.splitlines():
         skipping = skipping or line.startswith("\tchain subnet")

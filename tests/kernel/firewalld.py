@@ -1,4 +1,4 @@
-"""Debian's firewalld, with its nftables backend, in the host's namespace. It is unpacked, not installed: see tests/run."""
+"""Debian's firewalld with its nftables backend, in the host's namespace. It is unpacked, not installed: see tests/run."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .world import run, wait_until
+from .topology import run, wait_until
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
 
-    from .world import Host
+    from .topology import Host
 
 _UNPACKED = Path(__file__).parents[2] / ".cache" / "debian"
-# What is below /usr and /etc is where the program looks for it, in a mount namespace of its own.
+# The program finds its files below /usr and /etc, in its own mount namespace.
 _MOUNTS = """
 mount -t tmpfs none /var/log
 mount -t overlay overlay -o lowerdir={unpacked}/firewalld/usr:{unpacked}/python3-firewall/usr:/usr /usr
 mount -t overlay overlay -o lowerdir={unpacked}/firewalld/etc:/etc,upperdir={directory}/upper,workdir={directory}/work /etc
 exec dbus-daemon --config-file={directory}/bus.conf --nofork --nopidfile
 """
-# No service is started on demand: without polkit, firewalld lets root do all.
+# No services are started on demand: without polkit, firewalld allows root everything.
 _BUS = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
  "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
 <busconfig>
@@ -37,7 +37,7 @@ _BUS = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuratio
 
 
 class Firewalld:
-    """firewalld and the bus that it is spoken to by."""
+    """firewalld, and a D-Bus daemon to reach it."""
 
     def __init__(self, host: Host, directory: Path, stack: ExitStack) -> None:
         self._host = host
@@ -48,10 +48,10 @@ class Firewalld:
         script = _MOUNTS.format(unpacked=_UNPACKED, directory=directory)
         self._bus = self._start("unshare", "--mount", "sh", "-euc", script)
         stack.callback(self._end, self._bus)
-        wait_until((directory / "bus").exists, "the bus listens")
+        wait_until((directory / "bus").exists, "D-Bus is listening")
         self._daemon = self._start(*self._inside(), "firewalld", "--nofork", "--nopid")
         stack.callback(self._end, self._daemon)
-        wait_until(self._is_running, "firewalld runs", 20)
+        wait_until(self._is_running, "firewalld is running", 20)
 
     def call(self, *arguments: str) -> str:
         """Run firewall-cmd, which must succeed."""

@@ -1,8 +1,8 @@
-"""Servers that say who asked them, and a client that asks, in any network namespace. Standard library only.
+"""Servers that answer with the client's address, and a client for them, in any network namespace. Standard library only.
 
-A socket belongs to the namespace that its thread was in when it was opened. So nothing here starts a process.
-SCTP is a hand-made INIT over a raw socket, answered by an INIT ACK: it needs no SCTP in the kernel, only
-connection tracking of it, which is what is to be tested.
+A socket belongs to the namespace that its thread was in when it was opened, so nothing here starts a process.
+SCTP is a hand-made INIT over a raw socket, answered by an INIT ACK. This needs no SCTP in the kernel, only
+SCTP connection tracking, which is what the tests are about.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Refused(Exception):
-    """The other end said at once that nobody listens."""
+    """The port is closed, and the other end said so at once."""
 
 
 class TimedOut(Exception):
-    """Nobody answered."""
+    """There was no reply in time."""
 
 
 class Answer(NamedTuple):
-    """What the server said: its own name, and the source address that it saw."""
+    """A server's answer: its own name, and the source address of the request."""
 
     server: str
     source: str
@@ -49,7 +49,7 @@ class Answer(NamedTuple):
 
 @contextmanager
 def inside(namespace: Path) -> Iterator[None]:
-    """Put this thread into a network namespace."""
+    """Move this thread to a network namespace."""
     with Path("/proc/thread-self/ns/net").open() as before, namespace.open() as there:
         _enter(there.fileno())
         try:
@@ -73,7 +73,7 @@ def open_socket(namespace: Path, protocol: str, family: int) -> socket.socket:
 
 
 class Server:
-    """Answers on one port, over tcp, udp and sctp, IPv4 and IPv6, in a thread; `seen` are the sources of all requests."""
+    """Answers on one port over TCP, UDP and SCTP, IPv4 and IPv6, in a thread; `seen` lists the sources of all requests."""
 
     def __init__(self, namespace: Path, name: str, port: int, address: str | None = None) -> None:
         self.name = name
@@ -122,7 +122,7 @@ class Server:
                 try:
                     answer[protocol](key.fileobj, family)  # type: ignore[arg-type]
                 except OSError:
-                    continue  # the client has gone away
+                    continue  # the client disconnected
 
     def _text(self, source: str) -> bytes:
         self.seen.append(source)
@@ -148,9 +148,13 @@ class Server:
 def ask(
     namespace: Path, protocol: str, address: str, port: int, *, source: str | None = None, timeout: float = 3
 ) -> Answer:
-    """Ask the server at address:port from a namespace; Refused or TimedOut when there is no answer.
+    """Send a request to address:port from a namespace, and return the answer.
 
-    `timeout` is in seconds; `source` is the address to ask from.
+    `timeout` is in seconds; `source` is the address to send from.
+
+    Raises:
+        Refused: the port is closed.
+        TimedOut: there is no reply.
     """
     family = 6 if ":" in address else 4
     with open_socket(namespace, protocol, family) as opened:
@@ -182,7 +186,7 @@ def _ask_udp(opened: socket.socket, _family: int, _port: int) -> bytes:
 def _ask_sctp(opened: socket.socket, family: int, port: int) -> bytes:
     own_port = 20000 + os.urandom(1)[0]
     opened.send(_sctp_packet(own_port, port, 0, _INIT, b""))
-    while True:  # a raw socket hears other flows too, and our own INIT on the way to ourselves
+    while True:  # a raw socket also receives other flows, and our own INIT if we send to ourselves
         packet, _ = _receive_sctp(opened, family)
         if _COMMON.unpack_from(packet)[:3] == (port, own_port, _INIT_TAG) and packet[_COMMON.size] == _INIT_ACK:
             length = _STATE_COOKIE.unpack_from(packet, _COMMON.size + _INIT_CHUNK.size)[1]
@@ -199,7 +203,7 @@ def _receive_sctp(opened: socket.socket, family: int) -> tuple[bytes, str]:
 
 
 def _sctp_packet(source_port: int, port: int, tag: int, kind: int, text: bytes) -> bytes:
-    """Write an INIT or INIT ACK with a text as its state cookie."""
+    """Return an INIT or INIT ACK with a text as its state cookie."""
     cookie = _STATE_COOKIE.pack(7, _STATE_COOKIE.size + len(text)) + text if text else b""
     chunk = _INIT_CHUNK.pack(kind, 0, _INIT_CHUNK.size + len(cookie), _INIT_TAG, 65536, 1, 1, 1) + cookie
     chunk += bytes(-len(chunk) % 4)

@@ -1,4 +1,4 @@
-"""The plugin as a runtime calls it: environment, configuration on stdin, answer on stdout."""
+"""Run the plugin as a runtime does: environment, configuration on stdin, result on stdout."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .world import Container, Host
+    from .topology import Container, Host
 
 
 class PluginError(Exception):
-    """The plugin's error object."""
+    """A CNI error object that the plugin returned."""
 
     def __init__(self, answer: dict[str, Any]) -> None:
         super().__init__(json.dumps(answer))
@@ -32,7 +32,7 @@ def publish(host_port: int, container_port: int = 80, **more: Any) -> dict[str, 
 
 @dataclass
 class Attachment:
-    """An attachment as a runtime remembers it: what DEL and CHECK are called with again."""
+    """An attachment as a runtime keeps it, to call CHECK and DEL with the same arguments."""
 
     plugin: Plugin
     container: Container
@@ -41,7 +41,7 @@ class Attachment:
 
     @property
     def owner(self) -> str:
-        """The comment of its elements."""
+        """The comment on its elements."""
         return f"{self.configuration['name']}/{self.container.id}/{self.container.interface}"
 
     def add(self) -> Attachment:
@@ -55,16 +55,16 @@ class Attachment:
         self.plugin.call("DEL", self.configuration, self.container)
 
     def delete_again_like_containerd(self) -> None:
-        """Delete without a namespace and without prevResult."""
+        """Call DEL without a namespace and without prevResult."""
         bare = {key: value for key, value in self.configuration.items() if key != "prevResult"}
         self.plugin.call("DEL", bare, self.container, CNI_NETNS="")
 
 
 class Plugin:
-    """The plugin as a runtime calls it, in the host's namespace, with a state directory of its own."""
+    """The plugin in the host's namespace, with its own state directory."""
 
     def __init__(self, host: Host, state_directory: Path, programs: Path | None = None) -> None:
-        """`programs` comes first in PATH: the variant of iptables that is the backend, if one is."""
+        """Set up the plugin. `programs` goes first in PATH: the iptables variant to use as the backend, if any."""
         self.host = host
         self.programs = programs
         self.state_directory = state_directory
@@ -78,22 +78,22 @@ class Plugin:
         return {**base, **keys}
 
     def add(self, container: Container, *ports: dict[str, Any], network: str = "net", **keys: Any) -> Attachment:
-        """Attach a container, with the given port mappings and configuration keys."""
+        """Attach a container with the given port mappings and configuration keys."""
         return self.attachment(container, *ports, network=network, **keys).add()
 
     def attachment(self, container: Container, *ports: dict[str, Any], network: str = "net", **keys: Any) -> Attachment:
-        """Prepare an attachment without a call."""
+        """Prepare an attachment without calling the plugin."""
         configuration = self.configuration(network, prevResult=container.previous_result(), **keys)
         if ports:
             configuration["runtimeConfig"] = {"portMappings": list(ports)}
         return Attachment(self, container, configuration)
 
     def gc(self, keys: dict[str, Any] | None = None) -> None:
-        """Collect garbage; `keys` are what the runtime adds to the configuration."""
+        """Call GC; `keys` are added to the configuration."""
         self.call("GC", self.configuration() | (keys or {}))
 
     def status(self, *before: str) -> None:
-        """Ask for the status; `before` is a command that starts the plugin, as setpriv(1)."""
+        """Call STATUS; `before` is a command that starts the plugin, such as setpriv(1)."""
         self.call("STATUS", self.configuration(), before=before)
 
     def call(
@@ -105,7 +105,7 @@ class Plugin:
         before: tuple[str, ...] = (),
         **environment: str,
     ) -> dict[str, Any]:
-        """Call the plugin, and return its answer; PluginError when it fails."""
+        """Call the plugin, and return its result; raise PluginError if it fails."""
         process = self.start(command, configuration, container, before=before, **environment)
         return self.finish(process)
 
@@ -118,7 +118,7 @@ class Plugin:
         before: tuple[str, ...] = (),
         **environment: str,
     ) -> subprocess.Popen[str]:
-        """Start a call, to be finished later."""
+        """Start a call; `finish` waits for it."""
         variables = {**self.environ, "CNI_COMMAND": command, "CNI_PATH": "/opt/cni/bin"}
         if container is not None:
             variables["CNI_CONTAINERID"] = container.id
@@ -137,29 +137,29 @@ class Plugin:
         return subprocess.Popen(line, env=variables, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
     def start_operation(self, *arguments: str, before: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-        """Start a command of the operator, to be finished later; `before` is a command that starts it."""
-        return self._start([*before, *self.command, *self._where, *arguments], self.environ)
+        """Start an operator's command; `before` is a command that starts it."""
+        return self._start([*before, *self.command, *self._options, *arguments], self.environ)
 
     def operate(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run a command of the operator on the host, and return how it ended."""
-        return self.operate_as([*self.command, *self._where, *arguments])
+        """Run an operator's command on the host."""
+        return self.operate_as([*self.command, *self._options, *arguments])
 
     def operate_as(self, command: list[str]) -> subprocess.CompletedProcess[str]:
-        """Run a command on the host, and return how it ended."""
+        """Run any command on the host."""
         line = ["nsenter", f"--net={self.host.path}", "--", *command]
         return subprocess.run(line, env=self.environ, capture_output=True, text=True, check=False, timeout=90)
 
     def operator_line(self, *arguments: str) -> list[str]:
-        """Return how a command of the operator is run on the host."""
-        return ["nsenter", f"--net={self.host.path}", "--", *self.command, *self._where, *arguments]
+        """Return the command line that runs an operator's command on the host."""
+        return ["nsenter", f"--net={self.host.path}", "--", *self.command, *self._options, *arguments]
 
     @property
-    def _where(self) -> list[str]:
+    def _options(self) -> list[str]:
         return ["--state-dir", str(self.state_directory)]
 
     @property
     def environ(self) -> dict[str, str]:
-        """The variables that every process of the plugin gets."""
+        """The environment of every process of the plugin."""
         path = f"{self.programs}:{os.environ['PATH']}" if self.programs else os.environ["PATH"]
         return {"PATH": path}
 

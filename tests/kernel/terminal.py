@@ -1,4 +1,4 @@
-"""A command on a terminal, as a person sees it."""
+"""Run a command on a pseudo-terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def on_terminal(
     plugin: Plugin, *arguments: str, environment: dict[str, str] | None = None, columns: int = 80
 ) -> tuple[int, str]:
-    """Run a command with a terminal as its output; return its exit status and all that it wrote."""
+    """Run a command on a terminal; return its exit status and its output."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     kept = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS")}
@@ -35,5 +35,5 @@ def on_terminal(
 def _read(terminal: int) -> bytes:
     try:
         return os.read(terminal, 1 << 16)
-    except OSError:  # EIO: nobody has the other end any more
+    except OSError:  # EIO: the other end is closed
         return b""

@@ -1,4 +1,4 @@
-"""Other programs that filter and translate on the same host: their traffic and ours both work, or the doctor says what blocks."""
+"""Other programs with filters and NAT on the same host: both kinds of traffic work, or the doctor names what blocks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .peer import TimedOut
 from .plugin import Plugin, publish
 from .test_doctor import findings, only_finding
 from .test_watch import Conversation
-from .world import CLIENT, HOST, Container, Host, Namespace
+from .topology import CLIENT, HOST, Container, Host, Namespace
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -23,7 +23,7 @@ def firewalld(host: Host, tmp_path: Path, stack: ExitStack) -> Firewalld:
     return Firewalld(host, tmp_path / "firewalld", stack)
 
 
-def test_under_firewalld_the_doctor_says_what_blocks_and_its_advice_survives_a_reload(
+def test_under_firewalld_the_doctors_advice_works_and_survives_a_reload(
     host: Host, client: Namespace, container: Container, plugin: Plugin, firewalld: Firewalld
 ) -> None:
     client.serve("outside", 80)
@@ -42,28 +42,28 @@ def test_under_firewalld_the_doctor_says_what_blocks_and_its_advice_survives_a_r
     assert findings(plugin) == []
 
 
-def test_a_reload_of_firewalld_loses_nothing_of_ours(
+def test_a_reload_of_firewalld_keeps_our_rules(
     host: Host, client: Namespace, container: Container, plugin: Plugin, firewalld: Firewalld, stack: ExitStack
 ) -> None:
     plugin.add(container, publish(8081, 81), publish(8080, 9000))
     conversation = Conversation(stack, client, container, HOST[4], 9000)
     container.serve("other", 81)
-    before = host.holdings()
+    before = host.installed()
     for reload in ("--reload", "--complete-reload"):
         firewalld.call(reload)
-        assert host.holdings() == before
+        assert host.installed() == before
         assert client.ask(HOST[4], 8081).server == "other"
     conversation.end()
     assert conversation.failure == ""
 
 
 @pytest.mark.parametrize("backend", ["iptables-nft"], indirect=True)
-def test_it_flushes_the_rules_of_iptables_and_reconcile_puts_them_back(
+def test_firewalld_flushes_iptables_rules_and_reconcile_restores_them(
     client: Namespace, container: Container, plugin: Plugin, firewalld: Firewalld
 ) -> None:
     plugin.add(container, publish(8080))
     firewalld.call("--reload")
-    with pytest.raises(OSError, match="No route"):  # what firewalld says to what is for the host itself
+    with pytest.raises(OSError, match="No route"):  # firewalld's reject for traffic to the host itself
         client.ask(HOST[4], 8080)
     assert "quantum-nat reconcile" in {finding["remedy"].rstrip(".") for finding in findings(plugin)}
     assert plugin.operate("reconcile").returncode == 0
@@ -97,7 +97,7 @@ COMMIT
 
 @pytest.mark.behaviour
 @pytest.mark.parametrize("docker_first", [True, False], ids=["docker first", "docker later"])
-def test_docker_and_its_containers_work_beside_us(
+def test_docker_and_its_containers_keep_working(
     host: Host, client: Namespace, container: Container, plugin: Plugin, docker_first: bool
 ) -> None:
     of_docker = host.container("cni1")

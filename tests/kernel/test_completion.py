@@ -1,4 +1,4 @@
-"""What real shells complete, with the script that the command prints."""
+"""Completion in real shells, with the script that the command prints."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from .plugin import Plugin, publish
 
 if TYPE_CHECKING:
-    from .world import Container
+    from .topology import Container
 
 _BASH = """
 eval "$(quantum-nat completion bash)"
@@ -31,7 +31,7 @@ each_shell = pytest.mark.parametrize("shell", _SCRIPTS)
 
 
 def complete(shell: str, plugin: Plugin, typed: str, directory: Path) -> list[str]:
-    """Return what the shell offers for a line, without descriptions and white space."""
+    """Return the shell's completions of a line, without descriptions and white space."""
     programs = directory / "bin"
     programs.mkdir(exist_ok=True)
     program = programs / "quantum-nat"
@@ -58,14 +58,14 @@ def test_a_shell_completes_commands_containers_networks_and_ports(
 
 
 @pytest.mark.frozen
-def test_the_script_for_zsh_is_one_that_zsh_reads(plugin: Plugin) -> None:
+def test_zsh_accepts_the_script(plugin: Plugin) -> None:
     script = subprocess.run([*plugin.command, "completion", "zsh"], capture_output=True, text=True, check=True).stdout
     assert script.startswith("#compdef quantum-nat")
     subprocess.run(["zsh", "-n"], input=script, text=True, check=True)
 
 
-def test_the_parser_is_built_without_a_heavy_library() -> None:
+def test_the_parser_is_built_without_heavy_libraries() -> None:
     heavy = ("rich", "pyroute2", "pydantic", "prometheus_client", "argcomplete", "subprocess")
-    code = f"from cni_quantum_nat.admin.cli import make_parser; make_parser(); import sys; print([m for m in {heavy} if m in sys.modules])"
+    code = f"from cni_quantum_nat.commands.cli import make_parser; make_parser(); import sys; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

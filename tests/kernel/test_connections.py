@@ -1,4 +1,4 @@
-"""`quantum-nat connections`: what is translated right now, for whom."""
+"""`quantum-nat connections`: the translated connections of containers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from .plugin import Plugin, publish
 from .test_policies import establish, listen
-from .world import CLIENT, HOST, Container, Host, Namespace
+from .topology import CLIENT, HOST, Container, Host, Namespace
 
 if TYPE_CHECKING:
     import subprocess
@@ -35,13 +35,13 @@ def at(address: str, port: int) -> str:
 
 @pytest.mark.frozen
 @both_families
-def test_it_lists_both_directions_with_the_addresses_before_and_after(
+def test_both_directions_are_listed_with_addresses_before_and_after_translation(
     stack: ExitStack, host: Host, client: Namespace, plugin: Plugin, family: int
 ) -> None:
     container, other = host.container(), host.container()
     host.set_sysctl("netfilter/nf_conntrack_acct", "1")
-    for place, port in ((container, 80), (host, 90), (client, 100)):
-        listen(stack, place, port, family)
+    for namespace, port in ((container, 80), (host, 90), (client, 100)):
+        listen(stack, namespace, port, family)
     plugin.add(container, publish(8080))
     plugin.add(other)
     inward = establish(stack, client, HOST[family], 8080)
@@ -66,19 +66,19 @@ def test_it_lists_both_directions_with_the_addresses_before_and_after(
     assert f"to {at(container.address[family], 80)}" in lines[1]
 
 
-def test_udp_and_a_neighbour_through_the_host(
-    client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+def test_udp_from_another_container_through_the_host(
+    client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     plugin.add(container, publish(8080, protocol="udp"))
     client.ask(HOST[4], 8080, "udp")
-    neighbour.ask(HOST[4], 8080, "udp")
+    other_container.ask(HOST[4], 8080, "udp")
     states = {connection["source"].partition(":")[0]: connection for connection in listed(plugin)}
     assert states[CLIENT[4]]["state"] == "replied"
     assert states[CLIENT[4]]["bytes"] is None
-    assert states[neighbour.address[4]]["newSource"].startswith("10.88.0.1:")
+    assert states[other_container.address[4]]["newSource"].startswith("10.88.0.1:")
 
 
-def test_a_container_that_is_not_on_record_is_an_error(plugin: Plugin) -> None:
+def test_an_unknown_container_is_an_error(plugin: Plugin) -> None:
     done = connections(plugin, "nobody")
     assert done.returncode == 1
-    assert "no container on record" in done.stderr
+    assert "no container ID begins with" in done.stderr

@@ -1,4 +1,4 @@
-"""Flows that would outlive a mapping or a container are forgotten; everybody else's go on."""
+"""Conntrack entries of a mapping or a container are deleted with it; all other connections continue."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import socket
 from typing import TYPE_CHECKING
 
 import pytest
-from cni_quantum_nat.hotpath import conntrack
-from cni_quantum_nat.hotpath.addresses import Address
-from cni_quantum_nat.hotpath.conntrack import ConnectionTracker, Selection
-from cni_quantum_nat.hotpath.model import PortMapping
+from cni_quantum_nat.connections import tracker as conntrack
+from cni_quantum_nat.connections.tracker import ConnectionTracker, Selection
+from cni_quantum_nat.model.addresses import Address
+from cni_quantum_nat.model.attachments import PortMapping
 
 from .peer import inside, open_socket
 from .plugin import Plugin, publish
 from .talk import Talk
-from .world import CLIENT, HOST, SHORT, Container, Host, Namespace
+from .topology import CLIENT, HOST, NO_REPLY_TIMEOUT_S, Container, Host, Namespace
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -31,9 +31,9 @@ FIREWALL = """table inet firewall {
 }"""
 
 
-def send(place: Namespace, source_port: int, address: str, port: int) -> None:
-    """Send one datagram from a given port."""
-    with open_socket(place.path, "udp", 6 if ":" in address else 4) as sender:
+def send(namespace: Namespace, source_port: int, address: str, port: int) -> None:
+    """Send a datagram from a given port."""
+    with open_socket(namespace.path, "udp", 6 if ":" in address else 4) as sender:
         sender.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sender.bind(("::" if ":" in address else "0.0.0.0", source_port))
         sender.sendto(b"late answer", (address, port))
@@ -47,16 +47,16 @@ def same_address_again(host: Host, container: Container) -> Container:
 @pytest.mark.behaviour
 @both_families
 @pytest.mark.parametrize("specific", [False, True])
-def test_a_client_that_was_already_sending_reaches_the_container_at_once(
+def test_a_client_that_is_already_sending_reaches_the_container_at_once(
     stack: ExitStack,
     client: Namespace,
     container: Container,
-    neighbour: Container,
+    other_container: Container,
     plugin: Plugin,
     family: int,
     specific: bool,
 ) -> None:
-    plugin.add(neighbour, publish(9000))
+    plugin.add(other_container, publish(9000))
     talk = Talk(stack, client, HOST[family], 8080)
     assert talk.ask() is None
     plugin.add(container, publish(8080, protocol="udp", hostIP=HOST[family] if specific else ""))
@@ -66,7 +66,7 @@ def test_a_client_that_was_already_sending_reaches_the_container_at_once(
 @pytest.mark.behaviour
 @pytest.mark.frozen
 @both_families
-def test_after_del_the_next_owner_of_the_address_gets_nothing_of_an_old_flow(
+def test_after_del_the_next_owner_of_the_address_gets_no_packets_of_an_old_connection(
     stack: ExitStack, host: Host, client: Namespace, container: Container, plugin: Plugin, family: int
 ) -> None:
     old = plugin.add(container, publish(8080, protocol="udp"))
@@ -82,7 +82,7 @@ def test_after_del_the_next_owner_of_the_address_gets_nothing_of_an_old_flow(
 
 @pytest.mark.behaviour
 @both_families
-def test_after_del_a_late_answer_does_not_reach_the_next_owner_of_the_address(
+def test_after_del_a_late_reply_does_not_reach_the_next_owner_of_the_address(
     stack: ExitStack, host: Host, client: Namespace, container: Container, plugin: Plugin, family: int
 ) -> None:
     client.serve("outside", 53)
@@ -94,7 +94,7 @@ def test_after_del_a_late_answer_does_not_reach_the_next_owner_of_the_address(
     plugin.add(newcomer)
     with open_socket(newcomer.path, "udp", family) as listening:
         listening.bind(("::" if family == 6 else "0.0.0.0", talk.port))
-        listening.settimeout(SHORT)
+        listening.settimeout(NO_REPLY_TIMEOUT_S)
         send(client, 53, HOST[family], talk.port)
         with pytest.raises(TimeoutError):
             listening.recv(64)
@@ -102,7 +102,7 @@ def test_after_del_a_late_answer_does_not_reach_the_next_owner_of_the_address(
 
 @pytest.mark.behaviour
 @both_families
-def test_a_late_del_keeps_the_flows_of_the_next_owner_of_the_address(
+def test_a_late_del_keeps_connections_of_the_next_owner_of_the_address(
     stack: ExitStack, host: Host, client: Namespace, container: Container, plugin: Plugin, family: int
 ) -> None:
     client.serve("outside", 53)
@@ -117,7 +117,7 @@ def test_a_late_del_keeps_the_flows_of_the_next_owner_of_the_address(
 
 
 @both_families
-def test_a_flow_of_the_host_to_the_same_port_elsewhere_is_left_alone(
+def test_a_connection_from_the_host_to_the_same_port_elsewhere_is_kept(
     stack: ExitStack, host: Host, client: Namespace, container: Container, plugin: Plugin, family: int
 ) -> None:
     """moby#46276: a host that publishes DNS must not lose its own DNS answers."""
@@ -134,7 +134,7 @@ def test_a_flow_of_the_host_to_the_same_port_elsewhere_is_left_alone(
 @pytest.mark.parametrize("kernel", ["new", "before 6.10", "many ports"])
 @pytest.mark.parametrize("shared", [False, True])
 @both_families
-def test_every_way_of_forgetting_finds_the_same_flows(
+def test_all_deletion_methods_select_the_same_entries(
     stack: ExitStack,
     host: Host,
     client: Namespace,
@@ -159,17 +159,17 @@ def test_every_way_of_forgetting_finds_the_same_flows(
         monkeypatch.setattr(conntrack, "_SELECTIONS_AT_MOST", 0)
     mappings = [PortMapping(None, port, "udp", 80, sharing="spread" if shared else "") for port in (8080, 8081)]
     with inside(host.path), ConnectionTracker() as tracker:
-        tracker.forget_stale_udp(mappings, {4, 6})
+        tracker.delete_stale_udp(mappings, {4, 6})
     left = {name for name, talk in flows.items() if talk.port in ports_tracked(host, family)}
     assert left == ({"translated", "other"} if shared else {"other"})
     with inside(host.path), ConnectionTracker() as tracker:
-        tracker.forget_container([Address.parse(container.address[family])])
+        tracker.delete_of_addresses([Address.parse(container.address[family])])
     assert flows["translated"].port not in ports_tracked(host, family)
     assert flows["other"].port in ports_tracked(host, family)
 
 
 def ports_tracked(host: Host, family: int) -> set[int]:
-    """Return the source ports of all tracked flows."""
+    """Return the source ports of all conntrack entries."""
     with inside(host.path), ConnectionTracker() as tracker:
         flows = list(tracker.flows(Selection(family)))
     ports = [flow._field(conntrack._ORIGINAL, conntrack._TUPLE_PROTO, _SOURCE_PORT) for flow in flows]
@@ -177,21 +177,21 @@ def ports_tracked(host: Host, family: int) -> set[int]:
 
 
 @both_families
-def test_flows_from_before_a_lost_table_are_forgotten_too(
+def test_entries_from_before_a_lost_table_are_deleted_too(
     stack: ExitStack,
     host: Host,
     client: Namespace,
     container: Container,
-    neighbour: Container,
+    other_container: Container,
     plugin: Plugin,
     family: int,
 ) -> None:
-    """The counters of the new table say that nobody ever came."""
+    """The counters of the new table are 0, as if there had been no connections."""
     old = plugin.add(container, publish(8080, protocol="udp"))
     talk = Talk(stack, client, HOST[family], 8080)
     assert talk.ask() == "web"
     host.run("nft", "flush", "ruleset")
-    plugin.add(neighbour)
+    plugin.add(other_container)
     old.delete()
     newcomer = same_address_again(host, container)
     server = newcomer.serve("newcomer", 80)

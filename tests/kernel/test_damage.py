@@ -1,4 +1,4 @@
-"""Records that are not what we wrote: each is named, none is followed, and everybody else's traffic goes on."""
+"""Damaged and foreign records: each is reported, no link is followed, and all other containers keep working."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from .plugin import Attachment, Plugin, PluginError, publish
-from .world import HOST, Container, Host, Namespace
+from .topology import HOST, Container, Host, Namespace
 
 Damage = Callable[[Path, Path], object]
 
@@ -77,26 +77,28 @@ def _record_of(attachment: Attachment) -> Path:
 
 @pytest.mark.frozen
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_record_is_named_and_everything_else_goes_on(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin, damage: str
+def test_a_damaged_record_is_reported_and_everything_else_continues(
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin, damage: str
 ) -> None:
-    neighbour.serve("neighbour", 80)
+    other_container.serve("other", 80)
     elsewhere = plugin.state_directory.parent / "elsewhere"
-    web, other = plugin.add(container, publish(8080)), plugin.add(neighbour, publish(8081))
+    web, other = plugin.add(container, publish(8080)), plugin.add(other_container, publish(8081))
     record = _record_of(web)
     DAMAGES[damage](record, elsewhere)
     places = {elsewhere: _contents(elsewhere)}
 
-    assert client.ask(HOST[4], 8080).server == "web", "the rules are what they were"
+    assert client.ask(HOST[4], 8080).server == "web", "the rules are unchanged"
     doctor = plugin.operate("doctor")
     assert str(record.parent) in doctor.stdout
     assert "is damaged" in doctor.stdout
     assert "Traceback" not in doctor.stderr
-    assert [entry["containerId"] for entry in json.loads(plugin.operate("list", "--json").stdout)] == [neighbour.id]
+    assert [entry["containerId"] for entry in json.loads(plugin.operate("list", "--json").stdout)] == [
+        other_container.id
+    ]
     other.check()
     host.run("nft", "flush ruleset")
     third = plugin.add(host.container(), publish(8082))
-    assert client.ask(HOST[4], 8081).server == "neighbour", "an ADD heals what can be read"
+    assert client.ask(HOST[4], 8081).server == "other", "an ADD repairs what it can read"
     third.delete()
 
     web.add()
@@ -108,7 +110,7 @@ def test_a_damaged_record_is_named_and_everything_else_goes_on(
     web.delete()
     assert client.is_refused(HOST[4], 8080)
     assert not os.path.lexists(record.parent)
-    assert client.ask(HOST[4], 8081).server == "neighbour"
+    assert client.ask(HOST[4], 8081).server == "other"
     assert {place: _contents(place) for place in places} == places, "a link is not followed"
 
 
@@ -119,7 +121,7 @@ def _contents(place: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in files}
 
 
-def test_what_is_no_record_keeps_nobody_from_healing(
+def test_files_that_are_not_records_do_not_prevent_repair(
     host: Host, client: Namespace, container: Container, plugin: Plugin
 ) -> None:
     web = plugin.add(container, publish(8080))
@@ -135,8 +137,8 @@ def test_what_is_no_record_keeps_nobody_from_healing(
         assert name in doctor
 
 
-def test_a_record_of_a_newer_program_is_left_alone(
-    client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+def test_a_record_of_a_newer_version_is_left_alone(
+    client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     web = plugin.add(container, publish(8080))
     record = _record_of(web)
@@ -148,13 +150,13 @@ def test_a_record_of_a_newer_program_is_left_alone(
         assert caught.value.code == 108
     assert record.read_bytes() == content
     assert client.ask(HOST[4], 8080).server == "web"
-    plugin.add(neighbour, publish(8081)).delete()
+    plugin.add(other_container, publish(8081)).delete()
     assert "format 99" in plugin.operate("doctor").stdout
     plugin.operate("reconcile")
-    assert client.ask(HOST[4], 8080).server == "web", "nothing is taken away that is not understood"
+    assert client.ask(HOST[4], 8080).server == "web", "nothing of an unknown format is removed"
 
 
-def test_a_record_of_the_first_format_is_understood_and_upgraded_by_the_next_add(
+def test_a_record_in_the_first_format_is_read_and_upgraded_by_the_next_add(
     host: Host, client: Namespace, container: Container, plugin: Plugin
 ) -> None:
     web = plugin.add(container, publish(8080))
@@ -164,16 +166,16 @@ def test_a_record_of_the_first_format_is_understood_and_upgraded_by_the_next_add
     web.check()
     host.run("nft", "flush ruleset")
     plugin.add(host.container())
-    assert client.ask(HOST[4], 8080).server == "web", "it heals from the old record"
+    assert client.ask(HOST[4], 8080).server == "web", "it is repaired from the old record"
     web.add()
     upgraded = json.loads(record.read_text())
     assert upgraded["format"] == content["format"]
     assert upgraded["bootId"] == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-@pytest.mark.parametrize("part", ["", "attachments", "claims", "networks", "counters"])
+@pytest.mark.parametrize("part", ["", "attachments", "tables", "networks", "counters"])
 @pytest.mark.parametrize("kind", ["link", "file", "somebody else's"])
-def test_a_directory_that_is_none_of_ours_is_refused_and_not_entered(
+def test_a_foreign_directory_is_refused_and_not_used(
     container: Container, plugin: Plugin, part: str, kind: str
 ) -> None:
     web = plugin.add(container, publish(8080))
@@ -196,7 +198,7 @@ def test_a_directory_that_is_none_of_ours_is_refused_and_not_entered(
 
 
 @pytest.mark.parametrize("planted", ["link", "hard link", "pipe", "leftover"])
-def test_what_stands_where_a_file_is_written_first_is_never_written_through(
+def test_links_and_pipes_at_a_pending_file_are_never_written_through(
     container: Container, plugin: Plugin, planted: str
 ) -> None:
     plugin.state_directory.mkdir(mode=0o700)
@@ -215,7 +217,7 @@ def test_what_stands_where_a_file_is_written_first_is_never_written_through(
     assert not os.path.lexists(pending)
 
 
-def test_a_cached_configuration_that_is_damaged_is_made_anew(container: Container, plugin: Plugin) -> None:
+def test_a_damaged_cached_configuration_is_replaced(container: Container, plugin: Plugin) -> None:
     web = plugin.add(container, publish(8080))
     cache = plugin.state_directory / "networks" / "net.json"
     sound = json.loads(cache.read_text())
@@ -228,29 +230,29 @@ def test_a_cached_configuration_that_is_damaged_is_made_anew(container: Containe
 
 
 @pytest.mark.behaviour
-def test_what_an_earlier_boot_left_holds_no_port_and_heals_nothing(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+def test_records_of_an_earlier_boot_occupy_no_port_and_are_not_restored(
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
-    """With a stateDir on disk: the path of its namespace may be there again, for another container."""
+    """With a stateDir on disk: the path of its namespace may exist again, for another container."""
     old = plugin.add(container, publish(8080))
     gone = plugin.add(host.container(), publish(8083))
     for attachment in (old, gone):
         _change(_record_of(attachment), bootId="11111111-2222-3333-4444-555555555555")
     _lose_all_rules(host)
     assert "earlier boot" in plugin.operate("doctor").stdout
-    neighbour.serve("neighbour", 80)
-    new = plugin.add(neighbour, publish(8080))
-    assert client.ask(HOST[4], 8080).server == "neighbour"
+    other_container.serve("other", 80)
+    new = plugin.add(other_container, publish(8080))
+    assert client.ask(HOST[4], 8080).server == "other"
     assert client.is_refused(HOST[4], 8083)
     assert host.owners() - {new.owner} <= {"shared"}
     new.check()
     old.delete()
     gone.delete_again_like_containerd()
-    assert client.ask(HOST[4], 8080).server == "neighbour"
+    assert client.ask(HOST[4], 8080).server == "other"
     assert "earlier boot" not in plugin.operate("doctor").stdout
 
 
-def test_gc_removes_what_an_earlier_boot_left(container: Container, plugin: Plugin) -> None:
+def test_gc_removes_records_of_an_earlier_boot(container: Container, plugin: Plugin) -> None:
     for collect in (lambda: plugin.operate("gc"), lambda: plugin.gc({"cni.dev/valid-attachments": []})):
         record = _record_of(plugin.add(container, publish(8080)))
         _change(record, bootId="11111111-2222-3333-4444-555555555555")

@@ -1,4 +1,4 @@
-"""`quantum-nat doctor`: each test breaks one thing, sees that very check tell it, and does what it says."""
+"""`quantum-nat doctor`: each test breaks one thing, expects a finding of that check, and follows its advice."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from .peer import TimedOut
 from .plugin import Plugin, publish
 from .test_policies import listen
-from .world import CLIENT, HOST, Container, Host, Namespace
+from .topology import CLIENT, HOST, Container, Host, Namespace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def findings(plugin: Plugin) -> list[dict[str, str]]:
-    """Return what the doctor found, and see that its status says whether it did."""
+    """Return the doctor's findings, and check that its exit status agrees."""
     done = plugin.operate("doctor", "--json")
     reports: list[dict[str, str]] = json.loads(done.stdout)
     wrong = [report for report in reports if report["status"] != "ok"]
@@ -29,14 +29,14 @@ def findings(plugin: Plugin) -> list[dict[str, str]]:
 
 
 def only_finding(plugin: Plugin, check: str) -> dict[str, str]:
-    """Return the one thing that is wrong, which this check has found."""
+    """Return the only finding, which must be of this check."""
     found = findings(plugin)
     assert {entry["check"] for entry in found} == {check}, found
     return found[0]
 
 
 def follow_advice(plugin: Plugin, remedy: str) -> None:
-    """Do what the doctor says, where it says a command, and see that it is content."""
+    """Run the command that the doctor advises, if any, and check that the finding is gone."""
     for command in remedy.split("; "):
         words = command.split()
         if words[0] == "quantum-nat":
@@ -51,18 +51,18 @@ def follow_advice(plugin: Plugin, remedy: str) -> None:
 
 @pytest.fixture
 def healthy(host: Host, client: Namespace, plugin: Plugin) -> Container:
-    """A container with published ports, on a host where nothing is wrong."""
+    """A container with published ports, on a host without problems."""
     container = host.container()
     container.serve("web", 80)
     client.serve("outside", 80)
-    host.filter_bridges("1")
+    host.set_bridge_netfilter("1")
     plugin.add(container, publish(8080), publish(9090, hostIP="127.0.0.1"), publish(5353, 53, protocol="udp"))
     return container
 
 
 @pytest.mark.frozen
 @pytest.mark.behaviour
-def test_a_healthy_host_has_nothing_wrong(host: Host, plugin: Plugin, healthy: Container) -> None:
+def test_a_healthy_host_has_no_problems(host: Host, plugin: Plugin, healthy: Container) -> None:
     if plugin.programs is None:
         plugin.add(host.container(), publish(8081), conntrackTimeout=77)
     before = host.run("nft", "--stateless", "list", "ruleset")
@@ -74,7 +74,7 @@ def test_a_healthy_host_has_nothing_wrong(host: Host, plugin: Plugin, healthy: C
     assert done.stdout.startswith("ok      kernel\n")
 
 
-def test_an_empty_host_has_nothing_wrong(plugin: Plugin) -> None:
+def test_an_empty_host_has_no_problems(plugin: Plugin) -> None:
     assert findings(plugin) == []
     assert not plugin.state_directory.exists()
 
@@ -88,7 +88,7 @@ SETTINGS: list[tuple[str, str, str]] = [
 
 @pytest.mark.usefixtures("healthy")
 @pytest.mark.parametrize(("check", "setting", "value"), SETTINGS)
-def test_a_setting_of_the_host_that_is_off(host: Host, plugin: Plugin, check: str, setting: str, value: str) -> None:
+def test_a_sysctl_that_is_off(host: Host, plugin: Plugin, check: str, setting: str, value: str) -> None:
     host.set_sysctl(setting, value)
     found = only_finding(plugin, check)
     assert "is off" in found["problem"]
@@ -107,7 +107,7 @@ DAMAGE: list[tuple[str, str, str]] = [
 
 @pytest.mark.usefixtures("healthy")
 @pytest.mark.parametrize(("check", "command", "named"), DAMAGE)
-def test_rules_that_are_not_what_they_were(host: Host, plugin: Plugin, check: str, command: str, named: str) -> None:
+def test_altered_rules(host: Host, plugin: Plugin, check: str, command: str, named: str) -> None:
     listed = host.run("nft", "-a", "list chain inet quantum guard")
     handle = re.search(r"ip daddr 127.* handle (\d+)", listed)
     assert handle is not None
@@ -117,7 +117,7 @@ def test_rules_that_are_not_what_they_were(host: Host, plugin: Plugin, check: st
     follow_advice(plugin, found["remedy"])
 
 
-def test_an_element_whose_record_is_lost(host: Host, plugin: Plugin, healthy: Container) -> None:
+def test_an_element_without_a_record(host: Host, plugin: Plugin, healthy: Container) -> None:
     lost = host.container()
     plugin.add(lost)
     (plugin.state_directory / "attachments" / lost.id / "net:eth0.json").unlink()
@@ -129,7 +129,7 @@ def test_an_element_whose_record_is_lost(host: Host, plugin: Plugin, healthy: Co
 
 @pytest.mark.behaviour
 @pytest.mark.usefixtures("healthy")
-def test_rules_that_are_gone(host: Host, plugin: Plugin) -> None:
+def test_missing_rules(host: Host, plugin: Plugin) -> None:
     if host.backend == "nftables":
         host.run("nft", "flush", "ruleset")
     else:
@@ -138,24 +138,24 @@ def test_rules_that_are_gone(host: Host, plugin: Plugin) -> None:
     follow_advice(plugin, found["remedy"])
 
 
-def test_a_record_that_cannot_be_read(plugin: Plugin, healthy: Container) -> None:
+def test_an_unreadable_record(plugin: Plugin, healthy: Container) -> None:
     record = plugin.state_directory / "attachments" / healthy.id / "net:eth0.json"
     record.write_text("{")
     found = only_finding(plugin, "records")
     assert str(record) in found["problem"]
 
 
-def test_an_attachment_whose_namespace_is_gone(plugin: Plugin, healthy: Container) -> None:
+def test_an_attachment_without_its_namespace(plugin: Plugin, healthy: Container) -> None:
     healthy.remove()
     found = only_finding(plugin, "namespaces")
     assert healthy.id in found["where"]
     follow_advice(plugin, found["remedy"])
 
 
-def test_a_table_of_connections_that_is_nearly_full(
+def test_a_nearly_full_conntrack_table(
     host: Host, client: Namespace, plugin: Plugin, healthy: Container, tmp_path: Path
 ) -> None:
-    """Only the first network namespace can set the limit: the doctor reads another one, which is mounted in its place."""
+    """Only the initial network namespace can set the limit, so the doctor reads a file that is mounted over it."""
     for _ in range(10):
         client.ask(HOST[4], 8080)
     tracked = int(host.sysctl("netfilter/nf_conntrack_count"))
@@ -172,7 +172,7 @@ def test_a_table_of_connections_that_is_nearly_full(
 
 
 @pytest.mark.usefixtures("healthy")
-def test_a_reverse_path_filter_that_drops_what_comes_in_by_a_second_uplink(host: Host, plugin: Plugin) -> None:
+def test_a_strict_reverse_path_filter_on_a_second_uplink(host: Host, plugin: Plugin) -> None:
     host.add_uplink("second", {4: "203.0.113.1", 6: "2001:db8:2::1"}, {4: "203.0.113.2", 6: "2001:db8:2::2"})
     host.ip("route add default via 203.0.113.2 dev second metric 500")
     assert findings(plugin) == []
@@ -191,19 +191,19 @@ def test_a_bridge_port_without_hairpin_mode(host: Host, plugin: Plugin, healthy:
     assert found["where"] == f"bridge port {port}"
     follow_advice(plugin, found["remedy"].partition(";")[0])
     assert healthy.ask(HOST[4], 8080).server == "web"
-    host.filter_bridges("0")
+    host.set_bridge_netfilter("0")
     host.ip(f"link set {port} type bridge_slave hairpin off")
     assert findings(plugin) == []
 
 
-def test_an_external_interface_that_is_gone_or_no_longer_the_right_one(host: Host, plugin: Plugin) -> None:
+def test_an_external_interface_that_is_missing_or_outdated(host: Host, plugin: Plugin) -> None:
     host.add_uplink("second", {4: "203.0.113.1", 6: "2001:db8:2::1"}, {4: "203.0.113.2", 6: "2001:db8:2::2"})
     plugin.add(host.container(), network="named", externalInterface="second")
     plugin.add(host.container(), network="found", externalInterface="default")
     assert findings(plugin) == []
     host.ip("route replace default via 203.0.113.2 dev second")
     found = only_finding(plugin, "external interface")
-    assert "default route is by second now" in found["problem"]
+    assert "default route is now via second" in found["problem"]
     host.ip(f"route replace default via {CLIENT[4]} dev uplink")
     host.ip("link delete second")
     found = only_finding(plugin, "external interface")
@@ -283,7 +283,7 @@ def allow_firewalld(host: Host, _variant: str) -> None:
     [(docker, allow_docker, True), (ufw, allow_ufw, True), (firewalld, allow_firewalld, False)],
     ids=["docker", "ufw", "firewalld"],
 )
-def test_a_filter_that_drops_what_is_forwarded(
+def test_a_filter_that_drops_forwarded_traffic(
     host: Host,
     client: Namespace,
     plugin: Plugin,
@@ -298,7 +298,7 @@ def test_a_filter_that_drops_what_is_forwarded(
     block(host, variant)
     if drops_inbound:
         assert client.cannot_reach(HOST[4], 8080)
-    with pytest.raises((TimedOut, OSError)):  # a rejection says that there is no route
+    with pytest.raises((TimedOut, OSError)):  # a reject is "no route to host"
         healthy.ask(CLIENT[4], 80, timeout=0.3)
     found = only_finding(plugin, "forward filters")
     assert " drops " in found["problem"]
@@ -337,12 +337,12 @@ def test_another_plugin_that_translates_the_same_port(
 ) -> None:
     host.run(*command, stdin=rules)
     found = only_finding(plugin, "other plugins")
-    assert f"{who} translates host port 8080/tcp too" in found["problem"]
-    assert "Quantum NAT comes first" in found["problem"]
+    assert f"{who} also translates host port 8080/tcp" in found["problem"]
+    assert "Quantum NAT takes precedence" in found["problem"]
     assert client.ask(HOST[4], 8080).server == "web"
 
 
-def test_a_service_of_the_host_that_gets_nothing_any_more(
+def test_a_service_on_the_host_shadowed_by_a_host_port(
     stack: ExitStack, host: Host, plugin: Plugin, healthy: Container
 ) -> None:
     listen(stack, host, 8080, 4)
@@ -352,8 +352,8 @@ def test_a_service_of_the_host_that_gets_nothing_any_more(
 
 
 @pytest.mark.usefixtures("healthy")
-def test_a_check_that_cannot_be_done_is_not_called_well(host: Host, plugin: Plugin) -> None:
-    """A person without root may neither look into the records nor ask the kernel."""
+def test_a_failed_check_is_not_reported_as_ok(host: Host, plugin: Plugin) -> None:
+    """Without root, neither the records nor the kernel can be read."""
     line = [
         "setpriv",
         "--reuid",
@@ -386,7 +386,7 @@ def followed(plugin: Plugin, packet: str, *arguments: str) -> dict[str, Any]:
 
 @pytest.mark.frozen
 @pytest.mark.parametrize("family", [4, 6])
-def test_a_packet_is_followed_to_the_container(
+def test_a_packet_is_traced_to_the_container(
     client: Namespace, plugin: Plugin, healthy: Container, family: int
 ) -> None:
     address = HOST[family] if family == 4 else f"[{HOST[family]}]"
@@ -404,19 +404,19 @@ def test_a_packet_is_followed_to_the_container(
 
 
 CASES: list[tuple[str, tuple[str, ...], str, str]] = [
-    ("tcp:198.51.100.1:8081", (), "refused", "nobody has host port"),
+    ("tcp:198.51.100.1:8081", (), "refused", "is not published"),
     ("udp:198.51.100.1:5353", (), "refused", "nothing listens on"),
     ("tcp:127.0.0.1:9090", (), "delivered", "80/tcp"),
     ("tcp:127.0.0.1:9090", ("--from", "198.51.100.2"), "dropped", "guard"),
-    ("tcp:198.51.100.1:9090", (), "refused", "nobody has host port"),
-    ("tcp:[::1]:8080", (), "refused", "nobody has host port"),
-    ("tcp:203.0.113.77:8080", (), "unknown", "no address of this host"),
+    ("tcp:198.51.100.1:9090", (), "refused", "is not published"),
+    ("tcp:[::1]:8080", (), "refused", "is not published"),
+    ("tcp:203.0.113.77:8080", (), "unknown", "is not an address of this host"),
 ]
 
 
 @pytest.mark.usefixtures("healthy")
 @pytest.mark.parametrize(("packet", "arguments", "verdict", "why"), CASES)
-def test_what_becomes_of_other_packets(
+def test_verdicts_of_other_packets(
     plugin: Plugin, packet: str, arguments: tuple[str, ...], verdict: str, why: str
 ) -> None:
     answer = followed(plugin, packet, *arguments)
@@ -424,7 +424,7 @@ def test_what_becomes_of_other_packets(
 
 
 @pytest.mark.usefixtures("healthy")
-def test_a_packet_that_lost_its_goal(host: Host, client: Namespace, plugin: Plugin) -> None:
+def test_a_packet_without_an_endpoint(host: Host, client: Namespace, plugin: Plugin) -> None:
     host.run("nft", "delete element inet quantum endpoints4 { tcp . 8080 }")
     assert client.is_refused(HOST[4], 8080)
     answer = followed(plugin, f"tcp:{HOST[4]}:8080")
@@ -432,7 +432,7 @@ def test_a_packet_that_lost_its_goal(host: Host, client: Namespace, plugin: Plug
     assert "endpoints4 has no element for it" in answer["steps"][-1]
 
 
-def test_a_packet_that_a_filter_drops(host: Host, client: Namespace, plugin: Plugin, healthy: Container) -> None:
+def test_a_packet_dropped_by_a_filter(host: Host, client: Namespace, plugin: Plugin, healthy: Container) -> None:
     docker(host, "nft")
     assert client.cannot_reach(HOST[4], 8080)
     answer = followed(plugin, f"tcp:{HOST[4]}:8080")
@@ -443,18 +443,18 @@ def test_a_packet_that_a_filter_drops(host: Host, client: Namespace, plugin: Plu
     assert healthy
 
 
-def test_whose_the_source_becomes(host: Host, client: Namespace, plugin: Plugin, healthy: Container) -> None:
+def test_the_source_address_at_the_container(host: Host, client: Namespace, plugin: Plugin, healthy: Container) -> None:
     assert client.ask(HOST[4], 8080).source == CLIENT[4]
-    assert "stays as it is" in "".join(followed(plugin, f"tcp:{HOST[4]}:8080", "--from", CLIENT[4])["steps"])
-    neighbour = host.container()
-    assert neighbour.ask(HOST[4], 8080).source != neighbour.address[4]
-    steps = followed(plugin, f"tcp:{HOST[4]}:8080", "--from", neighbour.address[4])["steps"]
-    assert "the container sees the host as its source" in "".join(steps)
+    assert "stays unchanged" in "".join(followed(plugin, f"tcp:{HOST[4]}:8080", "--from", CLIENT[4])["steps"])
+    other_container = host.container()
+    assert other_container.ask(HOST[4], 8080).source != other_container.address[4]
+    steps = followed(plugin, f"tcp:{HOST[4]}:8080", "--from", other_container.address[4])["steps"]
+    assert "the source becomes an address of the host" in "".join(steps)
     assert healthy
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_the_way_out_is_followed(client: Namespace, plugin: Plugin, healthy: Container, family: int) -> None:
+def test_outbound_nat_is_traced(client: Namespace, plugin: Plugin, healthy: Container, family: int) -> None:
     assert healthy.ask(CLIENT[family], 80).source == HOST[family]
     address = CLIENT[family] if family == 4 else f"[{CLIENT[family]}]"
     answer = followed(plugin, f"tcp:{address}:80", "--from", healthy.address[family])
@@ -463,7 +463,7 @@ def test_the_way_out_is_followed(client: Namespace, plugin: Plugin, healthy: Con
     assert client
 
 
-def test_a_fixed_source_is_told(host: Host, plugin: Plugin) -> None:
+def test_a_fixed_source_address_is_shown(host: Host, plugin: Plugin) -> None:
     container = host.container()
     plugin.add(container, snatAddress="198.51.100.9")
     answer = followed(plugin, f"tcp:{CLIENT[4]}:80", "--from", container.address[4])
@@ -473,7 +473,7 @@ def test_a_fixed_source_is_told(host: Host, plugin: Plugin) -> None:
 @pytest.mark.parametrize(
     "text", ["8080", "tcp:198.51.100.1", "icmp:198.51.100.1:1", "tcp:nonsense:80", "tcp:1.2.3.4:0"]
 )
-def test_what_is_no_packet_is_refused(plugin: Plugin, text: str) -> None:
+def test_an_invalid_packet_is_refused(plugin: Plugin, text: str) -> None:
     done = plugin.operate("doctor", "--packet", text)
     assert done.returncode == 1
-    assert "Write tcp:" in done.stderr or "is not an IP address" in done.stderr
+    assert "is not PROTOCOL:ADDRESS:PORT" in done.stderr or "is not an IP address" in done.stderr

@@ -1,4 +1,4 @@
-"""How `quantum-nat metrics` hands them over: to promtool, to node_exporter's directory, to a Prometheus that scrapes."""
+"""`quantum-nat metrics` with promtool, node_exporter's textfile directory and a real Prometheus."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ import pytest
 from .peer import inside
 from .plugin import Plugin, PluginError, publish
 from .test_metrics import Exposition, command, run_metrics, scrape
-from .world import HOST, Container, Host, Namespace, wait_until
+from .topology import HOST, Container, Host, Namespace, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PROMETHEUS = ROOT / ".cache" / "debian" / "prometheus" / "usr" / "bin"  # tests/run puts it there
+PROMETHEUS = ROOT / ".cache" / "debian" / "prometheus" / "usr" / "bin"  # see tests/run
 SCRAPE_TIMEOUT_S = 30
 
 
@@ -36,17 +36,19 @@ def promtool(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[st
     )
 
 
-def have_some_of_everything(plugin: Plugin, client: Namespace, container: Container, neighbour: Container) -> None:
-    """See to it that no metric is without a sample."""
+def have_some_of_everything(
+    plugin: Plugin, client: Namespace, container: Container, other_container: Container
+) -> None:
+    """Make traffic and calls so that every metric has a sample."""
     plugin.add(container, publish(8080))
     with pytest.raises(PluginError):
-        plugin.add(neighbour, publish(8080))
+        plugin.add(other_container, publish(8080))
     client.ask(HOST[4], 8080)
 
 
 @contextmanager
 def exporter(plugin: Plugin, address: str = "127.0.0.1:0") -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """Serve metrics, on a port that the kernel chooses; yields the process and the port."""
+    """Serve metrics on a port chosen by the kernel; yield the process and the port."""
     process = subprocess.Popen(command(plugin, "--listen", address), stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None
@@ -62,7 +64,7 @@ def exporter(plugin: Plugin, address: str = "127.0.0.1:0") -> Iterator[tuple[sub
 def get(
     namespace: Namespace, address: str, port: int, path: str, headers: dict[str, str] | None = None
 ) -> tuple[int, str]:
-    """Ask over HTTP; the status and the body."""
+    """Send an HTTP request; return status and body."""
     with inside(namespace.path):
         connection = HTTPConnection(address, port, timeout=20)
         connection.connect()
@@ -74,10 +76,10 @@ def get(
 
 @pytest.mark.frozen
 @pytest.mark.behaviour
-def test_promtool_has_nothing_to_complain_about(
-    plugin: Plugin, client: Namespace, container: Container, neighbour: Container
+def test_promtool_accepts_the_metrics(
+    plugin: Plugin, client: Namespace, container: Container, other_container: Container
 ) -> None:
-    have_some_of_everything(plugin, client, container, neighbour)
+    have_some_of_everything(plugin, client, container, other_container)
     exposition = run_metrics(plugin).stdout
     checked = promtool("check", "metrics", stdin=exposition)
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
@@ -86,13 +88,15 @@ def test_promtool_has_nothing_to_complain_about(
 
 
 @pytest.mark.frozen
-def test_a_text_file_appears_whole_and_readable_by_all(plugin: Plugin, container: Container, tmp_path: Path) -> None:
+def test_a_text_file_is_written_atomically_and_readable_by_all(
+    plugin: Plugin, container: Container, tmp_path: Path
+) -> None:
     plugin.add(container, publish(8080))
     directory = tmp_path / "textfiles"
     directory.mkdir()
     path = directory / "quantum-nat.prom"
     path.write_text("old\n")
-    with path.open() as reader:  # whoever has the old one open keeps it, since it was renamed over and not written to
+    with path.open() as reader:  # a reader with the old file open still reads the old content
         line = ["sh", "-c", 'umask 077; exec "$0" "$@"', *command(plugin, "--textfile", str(path))]
         done = subprocess.run(line, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -102,7 +106,7 @@ def test_a_text_file_appears_whole_and_readable_by_all(plugin: Plugin, container
     assert list(directory.iterdir()) == [path]
 
 
-def test_a_text_file_that_cannot_be_written_says_so(plugin: Plugin, tmp_path: Path) -> None:
+def test_a_text_file_that_cannot_be_written_is_an_error(plugin: Plugin, tmp_path: Path) -> None:
     done = run_metrics(plugin, "--textfile", str(tmp_path / "nowhere" / "x.prom"))
     assert done.returncode == 1
     assert done.stderr == f"quantum-nat: cannot write {tmp_path}/nowhere/x.prom: No such file or directory\n"
@@ -110,7 +114,7 @@ def test_a_text_file_that_cannot_be_written_says_so(plugin: Plugin, tmp_path: Pa
 
 @pytest.mark.frozen
 @pytest.mark.parametrize(("address", "host_address"), [("127.0.0.1:0", "127.0.0.1"), ("[::1]:0", "::1")])
-def test_it_serves_what_it_prints(
+def test_the_served_metrics_match_the_printed_ones(
     plugin: Plugin, host: Host, container: Container, address: str, host_address: str
 ) -> None:
     plugin.add(container, publish(8080))
@@ -124,7 +128,7 @@ def test_it_serves_what_it_prints(
 
 @pytest.mark.frozen
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_with_status_0(plugin: Plugin, host: Host, number: signal.Signals) -> None:
+def test_a_signal_ends_the_server_with_status_0(plugin: Plugin, host: Host, number: signal.Signals) -> None:
     with exporter(plugin) as (process, port):
         assert get(host, "127.0.0.1", port, "/metrics")[0] == 200
         process.send_signal(number)
@@ -132,7 +136,7 @@ def test_a_signal_ends_it_with_status_0(plugin: Plugin, host: Host, number: sign
         assert (process.returncode, complaints) == (0, "")
 
 
-def test_a_client_that_says_nothing_keeps_nobody_waiting(plugin: Plugin, host: Host) -> None:
+def test_a_silent_client_does_not_block_others(plugin: Plugin, host: Host) -> None:
     with exporter(plugin) as (_, port):
         with inside(host.path):
             silent = socket.create_connection(("127.0.0.1", port))
@@ -156,7 +160,7 @@ def test_a_scrape_that_fails_is_an_error_without_a_traceback(plugin: Plugin, hos
 
 
 @pytest.mark.frozen
-def test_an_address_in_use_is_said(plugin: Plugin) -> None:
+def test_an_address_in_use_is_an_error(plugin: Plugin) -> None:
     with exporter(plugin) as (_, port):
         done = run_metrics(plugin, "--listen", f"127.0.0.1:{port}")
     assert done.returncode == 1
@@ -164,7 +168,7 @@ def test_an_address_in_use_is_said(plugin: Plugin) -> None:
 
 
 @pytest.mark.parametrize("address", ["9477", "::1:9477", "[::1]", "127.0.0.1:http", "127.0.0.1:65536", ":1"])
-def test_an_address_that_is_none_is_refused(plugin: Plugin, address: str) -> None:
+def test_an_invalid_address_is_refused(plugin: Plugin, address: str) -> None:
     done = run_metrics(plugin, "--listen", address)
     assert done.returncode == 2
     assert f"{address!r} is not ADDRESS:PORT" in done.stderr
@@ -177,7 +181,7 @@ class Prometheus:
         self._host, self._port = host, port
 
     def query(self, expression: str) -> list[float]:
-        """Return the values of what an expression selects, none before the first scrape."""
+        """Return the values of an expression; none before the first scrape."""
         path = f"/api/v1/query?{urllib.parse.urlencode({'query': expression})}"
         answer: dict[str, Any] = json.loads(get(self._host, "127.0.0.1", self._port, path)[1])
         return [float(result["value"][1]) for result in answer["data"]["result"]]
@@ -194,7 +198,7 @@ class Prometheus:
 
 @contextmanager
 def prometheus(host: Host, directory: Path, scraped_port: int) -> Iterator[Prometheus]:
-    """Run Debian's Prometheus with the rules of the documentation; its process ends with the test."""
+    """Run Debian's Prometheus with the alert rules of the documentation."""
     directory.mkdir()
     configuration = {
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
@@ -224,9 +228,9 @@ def prometheus(host: Host, directory: Path, scraped_port: int) -> Iterator[Prome
 
 @pytest.mark.frozen
 def test_a_real_prometheus_scrapes_the_right_values(
-    plugin: Plugin, host: Host, client: Namespace, container: Container, neighbour: Container, tmp_path: Path
+    plugin: Plugin, host: Host, client: Namespace, container: Container, other_container: Container, tmp_path: Path
 ) -> None:
-    have_some_of_everything(plugin, client, container, neighbour)
+    have_some_of_everything(plugin, client, container, other_container)
     with exporter(plugin) as (_, port), prometheus(host, tmp_path / "prometheus", port) as running:
         running.wait_for("up", 1)
         running.wait_for('nat_connections_total{type="dnat",network="net"}', 1)
@@ -239,7 +243,7 @@ def test_a_real_prometheus_scrapes_the_right_values(
         running.wait_for('count(ALERTS{alertname="QuantumNatRecordDamaged"})', 1)
 
 
-def test_the_alert_rules_are_what_prometheus_takes() -> None:
+def test_prometheus_accepts_the_alert_rules() -> None:
     checked = promtool("check", "rules", str(DOCS / "alerts.yml"))
     assert checked.returncode == 0, checked.stderr
     assert "SUCCESS" in checked.stdout
@@ -249,9 +253,9 @@ METRIC = re.compile(r"\b(?:nat|process)_[a-z_]+\b")
 
 
 @pytest.fixture
-def exposed(plugin: Plugin, client: Namespace, container: Container, neighbour: Container) -> set[str]:
-    """The names of all samples that there can be."""
-    have_some_of_everything(plugin, client, container, neighbour)
+def exposed(plugin: Plugin, client: Namespace, container: Container, other_container: Container) -> set[str]:
+    """The names of all possible samples."""
+    have_some_of_everything(plugin, client, container, other_container)
     return {sample.name for sample in scrape(plugin).samples}
 
 
@@ -267,7 +271,7 @@ def alert_queries() -> list[str]:
 
 
 @pytest.mark.parametrize("queries", [dashboard_queries, alert_queries])
-def test_every_metric_that_is_asked_for_is_there(exposed: set[str], queries: Callable[[], list[str]]) -> None:
+def test_every_queried_metric_exists(exposed: set[str], queries: Callable[[], list[str]]) -> None:
     asked = {name for query in queries() for name in METRIC.findall(query)}
     assert len(asked) >= 5
     assert asked <= exposed

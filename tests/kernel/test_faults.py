@@ -1,4 +1,4 @@
-"""Calls that are killed, or refused by the system, at a selection of their system calls; `conformance/faults` has all."""
+"""Calls that are killed, or get an error, at some of their system calls; `conformance/faults` covers all."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from conformance.faults_driver.campaign import Selection, run_scene
 from conformance.faults_driver.scenes import SCENES
 
 from .plugin import Plugin, PluginError, publish
-from .world import HOST, Container, Host, Namespace, wait_until
+from .topology import HOST, Container, Host, Namespace, wait_until
 
-# Primes, so that kinds of faults take turns: of each kind, some at all stages of the call.
+# Primes, so that every kind of fault is injected at all stages of the call.
 EVERY = {"nftables": 127, "iptables-nft": 907}
-OF_MANY_CALLS = {"ADD that heals": 251, "reconcile": 499}
+OF_MANY_CALLS = {"ADD that repairs": 251, "reconcile": 499}
 
 
 @pytest.mark.frozen
 @pytest.mark.parametrize("backend", EVERY)
 @pytest.mark.parametrize("name", SCENES)
-def test_whatever_a_call_is_interrupted_by_the_runtime_can_go_on_and_others_do_not_notice(
+def test_the_runtime_can_recover_from_any_interruption_and_others_are_not_affected(
     name: str, backend: str, tmp_path: Path
 ) -> None:
     count = run_scene(name, backend, tmp_path / "scene", Selection(max(EVERY[backend], OF_MANY_CALLS.get(name, 0))))
@@ -31,10 +31,10 @@ def test_whatever_a_call_is_interrupted_by_the_runtime_can_go_on_and_others_do_n
 
 @pytest.mark.parametrize("backend", EVERY)
 @pytest.mark.parametrize("name", ["ADD", "ADD again", "DEL"])
-def test_a_call_that_is_killed_before_or_after_it_has_told_the_kernel_leaves_nothing_behind(
+def test_a_call_killed_before_or_after_its_transaction_leaves_nothing_behind(
     name: str, backend: str, tmp_path: Path
 ) -> None:
-    """Of an ADD with other ports than before, the record must remember both until the kernel has one of them."""
+    """If an ADD changes the ports, the record must keep the old and the new ones until the kernel has been changed."""
     calls = frozenset({"sendto", "rename"} if backend == "nftables" else {"vfork", "clone", "wait4", "rename"})
     count = run_scene(name, backend, tmp_path / "scene", Selection(kills_only=True, calls=calls))
     assert count.problems == []
@@ -42,10 +42,10 @@ def test_a_call_that_is_killed_before_or_after_it_has_told_the_kernel_leaves_not
 
 
 @pytest.mark.parametrize("backend", ["iptables-nft"], indirect=True)
-def test_a_program_that_outlives_a_killed_call_keeps_the_lock_until_it_has_ended(
+def test_a_program_that_outlives_a_killed_call_holds_the_lock_until_it_ends(
     client: Namespace, container: Container, plugin: Plugin
 ) -> None:
-    """Else what it does comes after what the retry has done."""
+    """Otherwise its changes would come after those of the retry."""
     assert plugin.programs is not None
     go, restore = plugin.programs / "go", plugin.programs / "iptables-restore"
     real = restore.readlink()
@@ -55,7 +55,7 @@ def test_a_program_that_outlives_a_killed_call_keeps_the_lock_until_it_has_ended
     restore.chmod(0o755)
     web = plugin.attachment(container, publish(8080))
     killed = plugin.start("ADD", web.configuration, container)
-    wait_until((plugin.programs / "started").exists, "iptables-restore is started")
+    wait_until((plugin.programs / "started").exists, "iptables-restore has started")
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     restore.unlink()
@@ -70,12 +70,12 @@ def test_a_program_that_outlives_a_killed_call_keeps_the_lock_until_it_has_ended
 
 
 @pytest.mark.parametrize("backend", ["iptables-nft"], indirect=True)
-def test_a_program_that_is_killed_while_it_heals_costs_nobody_a_rule(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+def test_a_program_killed_during_a_repair_loses_no_rules(
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
-    """It was taken for a refusal of somebody's rules, and they were left out."""
-    neighbour.serve("neighbour", 80)
-    plugin.add(neighbour, publish(8081))
+    """This was once mistaken for a refusal of an attachment's rules, which were then left out."""
+    other_container.serve("other", 80)
+    plugin.add(other_container, publish(8081))
     assert plugin.programs is not None
     restore = plugin.programs / "iptables-restore"
     real = restore.readlink()
@@ -88,7 +88,7 @@ def test_a_program_that_is_killed_while_it_heals_costs_nobody_a_rule(
     with pytest.raises(PluginError, match="signal 9") as caught:
         plugin.add(container, publish(8080))
     assert caught.value.code == 101
-    assert client.ask(HOST[4], 8081).server == "neighbour"
+    assert client.ask(HOST[4], 8081).server == "other"
 
 
 def _is_waiting_for_a_lock(process: int) -> bool:

@@ -1,11 +1,11 @@
-"""Ways in: published ports, from outside, from the host, from containers."""
+"""Published ports, from outside, from the host and from containers."""
 
 from __future__ import annotations
 
 import pytest
 
 from .plugin import Plugin, PluginError, publish
-from .world import BRIDGES, CLIENT, HOST, OTHER_HOST, Container, Host, Namespace
+from .topology import BRIDGES, CLIENT, HOST, HOST_SECONDARY, Container, Host, Namespace
 
 pytestmark = pytest.mark.behaviour
 both_families = pytest.mark.parametrize("family", [4, 6])
@@ -16,13 +16,13 @@ OTHER_GATEWAY = {family: BRIDGES["cni1"][family].format(1).partition("/")[0] for
 @pytest.mark.frozen
 @both_families
 @pytest.mark.parametrize("protocol", ["tcp", "udp", "sctp"])
-def test_a_client_outside_reaches_a_published_port_and_the_server_sees_its_address(
+def test_an_outside_client_reaches_a_published_port_and_the_server_sees_its_address(
     client: Namespace, container: Container, plugin: Plugin, protocol: str, family: int
 ) -> None:
     assert client.is_refused(HOST[family], 8080)
     plugin.add(container, publish(8080, protocol=protocol))
     assert client.ask(HOST[family], 8080, protocol) == ("web", CLIENT[family])
-    assert client.ask(OTHER_HOST[family], 8080, protocol) == ("web", CLIENT[family])
+    assert client.ask(HOST_SECONDARY[family], 8080, protocol) == ("web", CLIENT[family])
 
 
 @pytest.mark.frozen
@@ -35,14 +35,14 @@ def test_a_port_is_closed_again_after_del(client: Namespace, container: Containe
 
 
 @pytest.mark.parametrize("protocol", ["UDP", "Udp"])
-def test_the_case_of_a_protocol_does_not_matter(
+def test_the_case_of_a_protocol_is_ignored(
     client: Namespace, container: Container, plugin: Plugin, protocol: str
 ) -> None:
     plugin.add(container, publish(8080, protocol=protocol))
     assert client.ask(HOST[4], 8080, "udp").server == "web"
 
 
-def test_the_protocol_is_tcp_when_absent_and_the_case_of_keys_does_not_matter(
+def test_the_default_protocol_is_tcp_and_the_case_of_keys_is_ignored(
     client: Namespace, container: Container, plugin: Plugin
 ) -> None:
     plugin.add(container, {"HostPort": 8080, "ContainerPort": 80, "HostIP": ""})
@@ -51,22 +51,22 @@ def test_the_protocol_is_tcp_when_absent_and_the_case_of_keys_does_not_matter(
 
 
 @both_families
-def test_a_host_ip_mapping_answers_on_that_address_only(
+def test_a_host_ip_mapping_is_open_on_that_address_only(
     client: Namespace, container: Container, plugin: Plugin, family: int
 ) -> None:
-    plugin.add(container, publish(8080, hostIP=OTHER_HOST[family]))
-    assert client.ask(OTHER_HOST[family], 8080).server == "web"
+    plugin.add(container, publish(8080, hostIP=HOST_SECONDARY[family]))
+    assert client.ask(HOST_SECONDARY[family], 8080).server == "web"
     assert client.is_refused(HOST[family], 8080)
 
 
 @both_families
-def test_a_host_ip_mapping_comes_before_a_wildcard_one(
-    client: Namespace, container: Container, neighbour: Container, plugin: Plugin, family: int
+def test_a_host_ip_mapping_takes_precedence_over_a_wildcard_one(
+    client: Namespace, container: Container, other_container: Container, plugin: Plugin, family: int
 ) -> None:
-    neighbour.serve("specific", 80)
+    other_container.serve("specific", 80)
     plugin.add(container, publish(8080))
-    plugin.add(neighbour, publish(8080, hostIP=OTHER_HOST[family]))
-    assert client.ask(OTHER_HOST[family], 8080).server == "specific"
+    plugin.add(other_container, publish(8080, hostIP=HOST_SECONDARY[family]))
+    assert client.ask(HOST_SECONDARY[family], 8080).server == "specific"
     assert client.ask(HOST[family], 8080).server == "web"
 
 
@@ -76,7 +76,7 @@ def test_a_wildcard_host_ip_means_any_address_of_its_family(
 ) -> None:
     plugin.add(container, publish(8080, hostIP=host_ip))
     for family in (4, 6):
-        for address in (HOST[family], OTHER_HOST[family]):
+        for address in (HOST[family], HOST_SECONDARY[family]):
             if family in open_families:
                 assert client.ask(address, 8080).server == "web"
             else:
@@ -84,7 +84,7 @@ def test_a_wildcard_host_ip_means_any_address_of_its_family(
 
 
 @pytest.mark.parametrize(("own", "other"), [(4, 6), (6, 4)])
-def test_a_host_ip_of_a_family_that_the_container_lacks_maps_nothing(
+def test_a_host_ip_of_a_family_that_the_container_lacks_publishes_nothing(
     host: Host, client: Namespace, plugin: Plugin, own: int, other: int
 ) -> None:
     container = host.container(families=(own,))
@@ -97,7 +97,7 @@ def test_a_host_ip_of_a_family_that_the_container_lacks_maps_nothing(
 
 @both_families
 @pytest.mark.parametrize("protocol", ["tcp", "udp", "sctp"])
-def test_the_host_reaches_a_port_at_its_own_address(
+def test_the_host_reaches_a_port_at_its_own_addresses(
     host: Host, container: Container, plugin: Plugin, protocol: str, family: int
 ) -> None:
     plugin.add(container, publish(8080, protocol=protocol))
@@ -108,21 +108,21 @@ def test_the_host_reaches_a_port_at_its_own_address(
 @pytest.mark.parametrize("bridge_filter", ["0", "1"])
 @both_families
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
-def test_a_container_reaches_itself_and_its_neighbour_through_the_host(
+def test_a_container_reaches_itself_and_others_on_its_network_through_the_host(
     host: Host,
     container: Container,
-    neighbour: Container,
+    other_container: Container,
     plugin: Plugin,
     protocol: str,
     family: int,
     bridge_filter: str,
 ) -> None:
-    host.filter_bridges(bridge_filter)
+    host.set_bridge_netfilter(bridge_filter)
     plugin.add(container, publish(8080, protocol=protocol))
-    plugin.add(neighbour)
+    plugin.add(other_container)
     for address in (HOST[family], GATEWAY[family]):
         assert container.ask(address, 8080, protocol).server == "web"
-        assert neighbour.ask(address, 8080, protocol).server == "web"
+        assert other_container.ask(address, 8080, protocol).server == "web"
 
 
 @pytest.mark.parametrize("bridge_filter", ["0", "1"])
@@ -130,7 +130,7 @@ def test_a_container_reaches_itself_and_its_neighbour_through_the_host(
 def test_a_container_on_another_bridge_reaches_a_port_through_the_host(
     host: Host, container: Container, plugin: Plugin, family: int, bridge_filter: str
 ) -> None:
-    host.filter_bridges(bridge_filter)
+    host.set_bridge_netfilter(bridge_filter)
     stranger = host.container("cni1")
     plugin.add(container, publish(8080))
     plugin.add(stranger, network="other")
@@ -158,38 +158,38 @@ def test_with_masq_all_the_server_sees_the_host(
 
 
 @both_families
-def test_without_snat_a_client_outside_is_served_and_a_neighbour_is_not_masqueraded(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin, family: int
+def test_without_snat_other_containers_on_the_network_are_not_masqueraded(
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin, family: int
 ) -> None:
     plugin.add(container, publish(8080), snat=False)
     assert client.ask(HOST[family], 8080) == ("web", CLIENT[family])
-    host.filter_bridges("1")  # or the answer would take the short way, and have the wrong source
-    assert neighbour.ask(HOST[family], 8080) == ("web", neighbour.address[family])
+    host.set_bridge_netfilter("1")  # otherwise the reply bypasses the host, and has the wrong source
+    assert other_container.ask(HOST[family], 8080) == ("web", other_container.address[family])
 
 
-def test_without_snat_localhost_is_not_touched(host: Host, container: Container, plugin: Plugin) -> None:
+def test_without_snat_route_localnet_stays_off(host: Host, container: Container, plugin: Plugin) -> None:
     plugin.add(container, publish(8080), snat=False)
     assert host.sysctl("ipv4/conf/cni0/route_localnet") == "0"
 
 
 @pytest.mark.frozen
 @both_families
-def test_traffic_that_only_passes_through_on_a_published_port_is_left_alone(
+def test_transit_traffic_to_a_published_port_number_is_not_translated(
     host: Host, client: Namespace, container: Container, plugin: Plugin, family: int
 ) -> None:
-    """CVE-2025-67499: a rule that matched the port alone took what was for somebody else."""
-    somebody = host.container("cni1")
-    somebody.serve("somebody", 8080)
-    host.show_client_the_way("cni1")
+    """CVE-2025-67499: a rule that matched only the port took traffic to other hosts."""
+    target = host.container("cni1")
+    target.serve("target", 8080)
+    host.add_client_routes("cni1")
     plugin.add(container, publish(8080))
-    plugin.add(somebody, network="other")
-    assert client.ask(somebody.address[family], 8080).server == "somebody"
-    assert container.ask(somebody.address[family], 8080).server == "somebody"
+    plugin.add(target, network="other")
+    assert client.ask(target.address[family], 8080).server == "target"
+    assert container.ask(target.address[family], 8080).server == "target"
     client.serve("outside", 8080)
-    assert somebody.ask(CLIENT[family], 8080).server == "outside"
+    assert target.ask(CLIENT[family], 8080).server == "outside"
 
 
-def test_a_host_ip_of_ipv6_localhost_is_an_error_that_says_why(container: Container, plugin: Plugin) -> None:
+def test_a_host_ip_of_ipv6_localhost_is_refused_with_a_reason(container: Container, plugin: Plugin) -> None:
     with pytest.raises(PluginError, match=r"::1.*kernel") as caught:
         plugin.add(container, publish(8080, hostIP="::1"))
     assert caught.value.code == 7

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from .plugin import publish
-from .world import HOST
+from .topology import HOST
 
 if TYPE_CHECKING:
     from .plugin import Attachment, Plugin
-    from .world import Container, Host, Namespace
+    from .topology import Container, Host, Namespace
 
 MIB = 1 << 20
 
 
 def send(attachment: Attachment, raw: bytes, command: str = "ADD", **variables: str) -> tuple[int, dict[str, Any]]:
-    """Make a call with these bytes on standard input, and return exit status and answer."""
+    """Run a call with these bytes on standard input, and return its exit status and answer."""
     plugin, container = attachment.plugin, attachment.container
     environment = {**plugin.environ, "CNI_COMMAND": command, "CNI_CONTAINERID": container.id, "CNI_PATH": "/opt"}
     environment |= {"CNI_NETNS": str(container.path), "CNI_IFNAME": "eth0", **variables}
@@ -52,10 +52,10 @@ def with_keys(attachment: Attachment, **keys: Any) -> bytes:
     ],
     ids=lambda value: repr(value[:20]) if isinstance(value, bytes) else None,
 )
-def test_what_is_no_configuration_is_refused_and_changes_nothing(
-    host: Host, container: Container, neighbour: Container, plugin: Plugin, command: str, raw: bytes, code: int
+def test_an_invalid_configuration_is_refused_and_changes_nothing(
+    host: Host, container: Container, other_container: Container, plugin: Plugin, command: str, raw: bytes, code: int
 ) -> None:
-    plugin.add(neighbour, publish(8081))
+    plugin.add(other_container, publish(8081))
     before = host.ruleset()
     status, answer = send(plugin.attachment(container, publish(8080)), raw, command)
     assert (status, answer["code"]) == (1, code)
@@ -68,12 +68,12 @@ INJECTIONS = ['"', ";", "\n", "'", "\\", "} }; flush ruleset #", '" : drop } #',
 
 @pytest.mark.behaviour
 @pytest.mark.parametrize("text", INJECTIONS)
-def test_nothing_that_is_given_is_read_as_syntax(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin, text: str
+def test_no_input_is_read_as_syntax(
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin, text: str
 ) -> None:
-    """Not when it is added, and not when everything is written anew after the rules were lost."""
-    neighbour.serve("neighbour", 80)
-    plugin.add(neighbour, publish(8081))
+    """Neither by ADD, nor when the rules are rebuilt after a flush."""
+    other_container.serve("other", 80)
+    plugin.add(other_container, publish(8081))
     web = plugin.attachment(container, publish(8080, hostIP=f"127.0.0.1{text}"))
     attempts = [
         (with_keys(web), {}),
@@ -96,11 +96,11 @@ def test_nothing_that_is_given_is_read_as_syntax(
         host.run(host.backend, "-t", "nat", "-F")
     sound.add().check()
     assert client.ask(HOST[4], 8080).server == "web"
-    assert client.ask(HOST[4], 8081).server == "neighbour"
+    assert client.ask(HOST[4], 8081).server == "other"
     assert plugin.operate("reconcile", "--dry-run").returncode == 0
 
 
-def test_ten_thousand_port_mappings_of_one_container_are_all_there_or_none(
+def test_ten_thousand_port_mappings_are_all_published_or_none(
     host: Host, client: Namespace, container: Container, plugin: Plugin
 ) -> None:
     web = plugin.add(container, *(publish(20000 + number) for number in range(10_000)))

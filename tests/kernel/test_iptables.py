@@ -1,4 +1,4 @@
-"""What is peculiar to the iptables backend; what all backends have in common is marked `behaviour` elsewhere."""
+"""The iptables backend only; tests for all backends are marked `behaviour` elsewhere."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from .peer import Refused
 from .plugin import Plugin, PluginError, publish
-from .world import CLIENT, HOST, Container, Host, Namespace
+from .topology import CLIENT, HOST, Container, Host, Namespace
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,7 +19,7 @@ GUARDED = ("-D PREROUTING -j QUANTUM-GUARD", "QUANTUM-GUARD")
 
 
 def count_calls(plugin: Plugin, directory: Path) -> Path:
-    """Put a program that writes down each call before the programs of iptables, and return what it writes to."""
+    """Wrap the iptables programs to log each call, and return the log file."""
     assert plugin.programs is not None
     calls, wrapped = directory / "calls", directory / "wrapped"
     wrapped.mkdir()
@@ -35,9 +35,9 @@ def count_calls(plugin: Plugin, directory: Path) -> Path:
 
 @both_variants
 def test_a_call_starts_one_process_for_each_family(
-    host: Host, container: Container, neighbour: Container, plugin: Plugin, tmp_path: Path
+    host: Host, container: Container, other_container: Container, plugin: Plugin, tmp_path: Path
 ) -> None:
-    plugin.add(neighbour, publish(9000))
+    plugin.add(other_container, publish(9000))
     calls = count_calls(plugin, tmp_path)
     web = plugin.attachment(container, publish(8080), publish(8081, hostIP="127.0.0.1"))
     for step in (web.add, web.check, web.delete):
@@ -50,9 +50,9 @@ def test_a_call_starts_one_process_for_each_family(
 
 
 @both_variants
-def test_after_del_only_the_fixed_chains_are_left(host: Host, container: Container, plugin: Plugin) -> None:
+def test_after_del_only_the_fixed_chains_remain(host: Host, container: Container, plugin: Plugin) -> None:
     plugin.add(container, publish(8080), publish(8081, hostIP="127.0.0.1")).delete()
-    assert host.holdings() == set()
+    assert host.installed() == set()
     assert not [line for line in host.iptables_rules() if "QUANTUM-IN-" in line or "QUANTUM-OUT-" in line]
 
 
@@ -72,7 +72,7 @@ def test_after_del_only_the_fixed_chains_are_left(host: Host, container: Contain
         ("nat", ["-F"], "QUANTUM"),
     ],
 )
-def test_check_names_what_is_missing_and_add_repairs_it(
+def test_check_reports_missing_rules_and_add_repairs_them(
     host: Host, client: Namespace, container: Container, plugin: Plugin, table: str, damage: list[str], named: str
 ) -> None:
     web = plugin.add(container, publish(8080))
@@ -87,8 +87,8 @@ def test_check_names_what_is_missing_and_add_repairs_it(
 
 
 @both_variants
-def test_lost_chains_are_made_again_with_every_container(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+def test_lost_chains_are_restored_for_every_container(
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     client.serve("outside", 80)
     web = plugin.add(container, publish(8080))
@@ -97,7 +97,7 @@ def test_lost_chains_are_made_again_with_every_container(
             command = f"{prefix}-{host.backend.removeprefix('iptables-')}"
             host.run(command, "-t", table, "-F")
             host.run(command, "-t", table, "-X")
-    plugin.add(neighbour, publish(8081))
+    plugin.add(other_container, publish(8081))
     web.check()
     for family in (4, 6):
         assert client.ask(HOST[family], 8080).server == "web"
@@ -105,20 +105,20 @@ def test_lost_chains_are_made_again_with_every_container(
 
 
 @nft_variant
-def test_del_removes_what_is_left_when_something_is_missing(host: Host, container: Container, plugin: Plugin) -> None:
+def test_del_removes_the_rest_if_some_rules_are_missing(host: Host, container: Container, plugin: Plugin) -> None:
     web = plugin.add(container, publish(8080), publish(8081))
     host.run(host.backend, "-t", "nat", "-F", "QUANTUM-ANY-IP")
     web.delete()
-    assert host.holdings() == set()
+    assert host.installed() == set()
 
 
 @nft_variant
 def test_gc_removes_rules_without_a_record(
-    host: Host, container: Container, neighbour: Container, plugin: Plugin
+    host: Host, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     kept = plugin.add(container, publish(8080))
-    lost = plugin.add(neighbour, publish(8081))
-    (plugin.state_directory / "attachments" / neighbour.id / "net:eth0.json").unlink()
+    lost = plugin.add(other_container, publish(8081))
+    (plugin.state_directory / "attachments" / other_container.id / "net:eth0.json").unlink()
     plugin.gc({"cni.dev/valid-attachments": [{"containerID": container.id, "ifname": "eth0"}]})
     assert host.owners() == {kept.owner}
     assert lost.owner not in host.owners()
@@ -127,56 +127,63 @@ def test_gc_removes_rules_without_a_record(
 
 @pytest.mark.frozen
 @both_variants
-def test_a_network_is_moved_when_its_configuration_names_another_backend(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+def test_a_network_moves_when_its_configuration_names_another_backend(
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     iptables = host.backend
-    neighbour.serve("neighbour", 80)
+    other_container.serve("other", 80)
     web = plugin.add(container, publish(8080))
     for name in ("nftables", iptables):
         web.configuration = {**web.configuration, "backend": name.partition("-")[0]}
-        other = plugin.add(neighbour, publish(8081), backend=name.partition("-")[0])
-        for attachment, server, port in ((web, "web", 8080), (other, "neighbour", 8081)):
+        other = plugin.add(other_container, publish(8081), backend=name.partition("-")[0])
+        for attachment, server, port in ((web, "web", 8080), (other, "other", 8081)):
             attachment.check()
             assert client.ask(HOST[4], port).server == server
             assert client.ask(HOST[6], port).server == server
         for backend in ("nftables", iptables):
             host.backend = backend
-            assert bool(host.holdings()) == (backend == name)
+            assert bool(host.installed()) == (backend == name)
         other.delete()
 
 
 @nft_variant
-def test_del_moves_the_network_too(host: Host, container: Container, neighbour: Container, plugin: Plugin) -> None:
+def test_del_moves_the_network_too(
+    host: Host, container: Container, other_container: Container, plugin: Plugin
+) -> None:
     web = plugin.add(container, publish(8080))
-    gone = plugin.add(neighbour, publish(8081))
+    gone = plugin.add(other_container, publish(8081))
     gone.configuration = {**gone.configuration, "backend": "nftables"}
     gone.delete()
-    assert host.holdings() == set()
+    assert host.installed() == set()
     host.backend = "nftables"
     assert host.owners() == {web.owner}
 
 
 @nft_variant
-def test_a_port_that_a_container_of_another_backend_holds_is_refused(
-    client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+def test_a_port_in_use_by_a_container_with_another_backend_is_refused(
+    client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     plugin.add(container, publish(8080))
     for backend, held, wanted in (("nftables", 8081, 8080), ("iptables", 8082, 8081)):
-        with pytest.raises(PluginError, match=f"host port {wanted}/tcp is held by container"):
-            plugin.add(neighbour, publish(wanted), network=backend, backend=backend)
+        with pytest.raises(PluginError, match=f"host port {wanted}/tcp is already in use by container"):
+            plugin.add(other_container, publish(wanted), network=backend, backend=backend)
         if backend == "nftables":
-            plugin.add(neighbour, publish(held), network=backend, backend=backend)
-            neighbour.serve("neighbour", 80)
-            neighbour.id = container.id + "-other"
+            plugin.add(other_container, publish(held), network=backend, backend=backend)
+            other_container.serve("other", 80)
+            other_container.id = container.id + "-other"
     assert client.ask(HOST[4], 8080).server == "web"
 
 
 @pytest.mark.frozen
 @both_variants
 @pytest.mark.parametrize("keys", [{"markMasqBit": 5}, {"externalSetMarkChain": "MARK-MASQ"}])
-def test_marks_say_what_is_masqueraded(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin, keys: dict[str, str]
+def test_marked_packets_are_masqueraded(
+    host: Host,
+    client: Namespace,
+    container: Container,
+    other_container: Container,
+    plugin: Plugin,
+    keys: dict[str, str],
 ) -> None:
     if "externalSetMarkChain" in keys:
         for prefix in ("iptables", "ip6tables"):
@@ -190,7 +197,7 @@ def test_marks_say_what_is_masqueraded(
     assert host.ask("127.0.0.1", 8080) == ("web", "10.88.0.1")
     for family, gateway in ((4, "10.88.0.1"), (6, "fd88::1")):
         assert client.ask(HOST[family], 8080) == ("web", CLIENT[family])
-        assert neighbour.ask(HOST[family], 8080) == ("web", gateway)
+        assert other_container.ask(HOST[family], 8080) == ("web", gateway)
         assert container.ask(HOST[family], 8080) == ("web", gateway)
     web.check()
     web.delete()
@@ -198,14 +205,14 @@ def test_marks_say_what_is_masqueraded(
 
 
 @nft_variant
-def test_an_external_chain_that_is_not_there_is_named_and_nothing_has_changed(
-    host: Host, container: Container, neighbour: Container, plugin: Plugin
+def test_a_missing_external_chain_is_reported_and_nothing_changes(
+    host: Host, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
-    plugin.add(neighbour, publish(9000))
-    before = host.holdings()
+    plugin.add(other_container, publish(9000))
+    before = host.installed()
     with pytest.raises(PluginError, match="NO-SUCH-CHAIN"):
         plugin.add(container, publish(8080), network="other", externalSetMarkChain="NO-SUCH-CHAIN")
-    assert host.holdings() == before
+    assert host.installed() == before
     assert not (plugin.state_directory / "attachments" / container.id).exists()
 
 
@@ -229,14 +236,16 @@ def test_conditions_let_only_matching_connections_in(client: Namespace, containe
         {"conditionsV4": ["ip", "saddr", "10.0.0.1"]},
     ],
 )
-def test_what_iptables_cannot_do_is_refused(container: Container, plugin: Plugin, keys: dict[str, str]) -> None:
+def test_keys_that_iptables_does_not_support_are_refused(
+    container: Container, plugin: Plugin, keys: dict[str, str]
+) -> None:
     with pytest.raises(PluginError, match=next(iter(keys))) as caught:
         plugin.add(container, publish(8080), **keys)
     assert caught.value.code == 7
 
 
 @nft_variant
-def test_status_says_when_iptables_does_not_work(plugin: Plugin, tmp_path: Path) -> None:
+def test_status_reports_a_broken_iptables(plugin: Plugin, tmp_path: Path) -> None:
     plugin.status()
     broken = tmp_path / "broken"
     broken.mkdir()

@@ -1,4 +1,4 @@
-"""Backend iptables where something is in the way: flushed tables, lost records, other programs' chains, dead holders."""
+"""The iptables backend with flushed tables, lost records, other programs' chains, and ports of dead containers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from .peer import Refused
 from .plugin import Plugin, PluginError, publish
-from .world import CLIENT, HOST, Container, Host, Namespace
+from .topology import CLIENT, HOST, Container, Host, Namespace
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,28 +20,28 @@ WITHOUT_RIGHTS = ("setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-net
 
 
 def iptables(host: Host, *words: str) -> None:
-    """Run iptables and ip6tables, in the variant that the test is about."""
+    """Run iptables and ip6tables in the variant of the test."""
     for prefix in ("iptables", "ip6tables"):
         host.run(f"{prefix}-{host.backend.removeprefix('iptables-')}", *words)
 
 
 def make_mark_chain(host: Host) -> None:
-    """Make what kube-proxy does: a chain that marks, and a rule that masquerades what is marked."""
+    """Make kube-proxy's chain that marks packets, and its rule that masquerades them."""
     iptables(host, "-t", "nat", "-N", "MARK-MASQ")
     iptables(host, "-t", "nat", "-A", "MARK-MASQ", "-j", "MARK", "--or-mark", "0x4000")
     iptables(host, "-t", "nat", "-A", "POSTROUTING", "-m", "mark", "--mark", "0x4000/0x4000", "-j", "MASQUERADE")
 
 
 @both_variants
-def test_after_a_flush_that_left_the_chains_the_next_add_of_anything_puts_everything_back(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+def test_after_a_flush_that_keeps_the_chains_the_next_add_restores_everything(
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     client.serve("outside", 80)
     web = plugin.add(container, publish(8080), publish(8081, hostIP="127.0.0.1"))
     before = sorted(host.iptables_rules())
     for table in ("nat", "raw", "filter"):
         iptables(host, "-t", table, "-F")
-    other = plugin.add(neighbour, publish(9000))
+    other = plugin.add(other_container, publish(9000))
     web.check()
     for family in (4, 6):
         assert client.ask(HOST[family], 8080).server == "web"
@@ -51,12 +51,12 @@ def test_after_a_flush_that_left_the_chains_the_next_add_of_anything_puts_everyt
 
 
 @both_variants
-def test_where_only_a_containers_own_rules_are_missing_no_other_record_is_put_back(
-    host: Host, container: Container, neighbour: Container, plugin: Plugin
+def test_if_only_one_containers_rules_are_missing_no_others_are_restored(
+    host: Host, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
-    """What iptables-save lists is compared with what we wrote, word for word: a variant that says it otherwise costs time."""
+    """iptables-save's output is compared with our rules word by word: a variant with other output would cost time."""
     web = plugin.add(container, publish(8080))
-    kept = plugin.add(neighbour, publish(9000))
+    kept = plugin.add(other_container, publish(9000))
     (plugin.state_directory / "rebuilt").unlink()
     before = sorted(host.iptables_rules())
     iptables(host, "-t", "nat", "-D", "QUANTUM-INBOUND", "1")
@@ -69,13 +69,13 @@ def test_where_only_a_containers_own_rules_are_missing_no_other_record_is_put_ba
 
 @both_variants
 @pytest.mark.parametrize("orphan", [False, True])
-def test_a_chain_that_is_gone_is_made_again_and_no_rule_is_there_twice(
-    host: Host, container: Container, neighbour: Container, plugin: Plugin, orphan: bool
+def test_a_missing_chain_is_restored_without_duplicate_rules(
+    host: Host, container: Container, other_container: Container, plugin: Plugin, orphan: bool
 ) -> None:
     web = plugin.add(container, publish(8080))
-    other = plugin.add(neighbour, publish(9000))
+    other = plugin.add(other_container, publish(9000))
     if orphan:
-        shutil.rmtree(plugin.state_directory / "attachments" / neighbour.id)
+        shutil.rmtree(plugin.state_directory / "attachments" / other_container.id)
     iptables(host, "-t", "nat", "-D", "OUTPUT", "-m", "addrtype", "--dst-type", "LOCAL", "-j", "QUANTUM-OUTPUT")
     iptables(host, "-t", "nat", "-F", "QUANTUM-OUTPUT")
     iptables(host, "-t", "nat", "-X", "QUANTUM-OUTPUT")
@@ -87,32 +87,32 @@ def test_a_chain_that_is_gone_is_made_again_and_no_rule_is_there_twice(
     other.delete()
     web.delete()
     third.delete()
-    assert host.holdings() == set()
+    assert host.installed() == set()
 
 
 @both_variants
-def test_a_port_that_was_taken_over_from_the_dead_stays_with_its_heir_after_a_flush(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+def test_a_port_taken_over_from_a_dead_container_stays_with_its_new_owner_after_a_flush(
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
-    neighbour.serve("heir", 80)
+    other_container.serve("successor", 80)
     plugin.add(container, publish(8080))
     container.remove()
-    heir = plugin.add(neighbour, publish(8080))
-    assert client.ask(HOST[4], 8080).server == "heir"
+    successor = plugin.add(other_container, publish(8080))
+    assert client.ask(HOST[4], 8080).server == "successor"
     for option in ("-F", "-X"):
         iptables(host, "-t", "nat", option)
     plugin.add(host.container("cni1"), network="other")
     for family in (4, 6):
-        assert client.ask(HOST[family], 8080).server == "heir"
-    heir.check()
+        assert client.ask(HOST[family], 8080).server == "successor"
+    successor.check()
 
 
 @both_variants
-def test_what_one_network_needs_and_is_gone_keeps_no_other_from_being_put_back(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+def test_a_missing_external_chain_of_one_network_does_not_prevent_repair_of_others(
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     make_mark_chain(host)
-    marked = plugin.add(neighbour, publish(9000), network="marked", externalSetMarkChain="MARK-MASQ")
+    marked = plugin.add(other_container, publish(9000), network="marked", externalSetMarkChain="MARK-MASQ")
     web = plugin.add(container, publish(8080))
     for option in ("-F", "-X"):
         iptables(host, "-t", "nat", option)
@@ -128,15 +128,20 @@ def test_what_one_network_needs_and_is_gone_keeps_no_other_from_being_put_back(
 
 @both_variants
 @pytest.mark.parametrize("keys", [{}, {"markMasqBit": 5}])
-def test_conditions_about_addresses_go_with_marks_and_host_addresses(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin, keys: dict[str, Any]
+def test_address_conditions_work_with_marks_and_host_addresses(
+    host: Host,
+    client: Namespace,
+    container: Container,
+    other_container: Container,
+    plugin: Plugin,
+    keys: dict[str, Any],
 ) -> None:
     client.ip("address add 198.51.100.77/24 dev uplink")
     conditions = ["!", "-s", "198.51.100.77", "!", "-d", "203.0.113.0/24", "-m", "comment", "--comment", "x/y/z"]
     web = plugin.add(container, publish(8080, hostIP=HOST[4]), publish(8081), conditionsV4=conditions, **keys)
     for port in (8080, 8081):
         assert client.ask(HOST[4], port, source=CLIENT[4]) == ("web", CLIENT[4])
-        assert neighbour.ask(HOST[4], port) == ("web", "10.88.0.1")
+        assert other_container.ask(HOST[4], port) == ("web", "10.88.0.1")
         assert host.ask(HOST[4], port).server == "web"
         with pytest.raises(Refused):
             client.ask(HOST[4], port, source="198.51.100.77")
@@ -144,29 +149,29 @@ def test_conditions_about_addresses_go_with_marks_and_host_addresses(
     web.check()
     iptables(host, "-t", "nat", "-F", "QUANTUM-INBOUND")
     web.delete()
-    assert host.holdings() == set()
+    assert host.installed() == set()
 
 
 @nft_variant
-def test_a_port_of_a_dead_container_of_the_other_backend_is_taken_over(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+def test_a_port_of_a_dead_container_with_the_other_backend_is_taken_over(
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
-    for number, (dead, heir) in enumerate((("nftables", "iptables"), ("iptables", "nftables"))):
+    for number, (dead, successor) in enumerate((("nftables", "iptables"), ("iptables", "nftables"))):
         port, old = 8080 + number, host.container()
         attachment = plugin.add(old, publish(port), network=f"{dead}-net", backend=dead)
         old.remove()
-        young = container if number else neighbour
-        young.serve(f"heir{number}", 81)
-        made = plugin.add(young, publish(port, 81), network=f"{heir}-net", backend=heir)
+        young = container if number else other_container
+        young.serve(f"successor{number}", 81)
+        made = plugin.add(young, publish(port, 81), network=f"{successor}-net", backend=successor)
         for _ in range(2):
             for family in (4, 6):
-                assert client.ask(HOST[family], port).server == f"heir{number}"
+                assert client.ask(HOST[family], port).server == f"successor{number}"
             attachment.delete()
         made.check()
 
 
 @both_variants
-def test_status_without_the_right_to_change_the_network_is_not_available(container: Container, plugin: Plugin) -> None:
+def test_status_without_cap_net_admin_is_not_available(container: Container, plugin: Plugin) -> None:
     for _ in range(2):
         with pytest.raises(PluginError, match="iptables") as caught:
             plugin.status(*WITHOUT_RIGHTS)
@@ -175,19 +180,19 @@ def test_status_without_the_right_to_change_the_network_is_not_available(contain
 
 
 @both_variants
-def test_an_add_that_the_kernel_refuses_leaves_neither_record_nor_rule(
+def test_an_add_refused_by_the_kernel_leaves_neither_record_nor_rule(
     host: Host, container: Container, plugin: Plugin
 ) -> None:
     request = plugin.attachment(container, publish(8080), ipForwarding=False).configuration
     with pytest.raises(PluginError, match="iptables") as caught:
         plugin.call("ADD", request, container, before=WITHOUT_RIGHTS)
     assert caught.value.code in (50, 101)
-    assert host.holdings() == set()
+    assert host.installed() == set()
     assert not list(plugin.state_directory.glob("attachments/*"))
 
 
 @nft_variant
-def test_add_and_status_say_when_iptables_is_not_installed(container: Container, plugin: Plugin) -> None:
+def test_add_and_status_report_that_iptables_is_not_installed(container: Container, plugin: Plugin) -> None:
     hide = 'mount -t tmpfs none /usr/sbin && exec "$@"'
     before = ("unshare", "--mount", "sh", "-c", hide, "sh")
     plugin.programs = None
@@ -201,7 +206,7 @@ def test_add_and_status_say_when_iptables_is_not_installed(container: Container,
 
 
 @both_variants
-def test_an_add_again_that_is_refused_leaves_every_rule_as_it_was(
+def test_a_refused_second_add_leaves_every_rule_unchanged(
     host: Host, client: Namespace, container: Container, plugin: Plugin
 ) -> None:
     web = plugin.add(container, publish(8080), publish(8081, hostIP="127.0.0.1"))
@@ -216,9 +221,7 @@ def test_an_add_again_that_is_refused_leaves_every_rule_as_it_was(
 
 
 @both_variants
-def test_rules_of_others_that_are_hard_to_read_are_no_obstacle(
-    host: Host, container: Container, plugin: Plugin
-) -> None:
+def test_foreign_rules_that_are_hard_to_parse_are_tolerated(host: Host, container: Container, plugin: Plugin) -> None:
     host.run(host.backend, "-A", "INPUT", "-i", "it's", "-m", "comment", "--comment", 'don\'t "do" it', "-j", "ACCEPT")
     host.run(host.backend, "-A", "FORWARD", "-m", "comment", "--comment", "isn't QUANTUM-FORWARD", "-j", "ACCEPT")
     host.ip("link set cni0 down", "link set cni0 name it's'0", "link set it's'0 up")
@@ -234,7 +237,7 @@ def test_rules_of_others_that_are_hard_to_read_are_no_obstacle(
 @pytest.mark.frozen
 @nft_variant
 @pytest.mark.parametrize("libraries", [None, "/opt/lib"])
-def test_the_hosts_programs_run_with_the_hosts_libraries(
+def test_host_programs_run_with_host_libraries(
     container: Container, plugin: Plugin, tmp_path: Path, libraries: str | None
 ) -> None:
     seen, wrapped = tmp_path / "seen", tmp_path / "wrapped"

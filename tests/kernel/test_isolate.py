@@ -1,4 +1,4 @@
-"""isolate: from other networks, a container is reached by its host ports and by nothing else."""
+"""isolate: other networks reach a container only through its host ports."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from .peer import inside
 from .plugin import publish
-from .world import CLIENT, HOST, Container, Host, Namespace
+from .topology import CLIENT, HOST, Container, Host, Namespace
 
 if TYPE_CHECKING:
     from .plugin import Plugin
@@ -22,7 +22,7 @@ PROTOCOLS = [(family, protocol) for family in (4, 6) for protocol in ("tcp", "ud
 
 @pytest.fixture
 def container(host: Host) -> Container:
-    """A container with a server that is published, and one that is not."""
+    """A container with one published and one unpublished server."""
     made = host.container()
     made.serve("web", 80)
     made.serve("hidden", HIDDEN)
@@ -31,17 +31,17 @@ def container(host: Host) -> Container:
 
 @pytest.fixture
 def stranger(host: Host) -> Container:
-    """A container on another network of the same host, which routes."""
+    """A container on another network of the same host."""
     return host.container("cni1")
 
 
 @pytest.fixture(autouse=True)
 def _routes(host: Host) -> None:
-    host.show_client_the_way()
+    host.add_client_routes()
 
 
 @pytest.mark.frozen
-def test_a_port_that_is_not_published_is_not_reached_by_routing_to_the_container(
+def test_an_unpublished_port_is_not_reachable_by_routing_to_the_container(
     plugin: Plugin, container: Container, client: Namespace, stranger: Container
 ) -> None:
     attachment = plugin.add(container, publish(8080))
@@ -55,28 +55,28 @@ def test_a_port_that_is_not_published_is_not_reached_by_routing_to_the_container
             assert attacker.cannot_reach(container.address[family], HIDDEN, protocol)
 
 
-def test_nor_is_a_published_one_but_by_its_host_port(
-    plugin: Plugin, container: Container, client: Namespace, stranger: Container, neighbour: Container, host: Host
+def test_a_published_port_is_reachable_only_through_its_host_port(
+    plugin: Plugin, container: Container, client: Namespace, stranger: Container, other_container: Container, host: Host
 ) -> None:
     plugin.add(container, publish(8080), isolate=True)
     for family in (4, 6):
         assert client.cannot_reach(container.address[family], 80)
-        for asking in (client, stranger, neighbour, host, container):
+        for asking in (client, stranger, other_container, host, container):
             assert asking.ask(HOST[family], 8080).server == "web"
     assert host.ask("127.0.0.1", 8080).server == "web"
 
 
-def test_its_own_network_and_the_host_reach_all_of_it(
-    plugin: Plugin, container: Container, neighbour: Container, host: Host
+def test_its_own_network_and_the_host_reach_all_ports(
+    plugin: Plugin, container: Container, other_container: Container, host: Host
 ) -> None:
-    host.filter_bridges("1")
+    host.set_bridge_netfilter("1")
     plugin.add(container, isolate=True)
     for family, protocol in PROTOCOLS:
-        for asking in (neighbour, host):
+        for asking in (other_container, host):
             assert asking.ask(container.address[family], HIDDEN, protocol).server == "hidden"
 
 
-def test_it_reaches_everybody_and_gets_their_answers(
+def test_outgoing_connections_work(
     plugin: Plugin, container: Container, client: Namespace, stranger: Container
 ) -> None:
     client.serve("outside", 80)
@@ -87,7 +87,7 @@ def test_it_reaches_everybody_and_gets_their_answers(
         assert container.ask(stranger.address[family], 80, protocol).server == "stranger"
 
 
-def test_every_address_of_it_is_closed_without_masquerade_too(
+def test_all_addresses_are_isolated_without_masquerade_too(
     plugin: Plugin, container: Container, client: Namespace
 ) -> None:
     container.ip("address add 10.88.0.200/24 dev eth0")
@@ -97,12 +97,12 @@ def test_every_address_of_it_is_closed_without_masquerade_too(
     assert client.cannot_reach(container.address[6], HIDDEN)
 
 
-def test_packets_of_no_connection_are_dropped_as_well(plugin: Plugin, container: Container, client: Namespace) -> None:
+def test_invalid_packets_are_dropped_too(plugin: Plugin, container: Container, client: Namespace) -> None:
     container.run("nft", "-f", "-", stdin=_COUNT_NULL_PACKETS)
 
     def null_packets_that_arrive() -> int:
         _send_null_packet(client, container.address[4])
-        assert client.ask(HOST[4], 8080).server == "web"  # which was sent later, by the same way
+        assert client.ask(HOST[4], 8080).server == "web"  # sent later, on the same path
         return int(container.run("nft", "list chain ip seen input").partition("packets ")[2].partition(" ")[0])
 
     attachment = plugin.add(container, publish(8080))
@@ -122,7 +122,7 @@ _COUNT_NULL_PACKETS = """table ip seen {
 
 
 def _send_null_packet(client: Namespace, address: str) -> None:
-    """Send a TCP segment without any flag, which conntrack calls invalid."""
+    """Send a TCP segment without flags, which is invalid for conntrack."""
     with inside(client.path):
         raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
     with raw:
@@ -141,7 +141,7 @@ def _checksum(content: bytes) -> int:
 
 
 @pytest.mark.frozen
-def test_the_other_containers_stay_open_and_del_leaves_nothing(
+def test_other_containers_stay_reachable_and_del_leaves_nothing(
     plugin: Plugin, container: Container, client: Namespace, host: Host
 ) -> None:
     other = host.container()
@@ -155,7 +155,7 @@ def test_the_other_containers_stay_open_and_del_leaves_nothing(
     assert attachment.owner not in host.owners()
 
 
-def test_check_finds_that_it_was_opened(plugin: Plugin, container: Container, host: Host) -> None:
+def test_check_reports_missing_isolation(plugin: Plugin, container: Container, host: Host) -> None:
     attachment = plugin.add(container, isolate=True)
     if host.backend == "nftables":
         host.run("nft", "flush", "set", "inet", "quantum", "isolated4")

@@ -1,4 +1,4 @@
-"""`quantum-nat metrics`: what is counted, by real calls and packets, and that it never goes backwards."""
+"""`quantum-nat metrics`: counts of real calls and packets, which never decrease."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from .peer import inside
 from .plugin import Plugin, PluginError, publish
-from .world import CLIENT, HOST, OTHER_HOST, SUBNETS, Container, Host, Namespace
+from .topology import CLIENT, HOST, HOST_SECONDARY, SUBNETS, Container, Host, Namespace
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,7 +28,7 @@ class Exposition:
         self.samples = [sample for family in self.families.values() for sample in family.samples]
 
     def sum(self, name: str, **labels: str) -> float:
-        """Add up the samples that have these labels, among others."""
+        """Return the sum of the samples with these labels."""
         return sum(s.value for s in self.samples if s.name == name and labels.items() <= s.labels.items())
 
     def connections(self, kind: str, **labels: str) -> float:
@@ -62,7 +62,7 @@ def test_rules_and_calls_are_counted_from_add_to_del(plugin: Plugin, container: 
     web = plugin.add(container, publish(8080), publish(8081, hostIP=HOST[4]))
     present = scrape(plugin)
     assert present.sum("nat_port_mappings_total", **where) == 2
-    assert present.sum("nat_rules_total", type="dnat", **where) == 3  # 8080 of both families, 8081 of one
+    assert present.sum("nat_rules_total", type="dnat", **where) == 3  # 8080 for both families, 8081 for one
     assert present.sum("nat_rules_total", type="masquerade", **where) == 2
     web.check()
     web.delete()
@@ -80,9 +80,11 @@ def test_rules_and_calls_are_counted_from_add_to_del(plugin: Plugin, container: 
 
 
 @pytest.mark.behaviour
-def test_durations_are_a_histogram_of_all_calls(plugin: Plugin, container: Container, neighbour: Container) -> None:
-    for place in (container, neighbour):
-        plugin.add(place)
+def test_durations_are_a_histogram_of_all_calls(
+    plugin: Plugin, container: Container, other_container: Container
+) -> None:
+    for namespace in (container, other_container):
+        plugin.add(namespace)
     seen = scrape(plugin)
     where = {"operation": "ADD", "network": "net"}
     assert seen.sum("nat_operation_duration_seconds_count", **where) == 2
@@ -93,17 +95,19 @@ def test_durations_are_a_histogram_of_all_calls(plugin: Plugin, container: Conta
 
 @pytest.mark.frozen
 @pytest.mark.behaviour
-def test_a_failed_call_is_counted_by_its_code(
-    plugin: Plugin, container: Container, neighbour: Container, backend: str
+def test_a_failed_call_is_counted_by_its_error_code(
+    plugin: Plugin, container: Container, other_container: Container, backend: str
 ) -> None:
     plugin.add(container, publish(8080))
     for _ in range(2):
         with pytest.raises(PluginError, match="8080/tcp is held"):
-            plugin.add(neighbour, publish(8080))
+            plugin.add(other_container, publish(8080))
     with pytest.raises(PluginError, match="masquerade"):
-        plugin.add(neighbour, masquerade="sometimes")
+        plugin.add(other_container, masquerade="sometimes")
     with pytest.raises(PluginError, match="no such network namespace"):
-        plugin.call("ADD", plugin.attachment(neighbour).configuration, neighbour, CNI_NETNS="/run/netns/nobody")
+        plugin.call(
+            "ADD", plugin.attachment(other_container).configuration, other_container, CNI_NETNS="/run/netns/nobody"
+        )
     seen = scrape(plugin)
     where = {"operation": "ADD", "network": "net", "backend": BACKEND[backend]}
     assert seen.sum("nat_operations_total", **where) == 5
@@ -114,17 +118,17 @@ def test_a_failed_call_is_counted_by_its_code(
 
 @pytest.mark.frozen
 @pytest.mark.behaviour
-def test_connections_are_counted_by_type_and_stay_when_the_container_goes(
-    plugin: Plugin, client: Namespace, container: Container, neighbour: Container
+def test_connections_are_counted_by_type_and_the_count_outlives_the_container(
+    plugin: Plugin, client: Namespace, container: Container, other_container: Container
 ) -> None:
     client.serve("outside", 90)
     web = plugin.add(container, publish(8080))
-    fixed = plugin.add(neighbour, network="fixed", snatAddress=OTHER_HOST[4])
+    fixed = plugin.add(other_container, network="fixed", snatAddress=HOST_SECONDARY[4])
     for family in (4, 6):
         client.ask(HOST[family], 8080)
     container.ask(CLIENT[4], 90, "udp")
     container.ask(CLIENT[6], 90)
-    neighbour.ask(CLIENT[4], 90)
+    other_container.ask(CLIENT[4], 90)
     totals = scrape(plugin)
     assert totals.connections("dnat", network="net") == 2
     assert totals.connections("masquerade", network="net") == 2
@@ -143,11 +147,11 @@ def kept(seen: Exposition) -> dict[tuple[str, str], float]:
 
 
 @pytest.mark.frozen
-def test_what_came_after_the_last_scrape_counts_too_when_del_sees_it_go(
-    plugin: Plugin, client: Namespace, container: Container, neighbour: Container
+def test_del_counts_connections_since_the_last_scrape(
+    plugin: Plugin, client: Namespace, container: Container, other_container: Container
 ) -> None:
-    """And a container that gets what another had does not take the count along."""
-    web, other = plugin.add(container, publish(8080)), plugin.add(neighbour, publish(8081))
+    """A container that takes over an address or port starts its count at 0."""
+    web, other = plugin.add(container, publish(8080)), plugin.add(other_container, publish(8081))
     client.ask(HOST[4], 8080)
     assert scrape(plugin).connections("dnat") == 1
     client.ask(HOST[4], 8080)
@@ -162,8 +166,8 @@ def test_what_came_after_the_last_scrape_counts_too_when_del_sees_it_go(
 
 @pytest.mark.frozen
 @pytest.mark.behaviour
-def test_a_flushed_ruleset_takes_no_count_back(
-    plugin: Plugin, host: Host, client: Namespace, container: Container, neighbour: Container, backend: str
+def test_a_flushed_ruleset_does_not_decrease_counts(
+    plugin: Plugin, host: Host, client: Namespace, container: Container, other_container: Container, backend: str
 ) -> None:
     plugin.add(container, publish(8080))
     client.ask(HOST[4], 8080)
@@ -171,7 +175,7 @@ def test_a_flushed_ruleset_takes_no_count_back(
     assert scrape(plugin).connections("dnat") == 2
     flush(host, backend)
     assert scrape(plugin).connections("dnat") == 2
-    plugin.add(neighbour)
+    plugin.add(other_container)
     assert scrape(plugin).connections("dnat") == 2
     client.ask(HOST[4], 8080)
     assert scrape(plugin).connections("dnat") == 3
@@ -186,27 +190,27 @@ def flush(host: Host, backend: str) -> None:
             host.run(f"{prefix}-legacy", "-t", "nat", action)
 
 
-def test_what_a_rebuild_finds_in_a_damaged_table_counts(
-    plugin: Plugin, host: Host, client: Namespace, container: Container, neighbour: Container
+def test_a_rebuild_counts_connections_of_a_damaged_table(
+    plugin: Plugin, host: Host, client: Namespace, container: Container, other_container: Container
 ) -> None:
-    """No scrape saw it: it is read before the table is replaced."""
+    """No scrape has seen it: it is read before the table is replaced."""
     plugin.add(container, publish(8080))
     client.ask(HOST[4], 8080)
-    host.lower_guard()
-    plugin.add(neighbour)
+    host.disable_guard()
+    plugin.add(other_container)
     assert scrape(plugin).connections("dnat") == 1
 
 
 @pytest.mark.frozen
-def test_garbage_and_what_a_newcomer_takes_over_count(
+def test_gc_and_takeovers_count_connections(
     plugin: Plugin, host: Host, client: Namespace, container: Container
 ) -> None:
     plugin.add(container, publish(8080))
     client.ask(HOST[4], 8080)
     container.remove()
-    heir = host.container()
-    heir.serve("heir", 80)
-    plugin.add(heir, publish(8080), network="second")
+    successor = host.container()
+    successor.serve("successor", 80)
+    plugin.add(successor, publish(8080), network="second")
     assert scrape(plugin).connections("dnat", network="net") == 1
     client.ask(HOST[4], 8080)
     plugin.gc({"cni.dev/valid-attachments": []})
@@ -214,7 +218,7 @@ def test_garbage_and_what_a_newcomer_takes_over_count(
     assert scrape(plugin).connections("dnat", network="net") == 1
 
 
-def test_shared_ports_count_through_every_deal(
+def test_shared_ports_keep_counts_when_they_are_redistributed(
     plugin: Plugin, host: Host, client: Namespace, container: Container
 ) -> None:
     plugin.add(container, publish(8080), sharedPorts=[8080])
@@ -230,7 +234,7 @@ def test_shared_ports_count_through_every_deal(
 
 
 @pytest.mark.behaviour
-def test_the_python_api_counts_as_a_network_of_its_own(
+def test_the_python_api_counts_as_its_own_network(
     plugin: Plugin, host: Host, client: Namespace, container: Container, monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> None:
     monkeypatch.setenv("PATH", plugin.environ["PATH"])
@@ -259,11 +263,11 @@ def test_the_python_api_counts_as_a_network_of_its_own(
     assert kept(after) == kept(seen)
 
 
-def test_a_network_without_metrics_has_rules_and_no_counts(
-    plugin: Plugin, client: Namespace, container: Container, neighbour: Container
+def test_a_network_with_metrics_off_has_rules_but_no_counts(
+    plugin: Plugin, client: Namespace, container: Container, other_container: Container
 ) -> None:
     quiet = plugin.add(container, publish(8080), network="quiet", metrics=False)
-    plugin.add(neighbour)
+    plugin.add(other_container)
     client.ask(HOST[4], 8080)
     seen = scrape(plugin)
     assert seen.sum("nat_port_mappings_total", network="quiet") == 1
@@ -275,7 +279,7 @@ def test_a_network_without_metrics_has_rules_and_no_counts(
         plugin.add(container, metrics="yes")
 
 
-def test_conntrack_use_is_what_the_kernel_says(
+def test_conntrack_usage_matches_the_kernel(
     plugin: Plugin, host: Host, client: Namespace, container: Container
 ) -> None:
     plugin.add(container, publish(8080))
@@ -285,11 +289,11 @@ def test_conntrack_use_is_what_the_kernel_says(
     assert seen.sum("nat_conntrack_entries") == int(host.sysctl("netfilter/nf_conntrack_count")) > 0
 
 
-def test_a_damaged_record_is_told_and_counted_and_stops_nothing(
-    plugin: Plugin, container: Container, neighbour: Container
+def test_a_damaged_record_is_reported_and_counted_and_stops_nothing(
+    plugin: Plugin, container: Container, other_container: Container
 ) -> None:
-    for place in (container, neighbour):
-        plugin.add(place, publish(8080 if place is container else 8081))
+    for namespace in (container, other_container):
+        plugin.add(namespace, publish(8080 if namespace is container else 8081))
     record = plugin.state_directory / "attachments" / container.id / "net:eth0.json"
     record.write_text("{")
     done = run_metrics(plugin)
@@ -300,13 +304,13 @@ def test_a_damaged_record_is_told_and_counted_and_stops_nothing(
     assert seen.sum("nat_port_mappings_total") == 1
     record.write_text(
         json.dumps(
-            {**json.loads((record.parent.parent / neighbour.id / record.name).read_text()), "createdAt": "today"}
+            {**json.loads((record.parent.parent / other_container.id / record.name).read_text()), "createdAt": "today"}
         )
     )
     assert Exposition(run_metrics(plugin).stdout).sum("nat_damaged_records") == 1
 
 
-def test_a_counter_file_that_leads_elsewhere_is_told_and_left_alone(
+def test_a_counter_file_that_is_a_link_is_reported_and_not_used(
     plugin: Plugin, container: Container, tmp_path: Path
 ) -> None:
     elsewhere = tmp_path / "elsewhere"
@@ -336,7 +340,7 @@ def test_json_has_the_same_samples(plugin: Plugin, container: Container) -> None
 @pytest.mark.parametrize(
     "loss", [("--bounding-set=-net_admin",), ("--reuid=65534", "--clear-groups", "--bounding-set=-all")]
 )
-def test_without_the_right_to_look_it_says_so(plugin: Plugin, container: Container, loss: tuple[str, ...]) -> None:
+def test_missing_permissions_are_reported(plugin: Plugin, container: Container, loss: tuple[str, ...]) -> None:
     plugin.add(container)
     nsenter, net, dashes, *rest = command(plugin)
     done = subprocess.run([nsenter, net, dashes, "setpriv", *loss, *rest], capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Ways out: masquerade, static source addresses, forwarding."""
+"""Outbound NAT: masquerade, static source addresses, forwarding."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from .peer import open_socket
 from .plugin import Plugin, PluginError, publish
-from .world import BRIDGES, CLIENT, HOST, OTHER_HOST, Container, Host, Namespace
+from .topology import BRIDGES, CLIENT, HOST, HOST_SECONDARY, Container, Host, Namespace
 
 pytestmark = pytest.mark.behaviour
 both_families = pytest.mark.parametrize("family", [4, 6])
@@ -27,7 +27,7 @@ def outside(client: Namespace) -> Namespace:
 
 @pytest.fixture
 def second_uplink(host: Host, outside: Namespace) -> Namespace:
-    """The client, at the end of a second wire too."""
+    """The client, also connected by a second uplink."""
     host.add_uplink("second", SECOND_HOST, SECOND_CLIENT)
     return outside
 
@@ -36,7 +36,7 @@ def second_uplink(host: Host, outside: Namespace) -> Namespace:
 @both_families
 @pytest.mark.parametrize("protocol", ["tcp", "udp", "sctp"])
 @pytest.mark.usefixtures("outside")
-def test_what_leaves_the_host_has_the_hosts_address(
+def test_outgoing_traffic_has_the_hosts_address(
     container: Container, plugin: Plugin, protocol: str, family: int
 ) -> None:
     plugin.add(container)
@@ -47,32 +47,32 @@ def test_what_leaves_the_host_has_the_hosts_address(
 @pytest.mark.usefixtures("outside")
 def test_after_del_nothing_is_masqueraded(host: Host, container: Container, plugin: Plugin, family: int) -> None:
     plugin.add(container).delete()
-    host.show_client_the_way()
+    host.add_client_routes()
     assert container.ask(CLIENT[family], 80).source == container.address[family]
 
 
 @both_families
-def test_within_the_containers_subnet_nothing_is_masqueraded(
-    host: Host, container: Container, neighbour: Container, plugin: Plugin, family: int
+def test_traffic_within_the_containers_subnet_is_not_masqueraded(
+    host: Host, container: Container, other_container: Container, plugin: Plugin, family: int
 ) -> None:
     plugin.add(container)
-    plugin.add(neighbour)
+    plugin.add(other_container)
     for bridge_filter in ("0", "1"):
-        host.filter_bridges(bridge_filter)
-        assert neighbour.ask(container.address[family], 80) == ("web", neighbour.address[family])
+        host.set_bridge_netfilter(bridge_filter)
+        assert other_container.ask(container.address[family], 80) == ("web", other_container.address[family])
 
 
 @pytest.mark.parametrize(
     ("family", "length"),
     [*((4, length) for length in (9, 16, 21, 24, 26, 29)), *((6, n) for n in (48, 64, 80, 120, 125))],
 )
-def test_the_own_subnet_is_as_long_as_the_address_says(
+def test_the_containers_subnet_follows_from_the_prefix_length(
     host: Host, container: Container, outside: Namespace, plugin: Plugin, family: int, length: int
 ) -> None:
-    """Ends that differ in the last bit but one, and in the last bit of the prefix: all of them are reached by routing."""
+    """Destinations differ in the second-last bit of the address or the last bit of the prefix; all are reached by routing."""
     own = ip_interface(f"{container.address[family]}/{length}")
     container.networks[family] = str(own)
-    host.show_client_the_way()
+    host.add_client_routes()
     plugin.add(container)
     bits = own.max_prefixlen
     for differing, is_own in ((2, True), (1 << bits - length, False)):
@@ -85,7 +85,7 @@ def test_the_own_subnet_is_as_long_as_the_address_says(
 
 
 @both_families
-def test_what_goes_to_another_bridge_is_masqueraded(
+def test_traffic_to_another_bridge_is_masqueraded(
     host: Host, container: Container, plugin: Plugin, family: int
 ) -> None:
     other = host.container("cni1")
@@ -135,10 +135,10 @@ def _join(namespace: Namespace, listening: socket.socket, family: int, group: st
         (None, True, True),
     ],
 )
-def test_only_what_leaves_by_the_external_interface_is_masqueraded(
+def test_only_traffic_via_the_external_interface_is_masqueraded(
     host: Host, container: Container, plugin: Plugin, external: object, first: bool, second: bool, family: int
 ) -> None:
-    host.show_client_the_way()
+    host.add_client_routes()
     keys: dict[str, Any] = {"externalInterface": external} if external else {}
     plugin.add(container, **keys)
     own = container.address[family]
@@ -157,24 +157,24 @@ def test_a_default_interface_without_a_default_route_is_an_error(
 
 @both_families
 @pytest.mark.usefixtures("second_uplink")
-def test_a_static_source_address_takes_the_place_of_the_interfaces(
+def test_a_static_source_address_replaces_the_interfaces(
     host: Host, container: Container, plugin: Plugin, family: int
 ) -> None:
-    host.show_client_the_way()
-    plugin.add(container, snatAddress=list(OTHER_HOST.values()), externalInterface="uplink")
-    assert container.ask(CLIENT[family], 80).source == OTHER_HOST[family]
+    host.add_client_routes()
+    plugin.add(container, snatAddress=list(HOST_SECONDARY.values()), externalInterface="uplink")
+    assert container.ask(CLIENT[family], 80).source == HOST_SECONDARY[family]
     assert container.ask(SECOND_CLIENT[family], 80).source == container.address[family]
-    plugin.add(container, snatAddress=[OTHER_HOST[family]])
-    assert container.ask(SECOND_CLIENT[family], 80).source == OTHER_HOST[family]
+    plugin.add(container, snatAddress=[HOST_SECONDARY[family]])
+    assert container.ask(SECOND_CLIENT[family], 80).source == HOST_SECONDARY[family]
     assert container.ask(CLIENT[10 - family], 80).source == HOST[10 - family]
 
 
 @pytest.mark.usefixtures("outside")
 @pytest.mark.parametrize(("masquerade", "families"), [(False, ()), ("ipv4", (4,)), ("ipv6", (6,)), (True, (4, 6))])
-def test_masquerade_is_for_the_families_that_it_names(
+def test_masquerade_applies_to_the_configured_families(
     host: Host, container: Container, plugin: Plugin, masquerade: object, families: tuple[int, ...]
 ) -> None:
-    host.show_client_the_way()
+    host.add_client_routes()
     plugin.add(container, publish(8080), masquerade=masquerade)
     for family in (4, 6):
         expected = HOST[family] if family in families else container.address[family]
@@ -185,7 +185,7 @@ def test_masquerade_is_for_the_families_that_it_names(
 def test_without_ports_and_masquerade_nothing_is_installed(host: Host, container: Container, plugin: Plugin) -> None:
     forwarding = host.sysctl("ipv4/ip_forward")
     plugin.add(container, masquerade=False)
-    assert host.holdings() == set()
+    assert host.installed() == set()
     assert host.sysctl("ipv4/ip_forward") == forwarding
     assert not list(plugin.state_directory.glob("attachments/*/*"))
 
@@ -198,7 +198,7 @@ def test_forwarding_is_enabled_for_the_families_in_use(host: Host, plugin: Plugi
     assert host.sysctl("ipv6/conf/all/forwarding") == str(int(6 in families))
 
 
-def test_forwarding_is_left_alone_when_asked(host: Host, container: Container, plugin: Plugin) -> None:
+def test_forwarding_is_left_alone_if_configured(host: Host, container: Container, plugin: Plugin) -> None:
     _forward(host, "0")
     plugin.add(container, ipForwarding=False)
     assert host.sysctl("ipv4/ip_forward") == "0"
@@ -223,7 +223,7 @@ def _forward(host: Host, value: str) -> None:
 
 @both_families
 @pytest.mark.usefixtures("outside")
-def test_every_address_of_a_container_gets_out(container: Container, plugin: Plugin, family: int) -> None:
+def test_every_address_of_a_container_is_masqueraded(container: Container, plugin: Plugin, family: int) -> None:
     extra = BRIDGES["cni0"][family].format(200)
     container.ip(f"address add {extra} dev eth0 {'nodad' if family == 6 else ''}")
     attachment = plugin.attachment(container)
@@ -233,9 +233,9 @@ def test_every_address_of_a_container_gets_out(container: Container, plugin: Plu
 
 
 @pytest.mark.usefixtures("outside")
-def test_a_container_without_an_attachment_is_left_alone(
-    host: Host, container: Container, neighbour: Container, plugin: Plugin
+def test_a_container_without_an_attachment_is_not_masqueraded(
+    host: Host, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
-    host.show_client_the_way()
+    host.add_client_routes()
     plugin.add(container)
-    assert neighbour.ask(CLIENT[4], 80).source == neighbour.address[4]
+    assert other_container.ask(CLIENT[4], 80).source == other_container.address[4]

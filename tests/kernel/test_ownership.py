@@ -1,4 +1,4 @@
-"""Who owns an address, who owns a host port, and what DEL may take away."""
+"""Ownership of addresses and host ports, and what DEL removes."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import shutil
 import pytest
 
 from .plugin import Plugin, PluginError, publish
-from .world import CLIENT, HOST, Container, Host, Namespace, on_second_network
+from .topology import CLIENT, HOST, Container, Host, Namespace, connect_second_network
 
 pytestmark = pytest.mark.behaviour
 both_families = pytest.mark.parametrize("family", [4, 6])
 
 
 def _same_address_again(host: Host, container: Container) -> Container:
-    """Let the container lose its interface, and give its addresses to a new one."""
+    """Remove the container's interface, and give its addresses to a new container."""
     container.ip("link del eth0")
     number = int(container.address[4].rpartition(".")[2])
     newcomer = host.container(number=number)
@@ -42,32 +42,31 @@ def test_del_keeps_an_address_that_another_container_now_owns(
 
 
 @pytest.mark.frozen
-def test_a_port_held_by_a_living_container_is_an_error_that_names_it_and_changes_nothing(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+def test_a_port_in_use_by_a_living_container_is_refused_and_nothing_changes(
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     plugin.add(container, publish(8080))
-    before = host.holdings()
+    before = host.installed()
     with pytest.raises(PluginError, match=container.id) as caught:
-        plugin.add(neighbour, publish(9000), publish(8080))
+        plugin.add(other_container, publish(9000), publish(8080))
     assert caught.value.code >= 100
     assert "8080" in caught.value.message
     assert client.ask(HOST[4], 8080).server == "web"
     assert client.is_refused(HOST[4], 9000)
-    assert host.holdings() == before
-    assert neighbour.id not in str(host.owners())
-    assert not list(plugin.state_directory.glob(f"attachments/{neighbour.id}*"))
+    assert host.installed() == before
+    assert other_container.id not in str(host.owners())
+    assert not list(plugin.state_directory.glob(f"attachments/{other_container.id}*"))
 
 
 @pytest.mark.parametrize(
     "entries",
     [
         (publish(8080), publish(8080, 81)),
-        (publish(8080), publish(8080)),
         (publish(8080, hostIP="0.0.0.0"), publish(8080, 81)),
         (publish(8080, hostIP="198.51.100.1"), publish(8080, 81, hostIP="198.51.100.1", protocol="TCP")),
     ],
 )
-def test_a_port_wanted_twice_in_one_request_is_an_error(
+def test_a_port_requested_twice_in_one_call_is_an_error(
     client: Namespace, container: Container, plugin: Plugin, entries: tuple[dict[str, object], ...]
 ) -> None:
     with pytest.raises(PluginError, match="8080"):
@@ -76,37 +75,43 @@ def test_a_port_wanted_twice_in_one_request_is_an_error(
     assert not list(plugin.state_directory.glob("attachments/*"))
 
 
-def test_one_port_on_two_protocols_and_two_addresses_is_no_conflict(
-    client: Namespace, container: Container, neighbour: Container, plugin: Plugin
-) -> None:
-    neighbour.serve("neighbour", 80)
-    plugin.add(container, publish(8080, hostIP=HOST[4]))
-    plugin.add(neighbour, publish(8080, hostIP=HOST[6]), publish(8080, protocol="udp"))
+@pytest.mark.behaviour
+def test_a_mapping_given_twice_is_one(client: Namespace, container: Container, plugin: Plugin) -> None:
+    plugin.add(container, publish(8080), publish(8080)).check()
     assert client.ask(HOST[4], 8080).server == "web"
-    assert client.ask(HOST[6], 8080).server == "neighbour"
-    assert client.ask(HOST[4], 8080, "udp").server == "neighbour"
 
 
-def test_a_port_of_a_container_whose_namespace_is_gone_is_taken_over(
-    client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+def test_one_port_for_two_protocols_or_two_addresses_is_no_conflict(
+    client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
-    neighbour.serve("neighbour", 80)
+    other_container.serve("other", 80)
+    plugin.add(container, publish(8080, hostIP=HOST[4]))
+    plugin.add(other_container, publish(8080, hostIP=HOST[6]), publish(8080, protocol="udp"))
+    assert client.ask(HOST[4], 8080).server == "web"
+    assert client.ask(HOST[6], 8080).server == "other"
+    assert client.ask(HOST[4], 8080, "udp").server == "other"
+
+
+def test_a_port_of_a_dead_container_is_taken_over(
+    client: Namespace, container: Container, other_container: Container, plugin: Plugin
+) -> None:
+    other_container.serve("other", 80)
     dead = plugin.add(container, publish(8080))
     container.remove()
-    heir = plugin.add(neighbour, publish(8080))
-    assert client.ask(HOST[4], 8080).server == "neighbour"
+    successor = plugin.add(other_container, publish(8080))
+    assert client.ask(HOST[4], 8080).server == "other"
     dead.delete()
-    assert client.ask(HOST[4], 8080).server == "neighbour"
-    heir.check()
+    assert client.ask(HOST[4], 8080).server == "other"
+    successor.check()
 
 
 @both_families
-def test_a_containers_second_network_wants_the_same_ports_and_takes_over_when_the_first_goes(
+def test_a_containers_second_network_takes_over_the_ports_when_the_first_is_removed(
     host: Host, client: Namespace, container: Container, plugin: Plugin, family: int
 ) -> None:
-    """Podman sends the same portMappings to both networks."""
+    """podman sends the same portMappings to both networks."""
     first = plugin.add(container, publish(8080))
-    second = plugin.add(on_second_network(container), publish(8080), network="second")
+    second = plugin.add(connect_second_network(container), publish(8080), network="second")
     first.check()
     second.check()
     for _ in range(2):
@@ -120,25 +125,25 @@ def test_a_containers_second_network_wants_the_same_ports_and_takes_over_when_th
     assert host.owners() == set()
 
 
-def test_a_containers_first_network_keeps_the_ports_when_the_second_goes(
+def test_a_containers_first_network_keeps_the_ports_when_the_second_is_removed(
     client: Namespace, container: Container, plugin: Plugin
 ) -> None:
     first = plugin.add(container, publish(8080))
-    plugin.add(on_second_network(container), publish(8080), network="second").delete()
+    plugin.add(connect_second_network(container), publish(8080), network="second").delete()
     assert client.ask(HOST[4], 8080).server == "web"
     first.check()
 
 
-def test_del_without_a_record_removes_what_the_call_names_and_nothing_else(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+def test_del_without_a_record_removes_only_what_the_call_names(
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
-    neighbour.serve("neighbour", 80)
+    other_container.serve("other", 80)
     lost = plugin.add(container, publish(8080))
-    kept = plugin.add(neighbour, publish(8081))
+    kept = plugin.add(other_container, publish(8081))
     shutil.rmtree(plugin.state_directory / "attachments" / container.id)
     lost.delete()
     assert client.is_refused(HOST[4], 8080)
-    assert client.ask(HOST[4], 8081).server == "neighbour"
+    assert client.ask(HOST[4], 8081).server == "other"
     assert host.owners() == {kept.owner}
 
 
@@ -160,9 +165,8 @@ def test_del_keeps_elements_that_another_state_directory_owns(
     host: Host, client: Namespace, container: Container, plugin: Plugin
 ) -> None:
     old = plugin.add(container, publish(8080))
-    host.run("nft", "flush set inet quantum host_ports4", ";", "flush map inet quantum endpoints4")
+    host.run("nft", "flush map inet quantum endpoints4")
     comment = 'comment "other/somebody/eth0"'
-    host.run("nft", f"add element inet quantum host_ports4 {{ tcp . 8080 {comment} }}")
     host.run("nft", f"add element inet quantum endpoints4 {{ tcp . 8080 {comment} : {container.address[4]} . 80 }}")
     old.delete()
     assert client.ask(HOST[4], 8080).server == "web"
@@ -170,8 +174,8 @@ def test_del_keeps_elements_that_another_state_directory_owns(
 
 
 @pytest.mark.nftables
-@pytest.mark.parametrize("loss", ["flush ruleset", "flush set inet quantum host_ports4"])
-def test_del_succeeds_where_the_kernel_has_lost_the_elements(
+@pytest.mark.parametrize("loss", ["flush ruleset", "flush map inet quantum endpoints4"])
+def test_del_succeeds_if_the_kernel_has_lost_the_elements(
     host: Host, client: Namespace, container: Container, plugin: Plugin, loss: str
 ) -> None:
     web = plugin.add(container, publish(8080))
@@ -181,7 +185,7 @@ def test_del_succeeds_where_the_kernel_has_lost_the_elements(
     assert not list(plugin.state_directory.glob("attachments/*"))
 
 
-def test_the_same_attachment_added_again_replaces_what_it_had(
+def test_a_repeated_add_replaces_the_attachment(
     host: Host, client: Namespace, container: Container, plugin: Plugin
 ) -> None:
     container.serve("second", 81)

@@ -1,4 +1,4 @@
-"""What the pages tell a reader to type works: each block of shell commands is run, or is run by what the table names."""
+"""Every block of shell commands in the documentation works: it is run here, or by the file named in ELSEWHERE."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .plugin import publish
 
 if TYPE_CHECKING:
     from .plugin import Plugin
-    from .world import Container, Host
+    from .topology import Container, Host
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 class Block(NamedTuple):
-    """Commands, as a page shows them."""
+    """A block of commands on a page."""
 
     page: str
     commands: str
@@ -32,7 +32,7 @@ class Block(NamedTuple):
 
 
 class Elsewhere(NamedTuple):
-    """Where a block is run, or something that stands for it: a file, and words that it has."""
+    """A file that runs a block, or its equivalent, and words that must be in that file."""
 
     page: str
     beginning: str
@@ -41,7 +41,7 @@ class Elsewhere(NamedTuple):
 
 
 BLOCKS = [
-    Block(page.name, commands)
+    Block(str(page.relative_to(ROOT)), commands)
     for page in PAGES
     for commands in re.findall(r"^```bash\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
 ]
@@ -49,18 +49,24 @@ ELSEWHERE = [
     Elsewhere("README.md", "packaging/quickstart", "tests/run", "packaging/quickstart"),
     Elsewhere("README.md", "tests/run", ".ci/run", "test_command"),
     Elsewhere("CONTRIBUTING.md", "packaging/check", ".ci/run", "packaging/check"),
-    Elsewhere("development.md", "tests/run tests/kernel", "tests/run", 'run_pytest "$@"'),
-    Elsewhere("getting-started.md", "packaging/build", "tests/run", "packaging/build"),
-    Elsewhere("kubernetes.md", "kubectl apply", "conformance/kubernetes", "build packaging/kubernetes/base"),
+    Elsewhere("docs/development/README.md", "tests/run tests/kernel", "tests/run", 'run_pytest "$@"'),
+    Elsewhere("docs/getting-started.md", "packaging/build", "tests/run", "packaging/build"),
+    Elsewhere("docs/getting-started.md", "export CNI_PATH", "packaging/quickstart", "cni add"),
+    Elsewhere("docs/getting-started.md", "kill $(ip netns pids web)", "packaging/quickstart", "cni del"),
+    Elsewhere("docs/kubernetes.md", "kubectl apply", "conformance/kubernetes", "build packaging/kubernetes/base"),
     Elsewhere(
-        "kubernetes.md", "kubectl -n kube-system", "packaging/kubernetes/base/daemonset.yaml", "name: quantum-nat"
+        "docs/kubernetes.md", "kubectl -n kube-system", "packaging/kubernetes/base/daemonset.yaml", "name: quantum-nat"
     ),
-    Elsewhere("metrics.md", "quantum-nat metrics --listen", "tests/kernel/test_exporter.py", '"--listen"'),
-    Elsewhere("migrating-from-portmap.md", "nft delete table", "conformance/peers/test_migration.py", "```bash"),
-    Elsewhere("operations.md", "systemctl enable", "tests/unit/test_service.py", "quantum-nat-reconcile.service"),
-    Elsewhere("performance.md", "conformance/bench", "tests/unit/test_benchmark.py", "benchmark"),
-    Elsewhere("performance.md", "strace -f", "conformance/benchmark/costs.py", "strace"),
-    Elsewhere("reliability.md", "conformance/faults", "tests/kernel/test_faults.py", "faults_driver"),
+    Elsewhere("docs/metrics.md", "quantum-nat metrics --listen", "tests/kernel/test_exporter.py", '"--listen"'),
+    Elsewhere("docs/migrating-from-portmap.md", "nft delete table", "conformance/peers/test_migration.py", "```bash"),
+    Elsewhere(
+        "docs/operations.md", "systemctl enable", "tests/unit/project/test_service.py", "quantum-nat-reconcile.service"
+    ),
+    Elsewhere(
+        "docs/development/performance.md", "conformance/bench", "tests/unit/project/test_benchmark.py", "benchmark"
+    ),
+    Elsewhere("docs/development/performance.md", "strace -f", "conformance/benchmark/costs.py", "strace"),
+    Elsewhere("docs/development/reliability.md", "conformance/faults", "tests/kernel/test_faults.py", "faults_driver"),
 ]
 
 
@@ -69,7 +75,7 @@ def elsewhere(block: Block) -> list[Elsewhere]:
 
 
 @pytest.mark.parametrize("place", ELSEWHERE, ids=lambda place: f"{place.page}: {place.beginning}")
-def test_what_is_run_elsewhere_is_on_its_page_and_is_run_there(place: Elsewhere) -> None:
+def test_blocks_run_elsewhere_are_on_their_page_and_run_there(place: Elsewhere) -> None:
     assert [block for block in BLOCKS if place in elsewhere(block)]
     assert place.words in (ROOT / place.file).read_text()
 
@@ -77,7 +83,7 @@ def test_what_is_run_elsewhere_is_on_its_page_and_is_run_there(place: Elsewhere)
 @pytest.mark.parametrize(
     "block", [block for block in BLOCKS if not elsewhere(block)], ids=lambda block: f"{block.page}: {block.beginning}"
 )
-def test_commands_work_as_they_stand_there(
+def test_commands_on_the_pages_work(
     block: Block, host: Host, container: Container, plugin: Plugin, tmp_path: Path
 ) -> None:
     plugin.add(container, publish(8080))
@@ -88,7 +94,7 @@ def test_commands_work_as_they_stand_there(
     script = f"""
 set -euo pipefail
 mount -t tmpfs none {tmp_path}/layers
-for place in /etc /usr/local /var/lib; do  # what is written there goes with this mount namespace
+for place in /etc /usr/local /var/lib; do  # changes there are discarded with this mount namespace
     mkdir -p {tmp_path}/layers$place/{{upper,work}}
     mount -t overlay none -o lowerdir=$place,upperdir={tmp_path}/layers$place/upper,workdir={tmp_path}/layers$place/work $place
 done

@@ -7,12 +7,12 @@ import socket
 from typing import TYPE_CHECKING
 
 import pytest
-from cni_quantum_nat.hotpath.errors import CniError
-from cni_quantum_nat.slowpath import libnftables
+from cni_quantum_nat.backends.nftables import programs as libnftables
+from cni_quantum_nat.model.errors import CniError
 
 from .peer import Refused, inside, open_socket
 from .plugin import Plugin, PluginError, publish
-from .world import CLIENT, HOST, OTHER_HOST, Container, Host, Namespace
+from .topology import CLIENT, HOST, HOST_SECONDARY, Container, Host, Namespace
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -21,24 +21,24 @@ both_families = pytest.mark.parametrize("family", [4, 6])
 KERNELS_OWN_S = 432000
 
 
-def establish(stack: ExitStack, place: Namespace, address: str, port: int) -> int:
-    """Open a TCP connection that stays, and return its source port."""
-    opened = stack.enter_context(open_socket(place.path, "tcp", 6 if ":" in address else 4))
+def establish(stack: ExitStack, namespace: Namespace, address: str, port: int) -> int:
+    """Open a TCP connection, keep it open, and return its source port."""
+    opened = stack.enter_context(open_socket(namespace.path, "tcp", 6 if ":" in address else 4))
     opened.settimeout(3)
     opened.connect((address, port))
     return int(opened.getsockname()[1])
 
 
-def listen(stack: ExitStack, place: Namespace, port: int, family: int) -> None:
-    """Accept connections, and keep them."""
-    listening = stack.enter_context(open_socket(place.path, "tcp", family))
+def listen(stack: ExitStack, namespace: Namespace, port: int, family: int) -> None:
+    """Accept connections, and keep them open."""
+    listening = stack.enter_context(open_socket(namespace.path, "tcp", family))
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listening.bind(("::" if family == 6 else "0.0.0.0", port))
     listening.listen()
 
 
 def remaining_s(host: Host, family: int, source_port: int) -> int:
-    """Return how long the host's conntrack remembers the flow from this port."""
+    """Return the remaining time-out of the host's conntrack entry for this source port."""
     listed = host.run("conntrack", "-L", "-f", f"ipv{family}", "-p", "tcp", "--orig-port-src", str(source_port))
     found = re.search(r"tcp\s+6\s+(\d+) ESTABLISHED", listed)
     assert found, listed
@@ -48,12 +48,12 @@ def remaining_s(host: Host, family: int, source_port: int) -> int:
 @pytest.mark.frozen
 @both_families
 @pytest.mark.parametrize(("keys", "timeout_s"), [({}, 3600), ({"conntrackTimeout": 7200}, 7200)])
-def test_only_what_is_translated_has_our_timeout(
+def test_only_translated_connections_have_our_timeout(
     stack: ExitStack, host: Host, client: Namespace, plugin: Plugin, family: int, keys: dict[str, int], timeout_s: int
 ) -> None:
     container = host.container()
-    for place, port in ((container, 80), (host, 90), (client, 100)):
-        listen(stack, place, port, family)
+    for namespace, port in ((container, 80), (host, 90), (client, 100)):
+        listen(stack, namespace, port, family)
     plugin.add(host.container(), publish(9000))
     plugin.add(container, publish(8080), network="other", **keys)
     inbound = establish(stack, client, HOST[family], 8080)
@@ -64,18 +64,18 @@ def test_only_what_is_translated_has_our_timeout(
     assert KERNELS_OWN_S - 10 < remaining_s(host, family, own) <= KERNELS_OWN_S
 
 
-def test_a_timeout_of_its_own_survives_a_lost_table(
-    stack: ExitStack, host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+def test_a_configured_timeout_survives_a_lost_table(
+    stack: ExitStack, host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     listen(stack, container, 81, 4)
-    kept = plugin.add(container, publish(8081, 81), conntrackTimeout=7200, snatAddress=OTHER_HOST[4])
+    kept = plugin.add(container, publish(8081, 81), conntrackTimeout=7200, snatAddress=HOST_SECONDARY[4])
     host.run("nft", "flush", "ruleset")
-    plugin.add(neighbour, network="other")
+    plugin.add(other_container, network="other")
     kept.check()
     port = establish(stack, client, HOST[4], 8081)
     assert 7190 < remaining_s(host, 4, port) <= 7200
     client.serve("outside", 80)
-    assert container.ask(CLIENT[4], 80).source == OTHER_HOST[4]
+    assert container.ask(CLIENT[4], 80).source == HOST_SECONDARY[4]
 
 
 @pytest.mark.frozen
@@ -103,24 +103,24 @@ def test_conditions_let_only_matching_connections_in(
     assert host.elements() == {}
 
 
-def test_conditions_of_one_network_do_not_bind_another(
-    client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+def test_conditions_of_one_network_do_not_apply_to_another(
+    client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
-    """With portmap, the last network's conditions hold for all."""
-    neighbour.serve("neighbour", 80)
+    """With portmap, the last network's conditions apply to all."""
+    other_container.serve("other", 80)
     plugin.add(container, publish(8080))
-    plugin.add(neighbour, publish(8081), network="other", conditionsV4=["ip saddr 192.0.2.1"])
+    plugin.add(other_container, publish(8081), network="other", conditionsV4=["ip saddr 192.0.2.1"])
     assert client.ask(HOST[4], 8080).server == "web"
     assert client.is_refused(HOST[4], 8081)
-    assert client.ask(HOST[6], 8081).server == "neighbour"
+    assert client.ask(HOST[6], 8081).server == "other"
 
 
 def test_conditions_survive_a_lost_table(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     web = plugin.add(container, publish(8080), conditionsV4=["ip saddr 192.0.2.1"])
     host.run("nft", "flush", "ruleset")
-    plugin.add(neighbour, network="other")
+    plugin.add(other_container, network="other")
     web.check()
     assert client.is_refused(HOST[4], 8080)
 
@@ -135,16 +135,16 @@ def test_conditions_survive_a_lost_table(
         (["limit", "rate", "5/second"], 7),
     ],
 )
-def test_what_is_no_condition_is_refused_and_nothing_has_changed(
+def test_an_invalid_condition_is_refused_and_nothing_changes(
     host: Host,
     client: Namespace,
     container: Container,
-    neighbour: Container,
+    other_container: Container,
     plugin: Plugin,
     words: list[str],
     code: int,
 ) -> None:
-    plugin.add(neighbour, publish(9000))
+    plugin.add(other_container, publish(9000))
     before = host.elements().keys()
     with pytest.raises(PluginError, match="onditions") as caught:
         plugin.add(container, publish(8080), network="other", conditionsV4=words)
@@ -157,7 +157,7 @@ def test_what_is_no_condition_is_refused_and_nothing_has_changed(
 @pytest.mark.parametrize(
     "text", ["limit rate 5/second", "ip saddr 192.0.2.1 counter", "meta mark set 1", "ip saddr 192.0.2.1 drop"]
 )
-def test_what_nft_reads_as_more_than_a_match_is_refused_whatever_it_is_called(host: Host, text: str) -> None:
+def test_conditions_that_nft_reads_as_statements_are_refused(host: Host, text: str) -> None:
     with inside(host.path):
         libnftables._check_conditions(4, "ip saddr != 192.0.2.1 tcp dport { 80, 443 }")
         with pytest.raises(CniError, match="is more than matches"):
@@ -191,21 +191,21 @@ def test_ipv6_localhost_leaves_other_ports_of_loopback_alone(host: Host, contain
     assert host.ask("::1", 9000) == ("local", "::1")
 
 
-def test_a_neighbour_cannot_use_the_alias_of_ipv6_localhost(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+def test_other_hosts_cannot_use_the_alias_of_ipv6_localhost(
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     alias = "fd71:6e61:7400::1"
     host.serve("local", 9000, "::1")
     plugin.add(container, publish(8080), publish(8081, hostIP="::1"), ipv6Localhost=True)
     client.ip(f"route add {alias} via {HOST[6]}")
-    for place in (client, neighbour):
+    for namespace in (client, other_container):
         for port in (8080, 8081, 9000):
-            assert place.cannot_reach(alias, port)
-        place.ip(f"address add {alias}/128 dev lo nodad")
-        assert place.cannot_reach(HOST[6], 8080, source=alias)
+            assert namespace.cannot_reach(alias, port)
+        namespace.ip(f"address add {alias}/128 dev lo nodad")
+        assert namespace.cannot_reach(HOST[6], 8080, source=alias)
 
 
-def test_ipv6_localhost_that_a_service_uses_is_a_conflict(host: Host, container: Container, plugin: Plugin) -> None:
+def test_ipv6_localhost_used_by_a_service_is_a_conflict(host: Host, container: Container, plugin: Plugin) -> None:
     host.serve("local", 8080, "::1")
     with pytest.raises(PluginError, match=r"listens on \[::1\]:8080"):
         plugin.add(container, publish(8080), ipv6Localhost=True)

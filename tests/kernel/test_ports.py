@@ -1,4 +1,4 @@
-"""Host ports that are given out, and host ports that the host itself needs."""
+"""Allocation of host ports, and host ports that the host itself uses."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import pytest
 
 from .peer import inside
 from .plugin import Plugin, PluginError, publish
-from .world import HOST, OTHER_HOST, Container, Host, Namespace, on_second_network
+from .topology import HOST, HOST_SECONDARY, Container, Host, Namespace, connect_second_network
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Holds a port and says so; what it is given beside that is only to be seen in its command line.
+# Uses a port and reports that; further arguments only appear on its command line.
 HOLDER = """
 import socket, sys
 family = socket.AF_INET6 if ":" in sys.argv[2] else socket.AF_INET
@@ -33,12 +33,12 @@ sys.stdin.read()
 
 @contextmanager
 def process_on(
-    place: Namespace, port: int, address: str = "0.0.0.0", protocol: str = "tcp", *more: str
+    namespace: Namespace, port: int, address: str = "0.0.0.0", protocol: str = "tcp", *more: str
 ) -> Iterator[int]:
-    """Let another process hold a port, and yield its number."""
+    """Let another process use a port, and yield the process ID."""
     pipe = subprocess.PIPE
     line = [sys.executable, "-I", "-c", HOLDER, protocol, address, str(port), *more]
-    with inside(place.path):
+    with inside(namespace.path):
         process = subprocess.Popen(line, stdin=pipe, stdout=pipe, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
@@ -54,7 +54,7 @@ def ask_for_any(container_port: int = 80, **more: Any) -> dict[str, Any]:
 
 
 def command(plugin: Plugin, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the operator's command over the plugin's records."""
+    """Run an operator's command on the plugin's records."""
     line = [*plugin.command, "--state-dir", str(plugin.state_directory), *arguments]
     return subprocess.run(line, capture_output=True, text=True, check=False)
 
@@ -66,7 +66,7 @@ def recorded_ports(plugin: Plugin, container: Container) -> list[int]:
 
 @pytest.mark.behaviour
 @pytest.mark.frozen
-def test_a_mapping_without_a_host_port_gets_the_first_of_the_range_and_port_says_which(
+def test_a_mapping_without_a_host_port_gets_the_first_of_the_range_and_port_shows_it(
     client: Namespace, container: Container, plugin: Plugin
 ) -> None:
     web = plugin.add(container, ask_for_any(), ask_for_any(protocol="udp"))
@@ -83,50 +83,50 @@ def test_a_mapping_without_a_host_port_gets_the_first_of_the_range_and_port_says
     assert command(plugin, "port", container.id, "80/udp").stdout == "0.0.0.0:32768\n[::]:32768\n"
     assert json.loads(command(plugin, "port", "--json", container.id, "80").stdout)[0]["hostPort"] == 32768
     missing = command(plugin, "port", container.id, "81")
-    assert (missing.returncode, missing.stderr) == (1, f"quantum-nat: {container.id} does not publish 81\n")
+    assert (missing.returncode, missing.stderr) == (1, f"quantum-nat: {container.id} does not publish port 81\n")
 
 
-def test_port_says_that_a_container_publishes_none(plugin: Plugin, container: Container) -> None:
+def test_port_reports_a_container_without_published_ports(plugin: Plugin, container: Container) -> None:
     plugin.add(container)
     missing = command(plugin, "port", container.id)
-    assert (missing.returncode, missing.stderr) == (1, f"quantum-nat: {container.id} publishes no port\n")
+    assert (missing.returncode, missing.stderr) == (1, f"quantum-nat: {container.id} publishes no ports\n")
 
 
-def test_port_wants_a_container_that_is_on_record(plugin: Plugin, container: Container) -> None:
+def test_port_refuses_an_unknown_container(plugin: Plugin, container: Container) -> None:
     plugin.add(container, publish(8080))
     done = command(plugin, "port", "nobody")
     assert done.returncode == 1
-    assert "no container on record has an ID that begins with 'nobody'" in done.stderr
+    assert "no container ID begins with 'nobody'" in done.stderr
 
 
 @pytest.mark.behaviour
-def test_each_container_gets_another_port_and_a_freed_one_is_not_the_next(
-    client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+def test_each_container_gets_another_port_and_a_freed_one_is_not_reused_at_once(
+    client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
-    neighbour.serve("neighbour", 80)
+    other_container.serve("other", 80)
     first = plugin.add(container, ask_for_any(), ask_for_any(81), portRange="40000-40009")
-    plugin.add(neighbour, ask_for_any(), portRange="40000-40009")
+    plugin.add(other_container, ask_for_any(), portRange="40000-40009")
     assert recorded_ports(plugin, container) == [40000, 40001]
-    assert client.ask(HOST[4], 40002).server == "neighbour"
+    assert client.ask(HOST[4], 40002).server == "other"
     first.delete()
     plugin.add(container, ask_for_any(), portRange="40000-40009")
     assert client.ask(HOST[4], 40003).server == "web"
 
 
 @pytest.mark.behaviour
-def test_an_attachment_added_again_and_a_second_network_get_the_same_port(
+def test_a_repeated_add_and_a_second_network_get_the_same_port(
     client: Namespace, container: Container, plugin: Plugin
 ) -> None:
     first = plugin.add(container, ask_for_any())
     first.add()
-    second = plugin.add(on_second_network(container), ask_for_any(), network="second")
+    second = plugin.add(connect_second_network(container), ask_for_any(), network="second")
     assert recorded_ports(plugin, container) == [32768, 32768]
     first.check()
     second.check()
     assert client.ask(HOST[4], 32768).server == "web"
 
 
-def test_what_the_host_listens_on_or_reserves_is_not_given_out(
+def test_ports_in_use_or_reserved_on_the_host_are_not_allocated(
     host: Host, client: Namespace, container: Container, plugin: Plugin
 ) -> None:
     host.set_sysctl("ipv4/ip_local_reserved_ports", "40001,40003-40004")
@@ -148,48 +148,37 @@ def test_what_the_host_listens_on_or_reserves_is_not_given_out(
     assert client.ask(HOST[4], 40001).server == "web"
 
 
-def test_a_listener_on_another_address_is_in_nobodys_way(host: Host, container: Container, plugin: Plugin) -> None:
-    with process_on(host, 40000, OTHER_HOST[4]):
+def test_a_listener_on_another_address_is_no_conflict(host: Host, container: Container, plugin: Plugin) -> None:
+    with process_on(host, 40000, HOST_SECONDARY[4]):
         plugin.add(container, ask_for_any(hostIP=HOST[4]), portRange="40000-40000")
     assert recorded_ports(plugin, container) == [40000]
 
 
 @pytest.mark.behaviour
 @pytest.mark.frozen
-def test_a_full_range_is_an_error_that_names_it_and_changes_nothing(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+def test_a_full_range_is_an_error_and_nothing_changes(
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     plugin.add(container, ask_for_any(), ask_for_any(), portRange="40000-40001")
-    before = host.holdings()
+    before = host.installed()
     with pytest.raises(PluginError, match="no tcp port is free in portRange 40000-40001") as caught:
-        plugin.add(neighbour, publish(9000), ask_for_any(), portRange="40000-40001")
+        plugin.add(other_container, publish(9000), ask_for_any(), portRange="40000-40001")
     assert caught.value.code == 107
-    assert host.holdings() == before
+    assert host.installed() == before
     assert client.is_refused(HOST[4], 9000)
-    assert not (plugin.state_directory / "attachments" / neighbour.id).exists()
-    plugin.add(neighbour, ask_for_any(protocol="udp"), portRange="40000-40001")
+    assert not (plugin.state_directory / "attachments" / other_container.id).exists()
+    plugin.add(other_container, ask_for_any(protocol="udp"), portRange="40000-40001")
 
 
-@pytest.mark.behaviour
-def test_ports_that_were_counted_and_never_taken_come_back_when_the_range_seems_full(
-    container: Container, plugin: Plugin
-) -> None:
-    """What a call leaves that was killed between its count and its record."""
-    plugin.add(container, publish(8080))
-    (plugin.state_directory / "claims" / "tcp").write_bytes(b"\1" * 65536)
-    plugin.add(container, ask_for_any())
-    assert recorded_ports(plugin, container) == [32768]
-
-
-def test_without_the_counts_no_port_is_given_out_twice(
-    client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+def test_no_port_is_allocated_twice_when_the_last_one_is_forgotten(
+    client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     plugin.add(container, ask_for_any())
-    (plugin.state_directory / "claims" / "tcp").unlink()
-    neighbour.serve("neighbour", 80)
-    plugin.add(neighbour, ask_for_any())
+    (plugin.state_directory / "numbers").unlink()
+    other_container.serve("other", 80)
+    plugin.add(other_container, ask_for_any())
     assert client.ask(HOST[4], 32768).server == "web"
-    assert client.ask(HOST[4], 32769).server == "neighbour"
+    assert client.ask(HOST[4], 32769).server == "other"
 
 
 @pytest.mark.frozen
@@ -207,10 +196,10 @@ def test_a_port_that_the_host_listens_on_is_refused_and_the_process_is_named(
         assert host.ask(HOST[4], 8080, protocol).server == "web"
 
 
-def test_what_a_mapping_cannot_shadow_is_no_conflict(host: Host, container: Container, plugin: Plugin) -> None:
+def test_sockets_that_a_mapping_cannot_shadow_are_no_conflict(host: Host, container: Container, plugin: Plugin) -> None:
     only_ipv4 = host.container(families=(4,))
     with (
-        process_on(host, 8080, OTHER_HOST[4]),
+        process_on(host, 8080, HOST_SECONDARY[4]),
         process_on(host, 8081, "::1"),
         process_on(host, 8082, HOST[6]),
         process_on(container, 8083),
@@ -224,7 +213,7 @@ def test_what_a_mapping_cannot_shadow_is_no_conflict(host: Host, container: Cont
 
 @contextmanager
 def host_socket_in_use(host: Host, port: int) -> Iterator[None]:
-    """Let the host be a client of somebody, from this UDP port."""
+    """Let the host be a client on this UDP port."""
     from .peer import open_socket
 
     with open_socket(host.path, "udp", 4) as connected:
@@ -236,9 +225,9 @@ def host_socket_in_use(host: Host, port: int) -> Iterator[None]:
 @pytest.mark.behaviour
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
 def test_the_runtimes_own_reservation_is_no_conflict(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin, protocol: str
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin, protocol: str
 ) -> None:
-    """Podman's conmon holds the ports, with the container's ID on its command line, while DEL and ADD run."""
+    """podman's conmon holds the ports while DEL and ADD run; the container ID is on its command line."""
     web = plugin.attachment(container, publish(8080, protocol=protocol))
     with process_on(host, 8080, "0.0.0.0", protocol, "--api-version", "1", "-c", container.id, "-n", "web"):
         web.add()
@@ -247,20 +236,20 @@ def test_the_runtimes_own_reservation_is_no_conflict(
         assert client.ask(HOST[4], 8080, protocol).server == "web"
         web.delete()
         with pytest.raises(PluginError, match="is in use on the host"):
-            plugin.add(neighbour, publish(8080, protocol=protocol))
+            plugin.add(other_container, publish(8080, protocol=protocol))
 
 
-def test_a_reservation_for_another_container_is_named_by_that_container(
-    host: Host, container: Container, neighbour: Container, plugin: Plugin
+def test_a_reservation_for_another_container_names_that_container(
+    host: Host, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     web = plugin.attachment(container, publish(8080))
     with process_on(host, 8080, "0.0.0.0", "tcp", "-c", container.id):
         web.add()
-        with pytest.raises(PluginError, match=f"8080/tcp is held by container {container.id}"):
-            plugin.add(neighbour, publish(8080))
+        with pytest.raises(PluginError, match=f"8080/tcp is already in use by container {container.id}"):
+            plugin.add(other_container, publish(8080))
 
 
-def test_a_wrong_range_is_refused(container: Container, plugin: Plugin) -> None:
+def test_an_invalid_range_is_refused(container: Container, plugin: Plugin) -> None:
     for wrong in ("40000", "40001-40000", "0-5", "1-70000", "a-b", 5):
         with pytest.raises(PluginError, match="portRange is") as caught:
             plugin.add(container, ask_for_any(), portRange=wrong)

@@ -1,4 +1,4 @@
-"""`quantum-nat reconcile`: the kernel is made to agree with the records, whatever somebody did to it."""
+"""`quantum-nat reconcile`: the kernel matches the records again after any damage."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .peer import Refused, inside
 from .plugin import Plugin, publish
 from .talk import Talk
 from .test_shared import backends, served
-from .world import CLIENT, HOST, SUBNETS, Container, Host, Namespace, keep_tracking, on_second_network
+from .topology import CLIENT, HOST, SUBNETS, Container, Host, Namespace, connect_second_network, keep_conntrack_enabled
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -24,7 +24,7 @@ PORT = "tcp . 8080"
 
 
 def flush(host: Host) -> None:
-    """Lose everything, as a reload of a firewall does."""
+    """Flush everything, as a reload of a firewall does."""
     if host.backend == "iptables-legacy":
         for prefix in ("iptables", "ip6tables"):
             host.run(f"{prefix}-legacy", "-t", "nat", "-F")
@@ -36,8 +36,8 @@ def nft(host: Host, command: str) -> None:
     host.run("nft", command)
 
 
-def rehearse(plugin: Plugin) -> list[dict[str, Any]]:
-    """Return what a rehearsal says differs, and see that its status says so too."""
+def dry_run(plugin: Plugin) -> list[dict[str, Any]]:
+    """Return the differences of a dry run, and check that its exit status agrees."""
     done = plugin.operate("reconcile", "--dry-run", "--json")
     differences: list[dict[str, Any]] = json.loads(done.stdout)["differences"]
     assert done.returncode == (1 if differences else 0), done.stderr
@@ -48,63 +48,61 @@ def heal(plugin: Plugin) -> dict[str, Any]:
     done = plugin.operate("reconcile", "--json")
     assert done.returncode == 0, done.stderr
     outcome: dict[str, Any] = json.loads(done.stdout)
-    assert rehearse(plugin) == []
+    assert dry_run(plugin) == []
     return outcome
 
 
 @pytest.mark.frozen
 @pytest.mark.behaviour
-def test_everything_that_was_flushed_is_there_again(
-    host: Host, client: Namespace, container: Container, plugin: Plugin
-) -> None:
+def test_everything_flushed_is_restored(host: Host, client: Namespace, container: Container, plugin: Plugin) -> None:
     client.serve("outside", 80)
     plugin.add(container, publish(8080))
-    held = host.holdings()
+    held = host.installed()
     flush(host)
-    assert rehearse(plugin)
-    assert client.is_refused(HOST[4], 8080), "a rehearsal changes nothing"
+    assert dry_run(plugin)
+    assert client.is_refused(HOST[4], 8080), "a dry run changes nothing"
     heal(plugin)
-    assert host.holdings() == held
+    assert host.installed() == held
     for family in (4, 6):
         assert client.ask(HOST[family], 8080).server == "web"
         assert container.ask(CLIENT[family], 80).source == HOST[family]
 
 
 @pytest.mark.behaviour
-def test_where_all_is_well_nothing_is_said_to_differ(host: Host, plugin: Plugin) -> None:
+def test_an_undamaged_host_has_no_differences(host: Host, plugin: Plugin) -> None:
     one, other = host.container(), host.container()
     plugin.add(one, publish(8080), publish(9090, hostIP="127.0.0.1"), publish(53, 53, protocol="udp"))
     plugin.add(other, publish(8081))
-    with_second_interface = on_second_network(other)
+    with_second_interface = connect_second_network(other)
     plugin.add(with_second_interface, publish(8081), network="second")
-    assert rehearse(plugin) == []
+    assert dry_run(plugin) == []
     done = plugin.operate("reconcile")
-    assert (done.returncode, done.stdout) == (0, "The kernel agrees with the 3 attachments on record.\n")
+    assert (done.returncode, done.stdout) == (0, "The kernel matches the records (3 attachments).\n")
 
 
-def test_a_port_that_either_network_of_a_container_may_have_is_not_called_wrong(host: Host, plugin: Plugin) -> None:
+def test_a_port_owned_by_either_network_of_a_container_is_no_difference(host: Host, plugin: Plugin) -> None:
     container = host.container()
     first = plugin.add(container, publish(8080))
-    plugin.add(on_second_network(container), publish(8080), network="second")
-    first.add()  # younger now by its record than the one that waits for its port
-    assert rehearse(plugin) == []
+    plugin.add(connect_second_network(container), publish(8080), network="second")
+    first.add()  # by its record, it is now newer than the one that waits for its port
+    assert dry_run(plugin) == []
 
 
-def test_elements_that_are_missing_or_changed_are_put_right_and_others_left_alone(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+def test_missing_and_changed_elements_are_repaired_and_others_unchanged(
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
-    neighbour.serve("other", 80)
+    other_container.serve("other", 80)
     plugin.add(container, publish(8080))
-    plugin.add(neighbour, publish(8081))
+    plugin.add(other_container, publish(8081))
     client.ask(HOST[4], 8081)
     nft(host, f"delete element inet quantum endpoints4 {{ {PORT} }}")
     nft(host, f"delete element inet quantum endpoints6 {{ {PORT} }}")
     comment = f"net/{container.id}/eth0"
     nft(
         host,
-        f'add element inet quantum endpoints6 {{ {PORT} comment "{comment}" : {neighbour.address[6]} . 80 }}',
+        f'add element inet quantum endpoints6 {{ {PORT} comment "{comment}" : {other_container.address[6]} . 80 }}',
     )
-    assert {(d["change"], d["what"].split()[0], d["owner"]) for d in rehearse(plugin)} == {
+    assert {(d["change"], d["what"].split()[0], d["owner"]) for d in dry_run(plugin)} == {
         ("add", "endpoints4", comment),
         ("replace", "endpoints6", comment),
     }
@@ -112,44 +110,44 @@ def test_elements_that_are_missing_or_changed_are_put_right_and_others_left_alon
     for family in (4, 6):
         assert client.ask(HOST[family], 8080).server == "web"
         assert client.ask(HOST[family], 8081).server == "other"
-    # The counter of the other one's element goes on: it was not made anew.
+    # The other element's counter continues: the element was not replaced.
     assert "packets 2" in host.run("nft", "list map inet quantum endpoints4")
 
 
 @pytest.mark.behaviour
-def test_what_no_record_accounts_for_is_removed(host: Host, client: Namespace, plugin: Plugin) -> None:
+def test_elements_without_a_record_are_removed(host: Host, client: Namespace, plugin: Plugin) -> None:
     living, lost = host.container(), host.container()
     living.serve("living", 80)
     lost.serve("lost", 80)
     plugin.add(living, publish(8080))
-    before = host.holdings()
+    before = host.installed()
     plugin.add(lost, publish(8081))
     (plugin.state_directory / "attachments" / lost.id / "net:eth0.json").unlink()
     assert client.ask(HOST[4], 8081).server == "lost"
-    assert {entry["owner"] for entry in rehearse(plugin)} == {f"net/{lost.id}/eth0"}
+    assert {entry["owner"] for entry in dry_run(plugin)} == {f"net/{lost.id}/eth0"}
     heal(plugin)
     assert client.is_refused(HOST[4], 8081)
     assert client.ask(HOST[4], 8080).server == "living"
     if plugin.host.backend == "nftables":
         assert host.owners() == {f"net/{living.id}/eth0"}
     else:
-        assert host.holdings() == before
+        assert host.installed() == before
 
 
-def test_elements_that_somebody_added_by_hand_go(host: Host, container: Container, plugin: Plugin) -> None:
+def test_elements_added_by_hand_are_removed(host: Host, container: Container, plugin: Plugin) -> None:
     plugin.add(container, publish(8080))
     nft(host, "add element inet quantum masqueraded4 { 10.99.0.1 }")
-    (entry,) = rehearse(plugin)
+    (entry,) = dry_run(plugin)
     assert (entry["change"], entry["owner"], "10.99.0.1" in entry["what"]) == ("delete", "", True)
     heal(plugin)
     assert "10.99.0.1" not in host.ruleset()
 
 
-def test_what_belongs_to_a_record_that_cannot_be_read_stays(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+def test_elements_of_an_unreadable_record_are_kept(
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     plugin.add(container, publish(8080))
-    plugin.add(neighbour, publish(8081))
+    plugin.add(other_container, publish(8081))
     (plugin.state_directory / "attachments" / container.id / "net:eth0.json").write_text("{")
     nft(host, f"delete element inet quantum endpoints4 {{ {PORT[:-4]}8081 }}")
     done = plugin.operate("reconcile")
@@ -167,7 +165,7 @@ def test_what_belongs_to_a_record_that_cannot_be_read_stays(
         "add rule inet quantum prerouting counter",
     ],
 )
-def test_chains_that_were_altered_are_made_anew(
+def test_altered_chains_are_rebuilt(
     host: Host, client: Namespace, container: Container, plugin: Plugin, damage: str
 ) -> None:
     client.serve("outside", 80)
@@ -175,38 +173,36 @@ def test_chains_that_were_altered_are_made_anew(
     listed = host.run("nft", "-a", "list", "chain", "inet", "quantum", "postrouting")
     handle = next(line for line in listed.splitlines() if "nfproto" in line).rpartition(" ")[2]
     nft(host, damage.format(handle=handle))
-    assert {entry["change"] for entry in rehearse(plugin)} == {"rebuild"}
+    assert {entry["change"] for entry in dry_run(plugin)} == {"rebuild"}
     heal(plugin)
     assert client.ask(HOST[4], 8080).server == "web"
     assert container.ask(CLIENT[4], 80).source == HOST[4]
 
 
-def test_slots_of_a_shared_port_that_are_lost_are_dealt_again_and_the_others_stay(
+def test_lost_buckets_of_a_shared_port_are_redistributed_and_the_others_kept(
     host: Host, client: Namespace, plugin: Plugin
 ) -> None:
     made = backends(host, plugin, 2)
-    assert rehearse(plugin) == []
-    before = {tuple(map(str, e[0]["elem"]["val"]["concat"])): e[1] for e in host.elements()["slots4"]}
+    assert dry_run(plugin) == []
+    before = {tuple(map(str, e[0]["elem"]["val"]["concat"])): e[1] for e in host.elements()["buckets4"]}
     for number in range(20):
-        nft(host, f"delete element inet quantum slots4 {{ {PORT} . {number} }}")
+        nft(host, f"delete element inet quantum buckets4 {{ {PORT} . {number} }}")
     heal(plugin)
-    after = {tuple(map(str, e[0]["elem"]["val"]["concat"])): e[1] for e in host.elements()["slots4"]}
+    after = {tuple(map(str, e[0]["elem"]["val"]["concat"])): e[1] for e in host.elements()["buckets4"]}
     assert after.keys() == before.keys()
     assert {key for key in before if before[key] != after[key]} <= {("tcp", "8080", str(n)) for n in range(20)}
     counts = served(client, HOST[4], 64)
     assert counts == {attachment.container.address[4]: 32 for attachment in made}
 
 
-def test_policies_that_are_not_ordinary_come_back(
-    host: Host, client: Namespace, container: Container, plugin: Plugin
-) -> None:
+def test_special_policies_are_restored(host: Host, client: Namespace, container: Container, plugin: Plugin) -> None:
     keys: dict[str, Any] = {
         "conditionsV4": ["ip", "saddr", "!=", "192.0.2.77"],
         "conntrackTimeout": 77,
         "snatAddress": "198.51.100.9",
     }
     plugin.add(container, publish(8080), **keys)
-    nft(host, f"delete element inet quantum port_policies4 {{ {PORT} }}")
+    nft(host, f"delete element inet quantum policies4 {{ {PORT} }}")
     heal(plugin)
     nft(host, "delete table inet quantum")
     heal(plugin)
@@ -215,7 +211,7 @@ def test_policies_that_are_not_ordinary_come_back(
 
 
 @both_families
-def test_whole_networks_of_the_python_api_agree_and_come_back(
+def test_network_cidrs_of_the_python_api_match_and_are_restored(
     host: Host, client: Namespace, container: Container, plugin: Plugin, family: int
 ) -> None:
     client.serve("outside", 80)
@@ -223,9 +219,9 @@ def test_whole_networks_of_the_python_api_agree_and_come_back(
     with inside(host.path):
         api.enable_outbound_connectivity(Network("fabric", SUBNETS["cni0"][family]))
         api.enable_outbound_connectivity(Network("other", SUBNETS["cni1"][family]))
-    assert rehearse(plugin) == []
-    nft(host, f"delete element inet quantum cidr_outbound{family} {{ {SUBNETS['cni0'][family]} }}")
-    (entry,) = rehearse(plugin)
+    assert dry_run(plugin) == []
+    nft(host, f"delete element inet quantum network_masqueraded{family} {{ {SUBNETS['cni0'][family]} }}")
+    (entry,) = dry_run(plugin)
     assert (entry["change"], entry["owner"]) == ("add", "python-api/fabric/network")
     heal(plugin)
     assert container.ask(CLIENT[family], 80).source == HOST[family]
@@ -233,11 +229,11 @@ def test_whole_networks_of_the_python_api_agree_and_come_back(
 
 @pytest.mark.behaviour
 @both_families
-def test_a_client_that_sent_meanwhile_reaches_the_container_and_who_was_served_still_is(
+def test_clients_that_sent_without_rules_reach_the_container_and_others_stay_connected(
     stack: ExitStack, host: Host, client: Namespace, container: Container, plugin: Plugin, family: int
 ) -> None:
-    """Conntrack knows the datagrams that nobody translated, and would leave those that follow alone too."""
-    keep_tracking(host)
+    """Conntrack has an entry for the untranslated datagrams, and would not translate those that follow either."""
+    keep_conntrack_enabled(host)
     host.serve("host", 8080)
     plugin.add(container, publish(8080, protocol="udp"), hostPortConflict="allow")
     served_before = Talk(stack, client, HOST[family], 8080)
@@ -248,39 +244,39 @@ def test_a_client_that_sent_meanwhile_reaches_the_container_and_who_was_served_s
         host.run("nft", f"flush chain {'ip' if family == 4 else 'ip6'} nat PREROUTING")
     begun_meanwhile = Talk(stack, client, HOST[family], 8080)
     assert begun_meanwhile.ask() == "host"
-    assert heal(plugin)["forgottenFlows"] == 1
+    assert heal(plugin)["deletedConntrackEntries"] == 1
     assert begun_meanwhile.ask() == "web"
     assert served_before.ask() == "web"
 
 
 @both_families
-def test_what_a_container_sent_meanwhile_is_masqueraded_from_then_on(
+def test_connections_that_began_without_rules_are_masqueraded_afterwards(
     stack: ExitStack, host: Host, client: Namespace, container: Container, plugin: Plugin, family: int
 ) -> None:
-    keep_tracking(host)
+    keep_conntrack_enabled(host)
     client.serve("outside", 80)
     plugin.add(container)
     nft(host, "delete table inet quantum")
     talk = Talk(stack, container, CLIENT[family], 80)
-    assert talk.ask() is None, "the client has no way back to the container"
+    assert talk.ask() is None, "the client has no route to the container"
     heal(plugin)
     assert talk.ask() == "outside"
 
 
-def test_a_directory_without_records_is_refused_before_everything_is_removed(
+def test_a_missing_state_directory_is_refused_and_nothing_is_removed(
     host: Host, container: Container, plugin: Plugin
 ) -> None:
     plugin.add(container, publish(8080))
-    held = host.holdings()
+    held = host.installed()
     plugin.state_directory.rename(plugin.state_directory.with_name("elsewhere"))
     done = plugin.operate("reconcile")
     assert done.returncode == 1
-    assert "no records in" in done.stderr
-    assert host.holdings() == held
+    assert "there is no state directory" in done.stderr
+    assert host.installed() == held
     assert not plugin.state_directory.exists()
 
 
-def test_it_is_safe_beside_containers_that_come_and_go(host: Host, plugin: Plugin) -> None:
+def test_reconcile_is_safe_during_adds_and_dels(host: Host, plugin: Plugin) -> None:
     containers = [host.container() for _ in range(4)]
     stays = plugin.add(host.container(), publish(7000))
     failures: list[object] = []
@@ -304,24 +300,11 @@ def test_it_is_safe_beside_containers_that_come_and_go(host: Host, plugin: Plugi
         assert json.loads(plugin.operate("reconcile", "--json").stdout)["differences"] == []
     assert failures == []
     stays.check()
-    assert rehearse(plugin) == []
-
-
-def test_counts_of_ports_that_a_killed_call_left_too_high_are_right_again(
-    host: Host, container: Container, plugin: Plugin
-) -> None:
-    plugin.add(container, publish(8080))
-    counts = plugin.state_directory / "claims" / "tcp"
-    content = bytearray(counts.read_bytes().ljust(65536, b"\0"))
-    content[9000] = 3
-    counts.write_bytes(content)
-    heal(plugin)
-    assert (counts.read_bytes()[8080], counts.read_bytes()[9000]) == (1, 0)
-    assert host.owners() == {f"net/{container.id}/eth0"}
+    assert dry_run(plugin) == []
 
 
 @pytest.mark.frozen
-def test_gc_removes_the_attachments_whose_namespace_is_gone(host: Host, client: Namespace, plugin: Plugin) -> None:
+def test_gc_removes_dead_attachments(host: Host, client: Namespace, plugin: Plugin) -> None:
     living, dead = host.container(), host.container()
     living.serve("living", 80)
     plugin.add(living, publish(8080))
@@ -340,12 +323,12 @@ def test_gc_removes_the_attachments_whose_namespace_is_gone(host: Host, client: 
         client.ask(HOST[4], 8081)
 
 
-def test_gc_without_any_record_finds_nothing(plugin: Plugin) -> None:
+def test_gc_without_records_finds_nothing(plugin: Plugin) -> None:
     done = plugin.operate("gc", "--json")
     assert (done.returncode, done.stdout) == (0, "[]\n")
 
 
-def test_it_says_what_it_did(host: Host, container: Container, plugin: Plugin) -> None:
+def test_the_output_lists_the_repairs(host: Host, container: Container, plugin: Plugin) -> None:
     plugin.add(container, publish(8080))
     flush(host)
     done = subprocess.run(
@@ -354,4 +337,4 @@ def test_it_says_what_it_did(host: Host, container: Container, plugin: Plugin) -
     lines = done.stdout.splitlines()
     assert lines[0].split() == ["CHANGE", "WHAT", "OWNER", "WHY"]
     assert "the table is missing" in lines[1]
-    assert lines[2].startswith("Put right 1 difference for 1 attachment in ")
+    assert lines[2].startswith("Repaired 1 difference for 1 attachment in ")

@@ -10,7 +10,7 @@ import pytest
 from .peer import Refused
 from .plugin import Attachment, Plugin, PluginError, publish
 from .talk import Talk
-from .world import CLIENT, HOST, Container, Host, Namespace, on_second_network
+from .topology import CLIENT, HOST, Container, Host, Namespace, connect_second_network
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -20,7 +20,7 @@ SHARED: dict[str, Any] = {"sharedPorts": [8080]}
 
 
 def backends(host: Host, plugin: Plugin, count: int, **keys: Any) -> list[Attachment]:
-    """Let so many containers share port 8080, each with a server that has the name of its address."""
+    """Let `count` containers share port 8080, each with a server named after its address."""
     made = []
     for _ in range(count):
         container = host.container()
@@ -35,7 +35,7 @@ def served(client: Namespace, address: str, times: int, protocol: str = "tcp", *
 
 @pytest.mark.frozen
 @pytest.mark.parametrize("count", [2, 3, 5])
-def test_new_connections_spread_evenly(host: Host, client: Namespace, plugin: Plugin, count: int) -> None:
+def test_new_connections_are_distributed_evenly(host: Host, client: Namespace, plugin: Plugin, count: int) -> None:
     backends(host, plugin, count)
     counts = served(client, HOST[4], 1000)
     assert len(counts) == count
@@ -44,11 +44,13 @@ def test_new_connections_spread_evenly(host: Host, client: Namespace, plugin: Pl
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
 @pytest.mark.parametrize("address", [HOST[4], HOST[6], "127.0.0.1"])
-def test_every_way_in_leads_to_all(host: Host, client: Namespace, plugin: Plugin, address: str, protocol: str) -> None:
+def test_every_host_address_reaches_all_containers(
+    host: Host, client: Namespace, plugin: Plugin, address: str, protocol: str
+) -> None:
     backends(host, plugin, 2)
-    place = host if address == "127.0.0.1" else client
-    counts = served(place, address, 64, protocol)
-    # A datagram from a port that was used a moment ago belongs to the flow of that time, and is not dealt again.
+    namespace = host if address == "127.0.0.1" else client
+    counts = served(namespace, address, 64, protocol)
+    # A datagram from a recently used port belongs to the old connection, and is not distributed again.
     assert len(counts) == 2
     assert all(abs(times - 32) <= 3 for times in counts.values()), counts
 
@@ -61,7 +63,7 @@ def test_containers_of_different_networks_share(host: Host, client: Namespace, p
     assert served(client, HOST[4], 64)["stranger"] == 32
 
 
-def test_one_host_address_is_shared_apart_from_all_others(host: Host, client: Namespace, plugin: Plugin) -> None:
+def test_one_host_address_is_shared_separately(host: Host, client: Namespace, plugin: Plugin) -> None:
     for name in ("first", "second"):
         container = host.container()
         container.serve(name, 80)
@@ -80,7 +82,7 @@ def test_with_affinity_a_client_stays_with_one_container(
     client.ip(
         *(f"address add {_client(family, number)}/{24 if family == 4 else 64} dev uplink" for number in range(20))
     )
-    host.wait_for([_client(family, number) for number in range(20)])
+    host.wait_for_replies([_client(family, number) for number in range(20)])
     met = set()
     for number in range(20):
         counts = served(client, HOST[family], 4, source=_client(family, number))
@@ -94,7 +96,7 @@ def _client(family: int, number: int) -> str:
 
 
 @pytest.mark.frozen
-def test_who_leaves_gets_nothing_new_and_the_others_keep_what_they_have(
+def test_a_removed_container_gets_no_new_connections_and_the_others_keep_theirs(
     stack: ExitStack, host: Host, client: Namespace, plugin: Plugin
 ) -> None:
     first, second, third = backends(host, plugin, 3)
@@ -116,7 +118,7 @@ def test_who_leaves_gets_nothing_new_and_the_others_keep_what_they_have(
     third.check()
 
 
-def test_the_last_one_takes_the_port_with_it(host: Host, client: Namespace, plugin: Plugin) -> None:
+def test_removing_the_last_container_closes_the_port(host: Host, client: Namespace, plugin: Plugin) -> None:
     for attachment in backends(host, plugin, 2):
         attachment.delete()
     with pytest.raises(Refused):
@@ -124,7 +126,7 @@ def test_the_last_one_takes_the_port_with_it(host: Host, client: Namespace, plug
     assert host.elements() == {}
 
 
-def test_an_attachment_added_again_keeps_its_part(host: Host, client: Namespace, plugin: Plugin) -> None:
+def test_a_repeated_add_keeps_its_buckets(host: Host, client: Namespace, plugin: Plugin) -> None:
     first, _ = backends(host, plugin, 2)
     first.add()
     assert sorted(served(client, HOST[4], 64).values()) == [32, 32]
@@ -134,7 +136,7 @@ def test_an_attachment_added_again_keeps_its_part(host: Host, client: Namespace,
     assert len(served(client, HOST[4], 8)) == 1
 
 
-def test_a_member_whose_namespace_is_gone_loses_its_part(host: Host, client: Namespace, plugin: Plugin) -> None:
+def test_a_dead_container_loses_its_buckets(host: Host, client: Namespace, plugin: Plugin) -> None:
     dead, _ = backends(host, plugin, 2)
     dead.container.remove()
     backends(host, plugin, 1)
@@ -143,7 +145,7 @@ def test_a_member_whose_namespace_is_gone_loses_its_part(host: Host, client: Nam
     assert sorted(served(client, HOST[4], 64).values()) == [32, 32]
 
 
-def test_gc_gives_the_part_of_what_is_gone_to_the_others(host: Host, client: Namespace, plugin: Plugin) -> None:
+def test_gc_gives_the_buckets_of_dead_containers_to_the_others(host: Host, client: Namespace, plugin: Plugin) -> None:
     gone, lost, kept = backends(host, plugin, 3)
     (plugin.state_directory / "attachments" / lost.container.id / "net:eth0.json").unlink()
     plugin.gc({"cni.dev/valid-attachments": [{"containerID": kept.container.id, "ifname": "eth0"}]})
@@ -153,32 +155,30 @@ def test_gc_gives_the_part_of_what_is_gone_to_the_others(host: Host, client: Nam
 
 
 @pytest.mark.parametrize("keys", [{}, {"sharedPorts": [8080], "sharedAffinity": "client"}])
-def test_a_port_is_not_shared_with_who_does_not_want_to_share_it_so(
+def test_a_port_is_not_shared_with_a_different_affinity_or_an_exclusive_mapping(
     host: Host, client: Namespace, container: Container, plugin: Plugin, keys: dict[str, Any]
 ) -> None:
     backends(host, plugin, 2)
     before = host.elements().keys()
-    with pytest.raises(PluginError, match="host port 8080/tcp is shared by others") as caught:
+    with pytest.raises(PluginError, match="host port 8080/tcp is shared by other containers") as caught:
         plugin.add(container, publish(8080), network="other", **keys)
     assert caught.value.code == 100
     assert host.elements().keys() == before
     assert sorted(served(client, HOST[4], 64).values()) == [32, 32]
 
 
-def test_a_port_that_somebody_has_alone_is_not_shared(
-    container: Container, neighbour: Container, plugin: Plugin
-) -> None:
+def test_an_exclusive_port_is_not_shared(container: Container, other_container: Container, plugin: Plugin) -> None:
     plugin.add(container, publish(8080))
-    with pytest.raises(PluginError, match=f"held by container {container.id}"):
-        plugin.add(neighbour, publish(8080), network="other", **SHARED)
+    with pytest.raises(PluginError, match=f"in use by container {container.id}"):
+        plugin.add(other_container, publish(8080), network="other", **SHARED)
 
 
-def test_a_container_on_two_networks_has_one_part(
+def test_a_container_on_two_networks_has_one_share_of_buckets(
     host: Host, client: Namespace, container: Container, plugin: Plugin
 ) -> None:
     backends(host, plugin, 1)
     first = plugin.add(container, publish(8080), **SHARED)
-    second = plugin.add(on_second_network(container), publish(8080), network="second", **SHARED)
+    second = plugin.add(connect_second_network(container), publish(8080), network="second", **SHARED)
     assert served(client, HOST[4], 64)["web"] == 32
     first.check()
     second.check()
@@ -188,22 +188,24 @@ def test_a_container_on_two_networks_has_one_part(
     second.check()
 
 
-def test_a_lost_table_is_dealt_again(host: Host, client: Namespace, container: Container, plugin: Plugin) -> None:
+def test_after_a_lost_table_buckets_are_distributed_again(
+    host: Host, client: Namespace, container: Container, plugin: Plugin
+) -> None:
     backends(host, plugin, 3)
     host.run("nft", "flush", "ruleset")
     plugin.add(container)
     assert len(served(client, HOST[4], 64)) == 3
 
 
-def test_a_failed_join_leaves_the_slots_as_they_were(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+def test_a_failed_add_leaves_the_buckets_unchanged(
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     backends(host, plugin, 2)
-    plugin.add(neighbour, publish(9000))
-    before = host.elements()["slots4"]
+    plugin.add(other_container, publish(9000))
+    before = host.elements()["buckets4"]
     with pytest.raises(PluginError, match="9000"):
         plugin.add(container, publish(8080), publish(9000), **SHARED)
     assert [e["elem"]["val"] if "elem" in e else e for e, _ in before] == [
-        e["elem"]["val"] if "elem" in e else e for e, _ in host.elements()["slots4"]
+        e["elem"]["val"] if "elem" in e else e for e, _ in host.elements()["buckets4"]
     ]
     assert client.ask(HOST[4], 8080).source == CLIENT[4]

@@ -1,4 +1,4 @@
-"""`quantum-nat show` and `quantum-nat list`: what is on record, and what the kernel has of it."""
+"""`quantum-nat show` and `quantum-nat list`: the records, and what the kernel has for them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from .plugin import Plugin, publish
-from .world import HOST, Container, Namespace
+from .topology import HOST, Container, Namespace
 
 
 def command(plugin: Plugin, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -30,10 +30,10 @@ def as_json(plugin: Plugin, *arguments: str) -> list[dict[str, Any]]:
 @pytest.mark.frozen
 @pytest.mark.behaviour
 def test_list_counts_the_connections_of_each_attachment(
-    client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+    client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     plugin.add(container, publish(8080))
-    plugin.add(neighbour, network="other")
+    plugin.add(other_container, network="other")
     for _ in range(2):
         assert client.ask(HOST[4], 8080) is not None
     connections = {record["network"]: record["connections"] for record in as_json(plugin, "list")}
@@ -43,7 +43,7 @@ def test_list_counts_the_connections_of_each_attachment(
 
 @pytest.mark.frozen
 @pytest.mark.behaviour
-def test_show_says_that_the_kernel_has_what_is_on_record(container: Container, plugin: Plugin) -> None:
+def test_show_reports_that_the_kernel_matches_the_record(container: Container, plugin: Plugin) -> None:
     attachment = plugin.add(container, publish(8080))
     (shown,) = as_json(plugin, "show", container.id[:5])
     assert shown["containerId"] == container.id
@@ -56,27 +56,29 @@ def test_show_says_that_the_kernel_has_what_is_on_record(container: Container, p
         assert shown["rules"]
         assert all(attachment.owner in rule for rule in shown["rules"])
     printed = command(plugin, "show", container.id).stdout
-    assert "In the kernel: as it should be" in printed
+    assert "In the kernel: matches the record" in printed
     assert "Port:          8080->80/tcp" in printed
 
 
-def test_show_names_an_element_that_is_gone(container: Container, plugin: Plugin) -> None:
+def test_show_reports_a_missing_element(container: Container, plugin: Plugin) -> None:
     plugin.add(container, publish(8080))
     plugin.host.run("nft", "delete", "element", "inet", "quantum", "endpoints4", "{ tcp . 8080 }")
     (shown,) = as_json(plugin, "show", container.id)
     assert [d for d in shown["differences"] if "endpoints4" in d and "missing" in d] == shown["differences"] != []
 
 
-def test_show_has_the_slots_of_a_shared_port(container: Container, neighbour: Container, plugin: Plugin) -> None:
-    for each in (container, neighbour):
+def test_show_lists_the_buckets_of_a_shared_port(
+    container: Container, other_container: Container, plugin: Plugin
+) -> None:
+    for each in (container, other_container):
         plugin.add(each, publish(8080), sharedPorts=[8080])
     (shown,) = as_json(plugin, "show", container.id)
-    slots = [element for element in shown["elements"] if element["set"] == "slots4"]
-    assert len(slots) == 32
-    assert {slot["data"][0] for slot in slots} == {container.address[4]}
+    buckets = [element for element in shown["elements"] if element["set"] == "buckets4"]
+    assert len(buckets) == 32
+    assert {bucket["data"][0] for bucket in buckets} == {container.address[4]}
 
 
-def test_show_of_nobody_is_an_error_in_one_line(plugin: Plugin) -> None:
+def test_show_of_an_unknown_container_is_an_error(plugin: Plugin) -> None:
     done = command(plugin, "show", "nobody")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "no container on record has an ID that begins with 'nobody'" in done.stderr
+    assert "no container ID begins with 'nobody'" in done.stderr

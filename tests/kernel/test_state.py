@@ -1,4 +1,4 @@
-"""The state directory, failures half-way, lost rulesets, and many calls at once."""
+"""The state directory, partial failures, lost rulesets, and concurrent calls."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from .plugin import Plugin, PluginError, publish
-from .world import CLIENT, HOST, Container, Host, Namespace
+from .topology import CLIENT, HOST, Container, Host, Namespace
 
 PARALLEL = 50
 
 
-def test_the_state_directory_is_its_users_alone(container: Container, plugin: Plugin) -> None:
+def test_the_state_directory_is_private(container: Container, plugin: Plugin) -> None:
     plugin.state_directory.mkdir(mode=0o755)
     plugin.add(container, publish(8080))
     assert stat.S_IMODE(plugin.state_directory.stat().st_mode) == 0o700
@@ -23,7 +23,7 @@ def test_the_state_directory_is_its_users_alone(container: Container, plugin: Pl
 
 
 @pytest.mark.parametrize("container_id", ["../../escape", "a/b", "..", ".hidden", "a:b"])
-def test_a_container_id_that_could_leave_the_directory_is_refused(
+def test_a_container_id_that_could_escape_the_directory_is_refused(
     container: Container, plugin: Plugin, container_id: str
 ) -> None:
     container.id = container_id
@@ -33,7 +33,7 @@ def test_a_container_id_that_could_leave_the_directory_is_refused(
 
 
 @pytest.mark.parametrize("network", ["../net", "a/b", "..", ""])
-def test_a_network_name_that_could_leave_the_directory_is_refused(
+def test_a_network_name_that_could_escape_the_directory_is_refused(
     container: Container, plugin: Plugin, network: str
 ) -> None:
     with pytest.raises(PluginError, match="name") as caught:
@@ -53,10 +53,15 @@ def test_a_network_name_that_could_leave_the_directory_is_refused(
         {"externalInterface": "a/b"},
     ],
 )
-def test_an_add_that_is_refused_leaves_neither_record_nor_element(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin, broken: dict[str, Any]
+def test_a_refused_add_leaves_neither_record_nor_element(
+    host: Host,
+    client: Namespace,
+    container: Container,
+    other_container: Container,
+    plugin: Plugin,
+    broken: dict[str, Any],
 ) -> None:
-    other = plugin.add(neighbour, publish(8081))
+    other = plugin.add(other_container, publish(8081))
     with pytest.raises(PluginError) as caught:
         _add_with(plugin, container, broken)
     assert caught.value.code == 7
@@ -65,7 +70,7 @@ def test_an_add_that_is_refused_leaves_neither_record_nor_element(
     assert not list(plugin.state_directory.glob(f"attachments/{container.id}*"))
 
 
-def test_an_add_that_the_kernel_refuses_leaves_neither_record_nor_element(
+def test_an_add_refused_by_the_kernel_leaves_neither_record_nor_element(
     host: Host, client: Namespace, container: Container, plugin: Plugin
 ) -> None:
     with pytest.raises(PluginError) as caught:
@@ -82,10 +87,10 @@ def test_an_add_that_the_kernel_refuses_leaves_neither_record_nor_element(
 
 
 @pytest.mark.behaviour
-def test_an_add_whose_last_step_fails_leaves_neither_record_nor_element(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+def test_an_add_that_fails_in_its_last_step_leaves_neither_record_nor_element(
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
-    other = plugin.add(neighbour)
+    other = plugin.add(other_container)
     host.set_sysctl("ipv4/conf/cni0/route_localnet", "0")
     read_only = 'mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec "$@"'
     request = plugin.attachment(container, publish(8080)).configuration
@@ -97,53 +102,53 @@ def test_an_add_whose_last_step_fails_leaves_neither_record_nor_element(
 
 
 @pytest.mark.behaviour
-def test_an_add_again_that_fails_keeps_what_was_there(
-    client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+def test_a_failed_second_add_keeps_the_attachment(
+    client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
-    neighbour.serve("neighbour", 80)
-    plugin.add(neighbour, publish(9000))
+    other_container.serve("other", 80)
+    plugin.add(other_container, publish(9000))
     web = plugin.add(container, publish(8080))
-    with pytest.raises(PluginError, match=neighbour.id):
+    with pytest.raises(PluginError, match=other_container.id):
         plugin.add(container, publish(8081), publish(9000))
     assert client.ask(HOST[4], 8080).server == "web"
     assert client.is_refused(HOST[4], 8081)
-    assert client.ask(HOST[4], 9000).server == "neighbour"
+    assert client.ask(HOST[4], 9000).server == "other"
     web.check()
 
 
 @pytest.mark.frozen
 @pytest.mark.parametrize("loss", ["flush ruleset", "delete table inet quantum", "flush chain inet quantum prerouting"])
-def test_after_a_lost_ruleset_the_next_add_of_anything_puts_everything_back(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin, loss: str
+def test_after_a_lost_ruleset_the_next_add_restores_everything(
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin, loss: str
 ) -> None:
     client.serve("outside", 80)
-    neighbour.serve("neighbour", 80)
-    attachments = [plugin.add(container, publish(8080)), plugin.add(neighbour, publish(8081, hostIP=HOST[6]))]
+    other_container.serve("other", 80)
+    attachments = [plugin.add(container, publish(8080)), plugin.add(other_container, publish(8081, hostIP=HOST[6]))]
     host.run("nft", loss)
     assert client.is_refused(HOST[4], 8080)
     attachments.append(plugin.add(host.container("cni1"), network="other"))
     for family in (4, 6):
         assert client.ask(HOST[family], 8080).server == "web"
-        assert neighbour.ask(CLIENT[family], 80).source == HOST[family]
-    assert client.ask(HOST[6], 8081).server == "neighbour"
+        assert other_container.ask(CLIENT[family], 80).source == HOST[family]
+    assert client.ask(HOST[6], 8081).server == "other"
     assert host.ask("127.0.0.1", 8080).server == "web"
     for attachment in attachments:
         attachment.check()
 
 
-def test_an_add_that_is_refused_for_a_conflict_puts_a_lost_ruleset_back_all_the_same(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin
+def test_an_add_refused_for_a_conflict_still_restores_a_lost_ruleset(
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
     web = plugin.add(container, publish(8080))
     host.run("nft", "flush ruleset")
     with pytest.raises(PluginError, match=container.id):
-        plugin.add(neighbour, publish(8080))
-    assert client.ask(HOST[4], 8080).server == "web", "a refused ADD heals too"
+        plugin.add(other_container, publish(8080))
+    assert client.ask(HOST[4], 8080).server == "web", "a refused ADD repairs too"
     web.check()
 
 
 @pytest.mark.behaviour
-def test_many_adds_at_once_and_many_dels_at_once_leave_nothing(
+def test_concurrent_adds_and_dels_leave_nothing(
     host: Host, client: Namespace, container: Container, plugin: Plugin
 ) -> None:
     attachments = []
@@ -163,7 +168,7 @@ def test_many_adds_at_once_and_many_dels_at_once_leave_nothing(
 
 
 def _addresses(number: int, container: Container) -> list[dict[str, Any]]:
-    """Give each attachment addresses of its own; the container answers to all IPv4 ones."""
+    """Return addresses for an attachment, each different; the container answers to all IPv4 ones."""
     container.ip(f"address add 10.88.0.{100 + number}/24 dev eth0")
     return [{"interface": 1, "address": f"10.88.0.{100 + number}/24"}]
 

@@ -1,4 +1,4 @@
-"""Many calls at once, killed ones among them, beside a flush, a comparison and a full disk; a model says what must be true."""
+"""Many concurrent calls, some killed, with flushes, comparisons and a full disk; a model predicts the results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from .plugin import Attachment, Plugin, PluginError, publish
-from .world import HOST, Container, Host, Namespace, run, wait_until
+from .topology import HOST, Container, Host, Namespace, run, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ FULL_DISK, NO_LOCK = 5, 11
 
 
 class Stormy:
-    """An attachment, called by one thread at a time as CNI asks. is_there: None where a call was killed."""
+    """An attachment, used by one thread at a time as CNI requires. is_there: None after a killed call."""
 
     def __init__(self, plugin: Plugin, container: Container, number: int) -> None:
         self.port = FIRST_PORT + number
@@ -43,7 +43,7 @@ class Stormy:
         self.is_there: bool | None = False
 
     def call(self, verb: str, kill_after_s: float | None = None) -> None:
-        """Make a call, and learn from its answer; PluginError when it fails in a way that it must not."""
+        """Run a call, and update the model; raise PluginError for an unexpected error."""
         process = self.plugin.start(verb, self.attachment.configuration, self.attachment.container)
         if kill_after_s is not None:
             try:
@@ -74,7 +74,7 @@ def storm(plugin: Plugin, container: Container) -> list[Stormy]:
 
 
 def _blow(storm: list[Stormy], seed: int) -> None:
-    """Make the calls from 16 threads, each with attachments of its own; a fifth of them are killed."""
+    """Run the calls from 16 threads, each with its own attachments; a fifth of the calls is killed."""
 
     def work(number: int) -> None:
         chance = random.Random(seed + number)  # noqa: S311 - to be the same each time
@@ -88,7 +88,7 @@ def _blow(storm: list[Stormy], seed: int) -> None:
 
 
 def _settle(storm: list[Stormy]) -> None:
-    """Do what runtimes do: retry, or give up; and then look at everything."""
+    """Do what runtimes do: retry or give up."""
     for number, stormy in enumerate(storm):
         if stormy.is_there is None:
             stormy.call("DEL" if number % 2 else "ADD")
@@ -109,7 +109,7 @@ def _assert_all_is_as_the_model_says(plugin: Plugin, client: Namespace, storm: l
 
 @contextmanager
 def _meanwhile(trouble: Callable[[], object]) -> Iterator[None]:
-    """Make trouble again and again."""
+    """Repeat a disturbance while the block runs."""
     done = threading.Event()
     failures: list[BaseException] = []
 
@@ -131,7 +131,7 @@ def _meanwhile(trouble: Callable[[], object]) -> Iterator[None]:
 
 
 @pytest.mark.frozen
-def test_500_calls_of_60_attachments_from_16_processes_with_kills_among_them(
+def test_500_calls_for_60_attachments_from_16_threads_with_kills(
     client: Namespace, plugin: Plugin, storm: list[Stormy]
 ) -> None:
     _blow(storm, seed=1)
@@ -139,7 +139,7 @@ def test_500_calls_of_60_attachments_from_16_processes_with_kills_among_them(
     _assert_all_is_as_the_model_says(plugin, client, storm)
 
 
-def test_the_same_beside_flushes_and_comparisons(
+def test_the_same_with_flushes_and_comparisons(
     host: Host, client: Namespace, plugin: Plugin, storm: list[Stormy]
 ) -> None:
     def trouble() -> None:
@@ -153,7 +153,7 @@ def test_the_same_beside_flushes_and_comparisons(
     _assert_all_is_as_the_model_says(plugin, client, storm)
 
 
-def test_the_same_on_a_disk_that_is_full_now_and_then(
+def test_the_same_with_a_disk_that_is_sometimes_full(
     client: Namespace, plugin: Plugin, storm: list[Stormy], small_disk: Path
 ) -> None:
     ballast = small_disk / "ballast"
@@ -170,7 +170,7 @@ def test_the_same_on_a_disk_that_is_full_now_and_then(
 
 @pytest.fixture
 def small_disk(plugin: Plugin) -> Iterator[Path]:
-    """Let the state directory be a file system of its own, of a mebibyte."""
+    """Mount a file system of 1 MiB on the state directory."""
     disk = plugin.state_directory
     disk.mkdir()
     run("mount", "-t", "tmpfs", "-o", "size=1m,mode=0700", "none", str(disk))
@@ -190,17 +190,17 @@ def _fill(ballast: Path) -> None:
 
 
 def test_on_a_full_disk_an_add_changes_nothing_and_a_del_works(
-    client: Namespace, container: Container, neighbour: Container, plugin: Plugin, small_disk: Path
+    client: Namespace, container: Container, other_container: Container, plugin: Plugin, small_disk: Path
 ) -> None:
     web = plugin.add(container, publish(8080))
     _fill(small_disk / "ballast")
     with pytest.raises(PluginError, match="No space left") as caught:
-        plugin.add(neighbour, publish(8081))
+        plugin.add(other_container, publish(8081))
     assert caught.value.code == FULL_DISK
     assert client.is_refused(HOST[4], 8081)
     with pytest.raises(PluginError, match="No space left"):
         plugin.add(container, publish(8082))
-    assert client.ask(HOST[4], 8080).server == "web", "what was there before is there"
+    assert client.ask(HOST[4], 8080).server == "web", "earlier attachments are unchanged"
     assert client.is_refused(HOST[4], 8082)
     assert list(strangers(plugin)) == []
     web.delete()
@@ -209,7 +209,7 @@ def test_on_a_full_disk_an_add_changes_nothing_and_a_del_works(
 
 
 @pytest.mark.frozen
-def test_an_add_that_cannot_have_the_lock_says_who_holds_it(container: Container, plugin: Plugin) -> None:
+def test_an_add_that_times_out_names_the_holder_of_the_lock(container: Container, plugin: Plugin) -> None:
     plugin.state_directory.mkdir(mode=0o700)
     lock = plugin.state_directory / "lock"
     holder = subprocess.Popen(["flock", lock, "sleep", "300"], start_new_session=True)
@@ -235,7 +235,7 @@ def _lines_about(lock: Path) -> list[str]:
 
 
 class Runtime(RuleBasedStateMachine):
-    """One container after the other, with ports that collide: what a call answers, and what is there after it."""
+    """Containers with colliding ports: the answer of each call, and the state after it."""
 
     plugin: Plugin
     containers: list[Container]
@@ -261,7 +261,7 @@ class Runtime(RuleBasedStateMachine):
         else:
             self._attachment(number, port).add().check()
             self.published[number] = port
-        self.is_flushed = False  # an ADD heals, also one that is refused
+        self.is_flushed = False  # a refused ADD repairs too
         self._compare()
 
     @rule(number=numbers)
@@ -272,7 +272,7 @@ class Runtime(RuleBasedStateMachine):
 
     @rule(number=numbers, port=ports, after_s=st.floats(0, 0.15))
     def is_killed(self, number: int, port: int, after_s: float) -> None:
-        """An ADD is killed, and the runtime gives it up."""
+        """An ADD is killed, and the runtime gives up."""
         attachment = self._attachment(number, port)
         process = self.plugin.start("ADD", attachment.configuration, attachment.container)
         try:
@@ -314,7 +314,7 @@ class Runtime(RuleBasedStateMachine):
             self.delete(number)
 
 
-def test_whatever_a_runtime_asks_for_in_whatever_order_a_model_foretells_it(host: Host, plugin: Plugin) -> None:
+def test_a_model_predicts_any_sequence_of_calls(host: Host, plugin: Plugin) -> None:
     class OnThisHost(Runtime):
         pass
 

@@ -1,23 +1,23 @@
-"""What a person sees on a terminal of 80 columns, and what a pipe gets."""
+"""Output on a terminal of 80 columns and in a pipe."""
 
 from __future__ import annotations
 
 import re
 
 import pytest
-from cni_quantum_nat.admin.cli import _COMMANDS
+from cni_quantum_nat.commands.cli import _COMMANDS
 
 from .plugin import Plugin, publish
 from .terminal import on_terminal
 from .test_show import command
-from .world import Container
+from .topology import Container
 
 _COLUMNS = 80
 _PLAIN = {"TERM": "xterm", "NO_COLOR": "1"}
 
 
 @pytest.mark.frozen
-def test_a_long_list_of_ports_goes_on_in_the_next_line_and_loses_nothing(container: Container, plugin: Plugin) -> None:
+def test_a_long_list_of_ports_is_wrapped_completely(container: Container, plugin: Plugin) -> None:
     plugin.add(container, *(publish(port) for port in range(8080, 8092)))
     status, shown = on_terminal(plugin, "list", environment=_PLAIN)
     lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in shown.splitlines()]
@@ -31,14 +31,14 @@ def test_a_long_list_of_ports_goes_on_in_the_next_line_and_loses_nothing(contain
 
 
 @pytest.mark.frozen
-def test_a_pipe_gets_a_line_a_row_without_escape_sequences(container: Container, plugin: Plugin) -> None:
+def test_a_pipe_gets_one_line_per_row_without_escape_sequences(container: Container, plugin: Plugin) -> None:
     plugin.add(container, *(publish(port) for port in range(8080, 8092)))
     printed = command(plugin, "list").stdout
     assert len(printed.splitlines()) == 2
     assert "\x1b" not in printed
 
 
-def test_an_empty_list_is_a_header(plugin: Plugin) -> None:
+def test_an_empty_list_is_only_a_header(plugin: Plugin) -> None:
     assert command(plugin, "list").stdout.split() == [
         "NETWORK", "CONTAINER", "INTERFACE", "ADDRESSES", "PORTS", "CONNECTIONS", "AGE",
     ]  # fmt: skip
@@ -49,27 +49,27 @@ def test_the_header_is_bold_on_a_terminal_and_never_coloured(plugin: Plugin) -> 
     assert "\x1b[3" not in on_terminal(plugin, "list", environment=_PLAIN)[1]
 
 
-def test_show_on_a_terminal_says_the_same_as_in_a_pipe(container: Container, plugin: Plugin) -> None:
+def test_show_prints_the_same_on_a_terminal_and_in_a_pipe(container: Container, plugin: Plugin) -> None:
     plugin.add(container, publish(8080))
     _, shown = on_terminal(plugin, "show", container.id, environment={"TERM": "xterm"})
-    assert "In the kernel: as it should be" in shown
+    assert "In the kernel: matches the record" in shown
     assert "\x1b" not in shown
 
 
-def test_an_abbreviation_of_two_containers_names_both(
-    container: Container, neighbour: Container, plugin: Plugin
+def test_an_ambiguous_prefix_is_refused_with_all_matches(
+    container: Container, other_container: Container, plugin: Plugin
 ) -> None:
-    for each in (container, neighbour):
+    for each in (container, other_container):
         plugin.add(each)
     status, shown = on_terminal(plugin, "show", container.id[:3])
     assert status == 1
     assert container.id in shown
-    assert neighbour.id in shown
+    assert other_container.id in shown
     assert "Traceback" not in shown
 
 
 @pytest.mark.frozen
-def test_a_wrong_command_is_refused_with_those_that_there_are(plugin: Plugin) -> None:
+def test_an_unknown_command_is_refused_with_the_list_of_commands(plugin: Plugin) -> None:
     status, shown = on_terminal(plugin, "shwo")
     assert status == 2
     assert "invalid choice: 'shwo'" in shown

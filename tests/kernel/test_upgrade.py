@@ -1,4 +1,4 @@
-"""Two programs of different versions on one host: the newer one changes the table under traffic, the older one leaves it alone."""
+"""Two versions on one host: the newer one replaces the table under traffic, the older one leaves it alone."""
 
 from __future__ import annotations
 
@@ -11,30 +11,31 @@ from typing import TYPE_CHECKING, Self
 
 import cni_quantum_nat
 import pytest
-from cni_quantum_nat.hotpath.nftables import NftablesTable
-from cni_quantum_nat.hotpath.table import LAYOUT
-from cni_quantum_nat.slowpath.libnftables import replace
+from cni_quantum_nat.backends.nftables.layout import LAYOUT
+from cni_quantum_nat.backends.nftables.programs import replace
+from cni_quantum_nat.backends.nftables.table import NftablesTable
 from conformance.faults_driver.flow import ECHO_PORT, Echo, Flow
 
 from .peer import inside
 from .plugin import Plugin, PluginError, publish
-from .world import HOST, Container, Host, Namespace, wait_until
+from .topology import HOST, Container, Host, Namespace, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 NEWER_VERSION = 108
 PACKAGE = Path(cni_quantum_nat.__file__).parent
-ADDED_CHAIN = '\tchain added_by_the_newer {{\n\t\tcomment "nothing yet"\n\t}}\n\tchain own {{'
+FIRST_CHAIN = '        "guard": _guard(parts),\n'
+ADDED_CHAIN = '        "added_by_the_newer": Chain("nothing yet", []),\n' + FIRST_CHAIN
 
 
 @pytest.fixture
 def newer(plugin: Plugin, tmp_path: Path) -> Plugin:
-    """The same plugin as its next version would be: another layout, and a chain more."""
+    """The plugin with another layout version and one more chain, like a next version."""
     copy = tmp_path / "newer" / "cni_quantum_nat"
     shutil.copytree(PACKAGE, copy)
-    _change(copy / "hotpath" / "table.py", f"\nLAYOUT = {LAYOUT}\n", f"\nLAYOUT = {LAYOUT + 1}\n")
-    _change(copy / "slowpath" / "ruleset.py", "\tchain own {{", ADDED_CHAIN)
+    _change(copy / "backends" / "nftables" / "layout.py", f"\nLAYOUT = {LAYOUT}\n", f"\nLAYOUT = {LAYOUT + 1}\n")
+    _change(copy / "backends" / "nftables" / "text.py", FIRST_CHAIN, ADDED_CHAIN)
     start = f"import sys; sys.path.insert(0, {str(copy.parent)!r}); from cni_quantum_nat.__main__ import main; sys.exit(main())"
     made = Plugin(plugin.host, plugin.state_directory)
     made.command = [sys.executable, "-I", "-c", start]
@@ -48,7 +49,7 @@ def _change(file: Path, before: str, after: str) -> None:
 
 
 class Clients:
-    """A client that connects anew again and again, until it is told to stop; `refused` is how often in vain."""
+    """A client that keeps making new connections until it is stopped; `refused` counts failures."""
 
     def __init__(self, client: Namespace, port: int) -> None:
         self.answered = 0
@@ -58,7 +59,7 @@ class Clients:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        wait_until(lambda: self.answered > 0, "the client is answered")
+        wait_until(lambda: self.answered > 0, "the client gets an answer")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -77,7 +78,7 @@ class Clients:
 
 @pytest.fixture
 def flow(host: Host, client: Namespace, plugin: Plugin) -> Iterator[Flow]:
-    """A connection that is open all the time."""
+    """A connection that stays open."""
     container = host.container()
     echo = Echo(container)
     plugin.add(container, publish(8007, ECHO_PORT))
@@ -87,7 +88,7 @@ def flow(host: Host, client: Namespace, plugin: Plugin) -> Iterator[Flow]:
 
 
 @pytest.mark.parametrize("by", ["ADD", "reconcile"])
-def test_a_newer_program_replaces_the_table_in_one_transaction_and_no_connection_is_lost(
+def test_a_newer_version_replaces_the_table_in_one_transaction_without_losing_connections(
     host: Host, client: Namespace, container: Container, plugin: Plugin, newer: Plugin, flow: Flow, by: str
 ) -> None:
     attachments = [plugin.add(container, publish(8080)), plugin.add(host.container(), publish(8085))]
@@ -99,7 +100,7 @@ def test_a_newer_program_replaces_the_table_in_one_transaction_and_no_connection
         else:
             assert newer.operate("reconcile").returncode == 0
         flow.say()
-        wait_until(lambda: clients.answered > before + 20, "clients go on")
+        wait_until(lambda: clients.answered > before + 20, "clients continue")
     assert clients.refused == []
     assert "chain added_by_the_newer" in host.ruleset()
     for attachment in attachments:
@@ -111,26 +112,26 @@ def test_a_newer_program_replaces_the_table_in_one_transaction_and_no_connection
 def test_no_connection_is_lost_while_the_table_is_replaced(
     host: Host, client: Namespace, container: Container, plugin: Plugin
 ) -> None:
-    """Replaced in one transaction and with no copy that translates meanwhile, about 1 of 100 lost a connection."""
+    """Without a temporary copy that translates meanwhile, about 1 of 100 replacements lost a connection."""
     plugin.add(container, publish(8080))
     with ExitStack() as stack:
         clients = [stack.enter_context(Clients(client, 8080)) for _ in range(3)]
         stack.enter_context(inside(host.path))
         elements = NftablesTable().owned_elements()
         for _ in range(150):
-            replace(elements)
+            replace(elements, "")
     assert [refused for of_one in clients for refused in of_one.refused] == []
     assert host.run("nft", "list", "tables").split() == ["table", "inet", "quantum"]
 
 
-def test_an_older_program_touches_nothing_that_a_newer_one_made(
-    host: Host, client: Namespace, container: Container, neighbour: Container, plugin: Plugin, newer: Plugin
+def test_an_older_version_changes_nothing_of_a_newer_one(
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin, newer: Plugin
 ) -> None:
     web = newer.add(container, publish(8080))
     web.plugin = plugin
     before = host.ruleset()
     calls = (
-        lambda: plugin.add(neighbour, publish(8081)),
+        lambda: plugin.add(other_container, publish(8081)),
         web.add,
         web.delete,
         web.check,
@@ -140,7 +141,7 @@ def test_an_older_program_touches_nothing_that_a_newer_one_made(
     for call in calls:
         with pytest.raises(PluginError, match=f"version {LAYOUT + 1}") as caught:
             call()
-        assert caught.value.code in (NEWER_VERSION, 106)  # GC lists what kept it
+        assert caught.value.code in (NEWER_VERSION, 106)  # GC lists the errors
     reconciled = plugin.operate("reconcile")
     assert reconciled.returncode == 1
     assert f"version {LAYOUT + 1}" in reconciled.stderr
@@ -153,7 +154,7 @@ def test_an_older_program_touches_nothing_that_a_newer_one_made(
     assert client.is_refused(HOST[4], 8080)
 
 
-def test_a_table_from_before_it_said_its_version_is_replaced(
+def test_a_table_without_a_version_is_replaced(
     host: Host, client: Namespace, container: Container, plugin: Plugin, flow: Flow
 ) -> None:
     web = plugin.add(container, publish(8080))
@@ -166,10 +167,10 @@ def test_a_table_from_before_it_said_its_version_is_replaced(
     web.check()
 
 
-def test_after_a_downgrade_that_was_meant_the_older_program_goes_on(
+def test_after_an_intended_downgrade_the_older_version_works(
     host: Host, client: Namespace, container: Container, plugin: Plugin, newer: Plugin
 ) -> None:
-    """As the message says: delete the table, then reconcile."""
+    """As the message advises: delete the table, then reconcile."""
     newer.add(container, publish(8080))
     host.run("nft", "delete table inet quantum")
     assert plugin.operate("reconcile").returncode == 0

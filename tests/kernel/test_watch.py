@@ -1,4 +1,4 @@
-"""`quantum-nat reconcile --watch`: what flushes the rules is undone at once, and connections go on."""
+"""`quantum-nat reconcile --watch`: flushed rules are repaired at once, and connections continue."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .conftest import programs_of
 from .peer import Refused, TimedOut, open_socket
 from .plugin import Plugin, publish
 from .test_reconcile import flush, nft
-from .world import CLIENT, HOST, Container, Host, Namespace, wait_until
+from .topology import CLIENT, HOST, Container, Host, Namespace, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Watch:
-    """The process, which has looked once and is ready."""
+    """The process, after its first comparison."""
 
     def __init__(self, plugin: Plugin, directory: Path, *arguments: str, before: tuple[str, ...] = ()) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
@@ -56,8 +56,8 @@ class Watch:
         self._output.close()
         self._errors.close()
 
-    def healings(self) -> list[dict[str, Any]]:
-        """Return what it says it put right."""
+    def repairs(self) -> list[dict[str, Any]]:
+        """Return the logged repairs."""
         self._output.seek(0)
         return [entry for line in self._output if "differences" in (entry := json.loads(line))]
 
@@ -65,12 +65,12 @@ class Watch:
         self._errors.seek(0)
         return self._errors.read()
 
-    def wait_for_healing(self, count: int = 1) -> None:
-        wait_until(lambda: len(self.healings()) >= count, f"{count} healings; {self.complaints()}")
+    def wait_for_repair(self, count: int = 1) -> None:
+        wait_until(lambda: len(self.repairs()) >= count, f"{count} repairs; {self.complaints()}")
 
 
 class Conversation:
-    """A TCP connection on which somebody asks and is answered all the time. worst_s: the longest that an answer took."""
+    """A TCP connection with constant requests and replies. worst_s: the longest time until a reply."""
 
     def __init__(self, stack: ExitStack, client: Namespace, server: Namespace, address: str, port: int) -> None:
         family = 6 if ":" in address else 4
@@ -93,7 +93,7 @@ class Conversation:
         self._ends = True
         answer, ask = self._threads
         ask.join(10)
-        # Both: where the connection is broken, one does not hear that the other has ended it.
+        # Both ends: over a broken connection, neither learns that the other has closed it.
         for side in (self._asking, self._answering):
             with suppress(OSError):
                 side.shutdown(socket.SHUT_RDWR)
@@ -124,20 +124,20 @@ def watch(plugin: Plugin, tmp_path: Path) -> Iterator[Watch]:
 
 
 def first_answer_s(client: Namespace, address: str, port: int) -> float:
-    """Ask until somebody answers, and return how long nobody did."""
+    """Send requests until there is an answer, and return the time that took, in seconds."""
     started = time.monotonic()
     while True:
         try:
             client.ask(address, port, timeout=0.5)
         except (Refused, TimedOut):
-            assert time.monotonic() < started + 10, "nobody has healed it"
+            assert time.monotonic() < started + 10, "the rules were not repaired"
             continue
         return time.monotonic() - started
 
 
 @pytest.mark.frozen
 @pytest.mark.parametrize("family", [4, 6])
-def test_a_flush_under_traffic_breaks_no_connection_and_new_ones_are_translated_again(
+def test_a_flush_under_traffic_breaks_no_connection_and_new_ones_are_translated(
     stack: ExitStack, host: Host, client: Namespace, container: Container, plugin: Plugin, tmp_path: Path, family: int
 ) -> None:
     client.serve("outside", 80)
@@ -147,19 +147,19 @@ def test_a_flush_under_traffic_breaks_no_connection_and_new_ones_are_translated_
         for times in range(1, 4):
             flush(host)
             outage_s = first_answer_s(client, HOST[family], 8081)
-            watch.wait_for_healing(times)
-            print(f"outage for new connections: {outage_s * 1000:.0f} ms")  # noqa: T201 - a figure for whoever looks
+            watch.wait_for_repair(times)
+            print(f"outage for new connections: {outage_s * 1000:.0f} ms")  # noqa: T201 - a figure for the reader
         assert container.ask(CLIENT[family], 80).source == HOST[family]
         before = talk.answers
-        wait_until(lambda: talk.answers > before + 10 or bool(talk.failure), "the conversation goes on")
+        wait_until(lambda: talk.answers > before + 10 or bool(talk.failure), "the connection continues")
         talk.end()
         assert talk.failure == ""
 
 
-def test_without_the_watch_the_same_flush_breaks_it(
+def test_without_the_watch_the_same_flush_breaks_the_connection(
     stack: ExitStack, host: Host, client: Namespace, container: Container, plugin: Plugin
 ) -> None:
-    """So that the test above is known to see what it looks for."""
+    """Shows that the test above can fail."""
     plugin.add(container, publish(8080, 81))
     talk = Conversation(stack, client, container, HOST[4], 81)
     flush(host)
@@ -176,63 +176,61 @@ def test_without_the_watch_the_same_flush_breaks_it(
         "insert rule inet quantum prerouting tcp dport 8080 accept",
     ],
 )
-def test_smaller_damage_is_noticed_too(
+def test_smaller_damage_is_repaired_too(
     host: Host, client: Namespace, container: Container, plugin: Plugin, watch: Watch, damage: str
 ) -> None:
     plugin.add(container, publish(8080))
     assert client.ask(HOST[4], 8080).server == "web"
     nft(host, damage)
-    watch.wait_for_healing()
+    watch.wait_for_repair()
     assert client.ask(HOST[4], 8080).server == "web"
 
 
-def test_containers_that_come_and_go_are_nothing_to_heal(host: Host, plugin: Plugin, watch: Watch) -> None:
+def test_adds_and_dels_cause_no_repair(host: Host, plugin: Plugin, watch: Watch) -> None:
     for _ in range(3):
         container = host.container()
         attachment = plugin.add(container, publish(8080))
         attachment.add()
         attachment.delete()
     stays = plugin.add(host.container(), publish(8080))
-    nft(host, "delete element inet quantum host_ports4 { tcp . 8080 }")
-    watch.wait_for_healing()
+    nft(host, "delete element inet quantum endpoints4 { tcp . 8080 }")
+    watch.wait_for_repair()
     stays.check()
-    assert [d["change"] for healing in watch.healings() for d in healing["differences"]] == ["add"]
+    assert [d["change"] for repair in watch.repairs() for d in repair["differences"]] == ["add"]
 
 
-def test_rules_of_iptables_are_watched_as_well(
-    host: Host, client: Namespace, container: Container, tmp_path: Path
-) -> None:
+def test_iptables_rules_are_watched_too(host: Host, client: Namespace, container: Container, tmp_path: Path) -> None:
     host.backend = "iptables-nft"
     plugin = Plugin(host, tmp_path / "state", programs_of("iptables-nft", tmp_path / "programs"))
     plugin.add(container, publish(8080))
     with Watch(plugin, tmp_path) as watch:
         for times, damage in enumerate((("nft", "flush", "ruleset"), ("iptables-nft", "-t", "nat", "-F")), 1):
             host.run(*damage)
-            watch.wait_for_healing(times)
+            watch.wait_for_repair(times)
             assert client.ask(HOST[4], 8080).server == "web"
 
 
-def test_what_no_notification_tells_is_found_by_and_by(
+def test_damage_without_a_notification_is_found_by_the_regular_comparison(
     host: Host, container: Container, plugin: Plugin, tmp_path: Path
 ) -> None:
     plugin.add(container, publish(8080))
     with Watch(plugin, tmp_path, "--interval", "0.2") as watch:
         nft(host, "add element inet quantum masqueraded4 { 10.99.0.1 }")
-        watch.wait_for_healing()
+        watch.wait_for_repair()
         assert "10.99.0.1" not in host.ruleset()
 
 
 @pytest.mark.frozen
-def test_it_needs_no_more_than_its_service_has(
+def test_the_service_has_sufficient_privileges(
     host: Host, client: Namespace, container: Container, plugin: Plugin, tmp_path: Path
 ) -> None:
-    """See packaging/systemd: two capabilities; only nsenter, which enters the test's host, needs one more."""
+    """See packaging/systemd: two capabilities; only nsenter, for the test's host namespace, needs one more."""
     bounds = [f"+{c.removeprefix('CAP_').lower()}" for c in service_settings()["CapabilityBoundingSet"].split()]
     confined = ("setpriv", "--no-new-privs", "--bounding-set", ",".join(("-all", "+sys_admin", *bounds)))
     plugin.add(container, publish(8080))
     with Watch(plugin, tmp_path, before=confined) as watch:
         flush(host)
-        watch.wait_for_healing()
+        watch.wait_for_repair()
         assert client.ask(HOST[4], 8080).server == "web"
 
 
@@ -242,20 +240,20 @@ def service_settings() -> dict[str, str]:
     return dict(line.split("=", 1) for line in unit.read_text().splitlines() if "=" in line and line[0] != "#")
 
 
-def test_it_waits_where_nothing_was_ever_added_and_ends_when_told_to(
+def test_it_waits_if_nothing_was_ever_added_and_stops_on_a_signal(
     host: Host, container: Container, plugin: Plugin, tmp_path: Path
 ) -> None:
     with Watch(plugin, tmp_path) as watch:
         plugin.add(container, publish(8080))
         host.run("nft", "flush", "ruleset")
-        watch.wait_for_healing()
+        watch.wait_for_repair()
         watch.process.send_signal(signal.SIGINT)
         assert watch.process.wait(10) == 0
         assert watch.complaints() == ""
     assert "quantum_anchor" not in host.run("nft", "list", "tables")
 
 
-def test_a_lock_that_somebody_holds_is_waited_for(
+def test_it_waits_for_the_lock(
     host: Host, client: Namespace, container: Container, plugin: Plugin, watch: Watch
 ) -> None:
     plugin.add(container, publish(8080))
@@ -271,5 +269,5 @@ def test_a_lock_that_somebody_holds_is_waited_for(
         flush(host)
         assert client.is_refused(HOST[4], 8080)
         holder.stdin.write(b"\n")
-    watch.wait_for_healing()
+    watch.wait_for_repair()
     assert client.ask(HOST[4], 8080).server == "web"

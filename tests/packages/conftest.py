@@ -1,4 +1,4 @@
-"""A host in network namespaces, with a release's root directory in which a package is installed."""
+"""Fixtures: a host in network namespaces, and a Debian release's root directory with the package installed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.kernel.plugin import Plugin, publish
-from tests.kernel.world import Container, Host
+from tests.kernel.topology import Container, Host
 
 from .root import LINKS, STATE, Root
 

@@ -1,4 +1,4 @@
-"""A root directory of a Debian release, in which packages are installed: what they change is kept beside it, and goes."""
+"""A root directory of a Debian release to install packages in; changes are kept in an overlay, and discarded."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.kernel.world import run
+from tests.kernel.topology import run
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -24,14 +24,14 @@ _ENVIRON = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND": "noninte
 class Root:
     """The release's root directory, with this machine's processes, devices and network namespaces."""
 
-    def __init__(self, suite: str, place: Path, stack: ExitStack) -> None:
-        layers = place / "layers"
-        self.path = place / "root"
-        for directory in (layers, self.path):
-            directory.mkdir()
+    def __init__(self, suite: str, directory: Path, stack: ExitStack) -> None:
+        layers = directory / "layers"
+        self.path = directory / "root"
+        for made in (layers, self.path):
+            made.mkdir()
         self._mount(stack, layers, "-t", "tmpfs", "none")
-        for directory in (layers / "changes", layers / "work"):
-            directory.mkdir()
+        for made in (layers / "changes", layers / "work"):
+            made.mkdir()
         options = f"lowerdir={ROOTS / suite},upperdir={layers / 'changes'},workdir={layers / 'work'}"
         self._mount(stack, self.path, "-t", "overlay", "-o", options, "overlay")
         self._mount(stack, self.path / "run", "-t", "tmpfs", "none")
@@ -44,44 +44,44 @@ class Root:
         stack.callback(run, "umount", "--lazy", "--recursive", str(target))
 
     def line(self, *command: str) -> list[str]:
-        """Return how a command is run in it."""
+        """Return the command line that runs a command inside."""
         return ["chroot", str(self.path), *command]
 
     def start(self, *command: str) -> subprocess.Popen[str]:
-        """Start a command in it."""
+        """Start a command inside."""
         return subprocess.Popen(
             self.line(*command), env=_ENVIRON, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
 
     def start_dpkg(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start dpkg in it."""
+        """Start dpkg inside."""
         return self.start("dpkg", "--force-unsafe-io", *arguments)
 
     def dpkg(self, *arguments: str) -> str:
-        """Run dpkg in it, which must succeed, and return what it printed."""
+        """Run dpkg inside, which must succeed, and return its output."""
         process = self.start_dpkg(*arguments)
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 0, output
         return output
 
     def install(self, package: Path) -> str:
-        """Install a package's file, whatever version is there."""
+        """Install a package file, over any other version."""
         return self.dpkg("--install", self.bring(package))
 
     def bring(self, package: Path) -> str:
-        """Put a file into it, and return its name there."""
+        """Copy a file into the root directory, and return its path there."""
         target = self.path / "tmp" / package.name
         if not target.exists():
             target.write_bytes(package.read_bytes())
         return f"/tmp/{package.name}"
 
     def internals(self) -> list[Path]:
-        """Return the directories with modules that are there."""
+        """Return the installed directories with modules."""
         return sorted((self.path / PROGRAM).parent.glob("_internal-*"))
 
 
 def derived_tree(package: Path, tree: Path, version: str, *, layout: int | None = None) -> Path:
-    """Unpack another version of a package: its program finds its modules under another name, and only there."""
+    """Unpack another version of a package; its program finds its modules only in a directory with another name."""
     run("dpkg-deb", "--raw-extract", str(package), str(tree))
     library = tree / "usr/lib/quantum-nat"
     (internal,) = library.glob("_internal-*")
@@ -111,5 +111,5 @@ def derived(package: Path, target: Path, version: str, *, layout: int | None = N
 
 
 def built() -> Path:
-    """Return the package that packaging/deb wrote last."""
+    """Return the newest package from packaging/deb."""
     return Path(os.environ["QUANTUM_NAT_DEB"])

@@ -1,4 +1,4 @@
-"""What runtimes do while a package changes."""
+"""A runtime that makes calls while a package changes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.kernel.plugin import Plugin, PluginError
-from tests.kernel.world import Container, Host, wait_until
+from tests.kernel.topology import Container, Host, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,7 +19,7 @@ def reaches_web(host: Host) -> bool:
 
 
 class Load(threading.Thread):
-    """A runtime that adds and deletes a container, each time on a network not seen before: that needs the program's libraries."""
+    """A runtime that adds and deletes a container, each time on a new network, which needs the program's libraries."""
 
     def __init__(self, plugin: Plugin, container: Container) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Load(threading.Thread):
 
 @contextmanager
 def under_load(plugin: Plugin, container: Container) -> Iterator[Load]:
-    """Call the plugin all the time, some calls before what happens and some after."""
+    """Call the plugin continuously, before, while and after the block runs."""
     load = Load(plugin, container)
     load.start()
     try:
@@ -55,7 +55,7 @@ def under_load(plugin: Plugin, container: Container) -> Iterator[Load]:
 
 
 def waits_for_lock(program: Path) -> bool:
-    """Whether a process of this program has a lock's file open: it is past its start."""
+    """Return whether a process of this program has the lock file open, so that it has started."""
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if (process / "exe").samefile(program):

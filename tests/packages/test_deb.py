@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kernel.world import wait_until
+from tests.kernel.topology import wait_until
 
 from .root import LINKS, NEXT, PROGRAM, RELEASES, STATE, Root, built, derived
 from .runtime import reaches_web, under_load, waits_for_lock
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.kernel.plugin import Plugin
-    from tests.kernel.world import Container, Host
+    from tests.kernel.topology import Container, Host
 
 
 @pytest.fixture(scope="session")
 def following(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a later version's package."""
+    """A package of a later version."""
     return derived(built(), tmp_path_factory.mktemp("next"), NEXT)
 
 
 @pytest.fixture(params=RELEASES)
 def root(request: pytest.FixtureRequest, tmp_path: Path, host: Host, stack: ExitStack) -> Root:
-    """Return a root directory with the package installed, on a host that has network namespaces by now."""
+    """A root directory with the package installed, on a host that already has network namespaces."""
     assert host.path.exists()
     made = Root(request.param, tmp_path, stack)
     made.install(built())
@@ -70,7 +70,7 @@ def test_every_call_succeeds_while_the_package_is_upgraded_and_downgraded(
             root.install(package)
             assert reaches_web(host)
     assert load.failures == []
-    assert len(root.internals()) == 1, "modules of the version before are left"
+    assert len(root.internals()) == 1, "modules of the previous version are left"
     assert plugin.operate("port", web.id).stdout.strip(), "the records were lost"
 
 

@@ -1,4 +1,4 @@
-"""The archive's install script, over a root directory of its own."""
+"""The archive's install script, in a temporary root directory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PROGRAM = '#!/bin/sh\ncat "$(dirname "$(readlink -f "$0")")/_internal"\n'
 
 
 def unpacked(directory: Path, version: str, script: str = PROGRAM) -> Path:
-    """Return a directory like the archive's, whose program prints its version from a file beside it."""
+    """Return a directory like the archive's, with a program that prints its version from a file beside it."""
     program = directory / "program" / "quantum-nat"
     for path in (program, *(directory / name for name in FILES)):
         path.parent.mkdir(parents=True, exist_ok=True)

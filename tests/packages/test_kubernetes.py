@@ -1,4 +1,4 @@
-"""What the DaemonSet does to a node: install-node, over a directory that stands for the node's root."""
+"""The DaemonSet's install-node, with a directory as the node's root."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.world import run
+from tests.kernel.topology import run
 
 from .test_install import PROGRAM, unpacked
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "packaging" / "kubernetes" / "Dockerfile"
-# The command line is the real one; what it prints without arguments says which version it is.
+# The real command line; without arguments it prints its version.
 SCRIPT = f'{PROGRAM.rstrip()}\nexec {sys.executable} -I -m cni_quantum_nat "$@"\n'.replace(
     "cat", "[ $# -gt 0 ] || exec cat"
 )
@@ -37,16 +37,13 @@ ARCHIVE = "quantum-nat-VERSION-linux-amd64"
 
 
 def instructions(dockerfile: Path) -> list[list[str]]:
-    """Return the Dockerfile's lines, in words, with the archive's name filled in."""
+    """Return the words of each line of the Dockerfile, with the archive's name filled in."""
     lines = [line for line in dockerfile.read_text().splitlines() if line and not line.startswith("#")]
     return [shlex.split(line.replace("${ARCHIVE}", ARCHIVE)) for line in lines]
 
 
 def image(directory: Path, version: str) -> Path:
-    """Make what the Dockerfile makes of the archive and the sources, and return its /quantum-nat.
-
-    Only what concerns our files is done; an instruction that is not known here fails.
-    """
+    """Follow the Dockerfile for our own files, and return the image's /quantum-nat; unknown instructions fail."""
     archive = directory / "dist" / f"{ARCHIVE}.tar.gz"
     root = directory / "image"
     root.mkdir(parents=True)
@@ -65,7 +62,7 @@ def image(directory: Path, version: str) -> Path:
             case ["FROM" | "ARG" | "ENTRYPOINT", *_] | ["RUN", "apt-get", *_]:
                 pass
             case _:
-                pytest.fail(f"what does the image get of {line}?")
+                pytest.fail(f"unknown instruction: {line}")
     return root / "quantum-nat"
 
 
@@ -83,13 +80,13 @@ def install_node(source: Path, node: Path, *arguments: str, **variables: str) ->
 
 
 def lists(node: Path) -> dict[str, list[str]]:
-    """Return the types of the plugins in each list that a runtime would read."""
+    """Return the plugin types in each list that a runtime would read."""
     files = sorted((node / "etc" / "cni" / "net.d").glob("*.conflist"))
     return {file.name: [plugin["type"] for plugin in json.loads(file.read_text())["plugins"]] for file in files}
 
 
 def version_of(node: Path) -> str:
-    """Run what the runtime would find in its plugin directory. The link is for the node, whose root is not ours."""
+    """Run the program in the runtime's plugin directory; its link is relative to the node's root."""
     target = (node / "opt" / "cni" / "bin" / "quantum-nat").readlink()
     return subprocess.run([node / target.relative_to("/")], capture_output=True, text=True, check=True).stdout
 

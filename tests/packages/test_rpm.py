@@ -1,4 +1,4 @@
-"""The rpm, installed by rpm(8) below a root directory of Debian, since that is to be had everywhere: what is tested is the package."""
+"""The rpm package, installed with rpm(8) into a Debian root directory, which is available everywhere."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kernel.world import run
+from tests.kernel.topology import run
 
 from .root import LINKS, NEXT, RELEASES, STATE, Root, built, derived_tree
 from .runtime import reaches_web, under_load
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from tests.kernel.plugin import Plugin
-    from tests.kernel.world import Container, Host
+    from tests.kernel.topology import Container, Host
 
 PROJECT = Path(__file__).parents[2]
 
 
 def made(target: Path, version: str, layout: int | None = None) -> Path:
-    """Make an rpm of some version."""
+    """Make an rpm with this version."""
     target.mkdir()
     tree = derived_tree(built(), target / "tree", version, layout=layout)
     run(str(PROJECT / "packaging/rpm"), str(tree), version.partition("-")[0], str(target))
@@ -32,20 +32,20 @@ def made(target: Path, version: str, layout: int | None = None) -> Path:
 
 @pytest.fixture(scope="module")
 def versions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Return two versions' packages, the older one first."""
-    place = tmp_path_factory.mktemp("rpm")
-    return made(place / "old", "1.0-1"), made(place / "new", NEXT)
+    """Packages of two versions, the older one first."""
+    directory = tmp_path_factory.mktemp("rpm")
+    return made(directory / "old", "1.0-1"), made(directory / "new", NEXT)
 
 
 def rpm(root: Root, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run rpm over the root directory, of whose glibc it does not know: hence --nodeps."""
+    """Run rpm on the root directory, with --nodeps since rpm does not know its glibc."""
     line = ["rpm", "--root", str(root.path), "--dbpath", "/var/lib/rpm", *arguments]
     return subprocess.run(line, capture_output=True, text=True, check=False, timeout=120)
 
 
 @pytest.fixture
 def root(tmp_path: Path, host: Host, stack: ExitStack, versions: tuple[Path, Path]) -> Root:
-    """Return a root directory with the older version installed, on a host that has network namespaces by now."""
+    """A root directory with the older version installed, on a host that already has network namespaces."""
     assert host.path.exists()
     root = Root(RELEASES[0], tmp_path, stack)
     done = rpm(root, "--install", "--nodeps", str(versions[0]))
@@ -63,7 +63,7 @@ def test_every_call_succeeds_while_the_rpm_is_upgraded_and_downgraded(
             assert done.returncode == 0, done.stderr
             assert reaches_web(host)
     assert load.failures == []
-    assert len(root.internals()) == 1, "modules of the version before are left"
+    assert len(root.internals()) == 1, "modules of the previous version are left"
 
 
 @pytest.mark.usefixtures("web")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cni_quantum_nat.hotpath.addresses import Endpoint
-from cni_quantum_nat.hotpath.model import Attachment, AttachmentId, Inbound, Outbound, PortMapping
+from cni_quantum_nat.model.addresses import Endpoint
+from cni_quantum_nat.model.attachments import Attachment, AttachmentId, Inbound, Outbound, PortMapping
 
 
 def attachment(network: str, container: str, interface: str, port: int = 80) -> Attachment:

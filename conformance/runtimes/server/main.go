@@ -1,4 +1,4 @@
-// What runs in the containers: it answers on every port that it is given, over TCP and UDP, with its name and who asked.
+// The server in the containers: it answers on all given ports, over TCP and UDP, with its name and the client's address.
 //
 //	server NAME PORT...
 package main

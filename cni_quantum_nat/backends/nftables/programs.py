@@ -1,0 +1,151 @@
+"""Table `inet quantum` through libnftables: built when it is not there, rehearsed, and given parts that it lacks."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from ...kernel.stderr import warn
+from ...model.errors import NOT_AVAILABLE, CniError, InvalidConfiguration
+from .layout import CORE, DEFAULT_TIMEOUT_S, POLICIES, SETS, TABLE, timeout_part
+from .text import default_parts, elements_text, extension_text, parts_of, policies_text, table_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from nftables import Nftables
+
+    from .layout import Policy
+    from .rules import Element
+
+_COVER = f"{TABLE}_cover"
+_REHEARSAL = f"{TABLE}_rehearsal"
+_NFPROTO = {4: "ipv4", 6: "ipv6"}
+
+
+def build(elements: list[Element], boot_id: str, coming: Iterable[Element] = ()) -> None:
+    """Build the table and its elements in one transaction, in place of what there is; CniError(50) when refused.
+
+    coming: elements that will be added next: the table gets the parts that they need.
+    """
+    parts = default_parts() | parts_of((*elements, *coming))
+    try:
+        _build(elements, parts, boot_id)
+    except CniError as error:
+        # Time-outs are a part: a kernel without nfnetlink_cttimeout does without its default.
+        try:
+            _build(elements, parts - {timeout_part(DEFAULT_TIMEOUT_S)}, boot_id)
+        except CniError:
+            raise error from None
+        warn(CniError(error.code, f"established connections keep the kernel's own time-out: {error.details}"))
+
+
+def _build(elements: list[Element], parts: set[str], boot_id: str) -> None:
+    # "add, delete, add" replaces the table whether it is there or not.
+    text = table_text(TABLE, parts, boot_id=boot_id)
+    _run([f"add table inet {TABLE}", f"delete table inet {TABLE}", text, *_content(elements, TABLE)])
+
+
+def replace(elements: list[Element], boot_id: str, coming: Iterable[Element] = ()) -> None:
+    """Build the table in place of one that is in use, and lose no connection that begins meanwhile; CniError(50).
+
+    To a packet, a transaction is not one moment. It may ask the new chain before the commit, which is empty then, and the
+    old one's maps after it, which are empty by now: 1 of 100 replacements lost a connection. So a copy of the table,
+    under another name, translates until the change is over; two that say the same are as good as one.
+    """
+    nft = open_libnftables()  # the copy is owned by this socket: whatever becomes of this process, it goes
+    try:
+        text = table_text(_COVER, default_parts() | parts_of(elements), is_owned=True)
+        _run([text, *_content(elements, _COVER)], nft)
+    except CniError:  # Linux before 5.12 has no owned tables; if it is anything else, build() will meet it too
+        build(elements, boot_id, coming)
+        return
+    try:
+        build(elements, boot_id, coming)
+    finally:
+        _run([f"delete table inet {_COVER}"], nft)
+
+
+def _content(elements: list[Element], table: str) -> list[str]:
+    return policies_text(_policies_of(elements), table) + elements_text(elements, table)
+
+
+def _policies_of(elements: Iterable[Element]) -> list[Policy]:
+    return [element.policy for element in elements if element.policy is not None]
+
+
+def add_parts(set_names: list[str], elements: list[Element]) -> None:
+    """Make the parts that the elements need and the table lacks, and the chains of their policies.
+
+    set_names: the sets that the table has. Raises: CniError(7) when conditions are no conditions, (50) when the kernel refuses.
+    """
+    policies = _policies_of(elements)
+    for family, words in {(f, words) for policy in policies for f, words in policy.conditions.items()}:
+        _check_conditions(family, " ".join(words))
+    present = {SETS[name].part for name in set_names} | {CORE}
+    # A part without sets of its own is known by the chain that it brings.
+    if _has_default_timeout():
+        present.add(timeout_part(DEFAULT_TIMEOUT_S))
+    wanted = present | parts_of(elements)
+    commands = extension_text(present, wanted) if wanted != present else []
+    _run([*commands, *policies_text(policies)])
+
+
+def _has_default_timeout() -> bool:
+    try:
+        _run([f"list chain inet {TABLE} established"])
+    except CniError:
+        return False
+    return True
+
+
+def rehearse() -> None:
+    """Let the kernel take the table under another name and drop it, in one transaction; CniError(50) when refused."""
+    _run([table_text(_REHEARSAL, {CORE, POLICIES}), f"delete table inet {_REHEARSAL}"])
+
+
+def _check_conditions(family: int, text: str) -> None:
+    """Let nft read the conditions, in a table that no packet meets, and see that there are matches and nothing else.
+
+    conditions.py has refused what it knows to be a statement; what this version of nft knows beside that, only it can say.
+    """
+    try:
+        _run(
+            [
+                f"add table inet {_REHEARSAL}",
+                f"add chain inet {_REHEARSAL} conditions",
+                f"add rule inet {_REHEARSAL} conditions meta nfproto {_NFPROTO[family]} {text}",
+            ]
+        )
+        listed = json.loads(_run([f"list chain inet {_REHEARSAL} conditions"], as_json=True))["nftables"]
+    except CniError as error:
+        raise InvalidConfiguration(
+            f"conditionsV{family} {text!r} is not understood by nftables", error.details
+        ) from error
+    finally:
+        _run([f"add table inet {_REHEARSAL}", f"delete table inet {_REHEARSAL}"])
+    expressions = [name for item in listed if "rule" in item for part in item["rule"]["expr"] for name in part]
+    foreign = [name for name in expressions if name != "match"]
+    if foreign:
+        raise InvalidConfiguration(f"conditionsV{family} {text!r} is more than matches: {', '.join(foreign)}")
+
+
+def _run(commands: list[str], nft: Nftables | None = None, *, as_json: bool = False) -> str:
+    nft = nft or open_libnftables()
+    nft.set_json_output(as_json)
+    status, output, error = nft.cmd("\n".join(commands) + "\n")
+    if status:
+        raise CniError(NOT_AVAILABLE, f"nftables cannot hold table inet {TABLE}", " ".join(error.split())[:1000])
+    return str(output)
+
+
+def open_libnftables() -> Nftables:
+    """Return a handle of the library, with a netlink socket of its own; CniError(50) where it cannot be loaded."""
+    from nftables import Nftables  # loads the library, which may not be installed
+
+    try:
+        return Nftables()
+    except OSError as error:
+        raise CniError(
+            NOT_AVAILABLE, f"libnftables cannot be loaded: {error}", "Install it: apt-get install libnftables1."
+        ) from error

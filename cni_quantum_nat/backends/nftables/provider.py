@@ -1,0 +1,365 @@
+"""Backend Provider for nftables: an attachment is elements of table `inet quantum`, added and deleted in one transaction.
+
+The kernel is the arbiter: elements are added at once, and only where one is in the way is it looked at.
+A pod's start waits for this module.
+"""
+
+from __future__ import annotations
+
+from ...kernel.stderr import warn
+from ...model.addresses import Address
+from ...model.attachments import NFTABLES
+from ...model.errors import TRY_AGAIN_LATER, CniError, NotThere
+from ...model.units import HostPort
+from ..base import Applied, Backend, RulesDamaged, is_of_network
+from .layout import BUCKET, GOTO, SETS, SHARED
+from .rules import Element, buckets_of, elements_of_port, endpoint_of, lead_of, plan_rules, port_of
+from .sharing import owners_of, redistribute
+from .table import MISSING, NftablesTable, rules_in
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable
+
+    from ...connections.counts import Flows
+    from ...model.attachments import Attachment
+    from ...model.units import Unit
+    from ...state.directory import State
+    from ..base import Change, Installed, Plan
+    from .rules import Fields, Identity
+
+_ATTEMPTS = 3  # the table can be flushed between two calls, but not three times in a row
+
+
+class Difference:
+    """Elements to be deleted and added, in one transaction."""
+
+    __slots__ = ("add", "delete")
+
+    def __init__(self, delete: Iterable[Element] = (), add: Iterable[Element] = ()) -> None:
+        self.delete = list(delete)
+        self.add = list(add)
+
+    def replace(self, present: Element | None, wanted: Element | None) -> None:
+        """Note what leads from what is there to what is wanted."""
+        if present is not None and wanted is not None and present.is_same(wanted):
+            return
+        if present is not None:
+            self.delete.append(present)
+        if wanted is not None:
+            self.add.append(wanted)
+
+
+class NftablesBackend(Backend):
+    """Table `inet quantum` of the network namespace that we are in."""
+
+    __slots__ = ("_state", "_table")
+
+    name = NFTABLES
+    arbitrates = True
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._table = NftablesTable(state.realm)
+
+    def holders(self, units: Collection[Unit]) -> tuple[dict[Unit, list[str]], set[Unit]]:
+        """Look up the elements that tell who has a unit, and of shared ports the buckets."""
+        wanted = list(units)
+        holders: dict[Unit, list[str]] = {}
+        shared: set[Unit] = set()
+        for unit, lead in zip(wanted, self._table.find([lead_of(unit) for unit in wanted])):
+            if lead is None:
+                continue
+            holders[unit] = [lead.owner]
+            if lead.owner == SHARED and isinstance(unit, HostPort):
+                shared.add(unit)
+                holders[unit] = owners_of(self._table.find(buckets_of(unit)))
+        return holders, shared
+
+    def apply(self, change: Change) -> Applied:
+        """Change the elements."""
+        elements = [e for installed in change.install for e in plan_rules(installed.attachment, installed.units)]
+        if elements:
+            self._require_intact()
+        addresses: list[Address] = []
+        difference = Difference(add=elements)
+        for _ in range(_ATTEMPTS):
+            try:
+                if change.is_new and not change.members:
+                    self._table.commit(add=elements, exclusive=True)
+                else:
+                    difference, addresses = self._find_difference(change, elements)
+                    if self._table.is_older:
+                        raise RulesDamaged("table inet quantum was made by an older version")
+                    self.make(difference)
+            except NotThere:
+                if elements:
+                    self._require_intact()
+                    self._add_parts(difference.add)
+                continue
+            return Applied(self._undo_of(difference), addresses)
+        raise CniError(
+            TRY_AGAIN_LATER,
+            "table inet quantum changes faster than it can be worked on",
+            "Find out what changes it: nft monitor.",
+        )
+
+    def differences(self, installed: Installed) -> list[str]:
+        """Compare the table as a whole, and the elements."""
+        problems = self.damage()
+        if problems == [MISSING]:
+            return problems
+        elements = plan_rules(installed.attachment, installed.units)
+        for element, found in zip(elements, self._table.find(elements)):
+            problems += _difference(element, found)
+        for unit in installed.units:
+            if isinstance(unit, HostPort) and installed.attachment.host_ports[unit].sharing:
+                owners = owners_of(self._table.find(buckets_of(unit)))
+                if installed.attachment.id.owner not in owners:
+                    problems.append(f"no bucket of shared port {unit} leads to it")
+        return problems
+
+    def damage(self) -> list[str]:
+        """Describe what is wrong with the table as a whole: that it is missing, older, or that rules were altered."""
+        problem, found = self._table.state_of(self._state.boot_id)
+        if problem:
+            return [problem]
+        expected = self._state.read_fingerprint()
+        if found == expected:
+            return []
+        if not expected:
+            return ["nothing is known here of how table inet quantum was made"]
+        before, after = rules_in(expected), rules_in(found)
+        altered = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
+        return [f"chain {name} was altered" if name else "the table or a base chain was altered" for name in altered]
+
+    def rebuild(self, plan: Plan, known: Collection[str], expected: Iterable[Installed] = ()) -> None:
+        """Build the table anew without a gap for packets."""
+        from ...connections.counts import note_lost  # only where the table is lost
+        from .programs import build, replace  # libnftables
+
+        lost = self._count_flows()
+        elements = elements_of(plan)
+        coming = [
+            element for one in expected for element in (*plan_rules(one.attachment, one.units), *_first_buckets(one))
+        ]
+        try:
+            if self._table.exists():
+                elements += self._strangers(elements, known)
+                replace(self._commented(elements), self._state.boot_id, coming)
+            else:
+                build(self._commented(elements), self._state.boot_id, coming)
+        except CniError as error:
+            self._rebuild_in_part(plan, error)
+        self._note_made()
+        note_lost(self._state, NFTABLES, lost)
+
+    def owners(self, network: str) -> set[str]:
+        """List all elements."""
+        return {e.owner for e in self._table.owned_elements() if is_of_network(e.owner, network)}
+
+    def require(self) -> None:
+        """Let the kernel take the table under another name, where it is not there already."""
+        if self._table.exists():
+            self._table.check_layout()
+        else:
+            from .programs import rehearse  # libnftables, where the table is not there
+
+            rehearse()
+
+    def make(self, difference: Difference) -> None:
+        """Change the elements, in one transaction; the counts of those that are deleted are kept."""
+        self._table.commit(delete=difference.delete, add=difference.add)
+        if any(element.flows for element in difference.delete):
+            from ...connections.counts import add_gone  # 0.3 ms, only where there were connections
+            from .counts import counted
+
+            add_gone(self._state, NFTABLES, counted(difference.delete))
+
+    def establish(self, difference: Difference) -> None:
+        """Change the elements, after the parts that they need were made; RulesDamaged where the table has gone."""
+        try:
+            self.make(difference)
+        except NotThere:
+            self._require_intact()
+            self._add_parts(difference.add)
+            self.make(difference)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._table.close()
+
+    def _require_intact(self) -> None:
+        problems = self.damage()
+        if problems:
+            raise RulesDamaged("; ".join(problems))
+
+    def _note_made(self) -> None:
+        """Keep what the table looks like, so that a change of it is noticed."""
+        _, fingerprint = self._table.state_of(self._state.boot_id)
+        self._state.write_fingerprint(fingerprint)
+
+    def _add_parts(self, elements: list[Element]) -> None:
+        from .programs import add_parts  # libnftables, for the first attachment that needs a part
+
+        add_parts(self._table.set_names(), elements)
+        self._note_made()
+
+    def _undo_of(self, difference: Difference) -> Callable[[], None]:
+        return lambda: self._table.commit(delete=difference.add, add=difference.delete)
+
+    def _find_difference(self, change: Change, elements: list[Element]) -> tuple[Difference, list[Address]]:
+        """Look up everything that the change is about; return what differs, and the addresses that had connections."""
+        wanted = {element.identity: element for element in elements}
+        removed = [element for attachment in change.remove for element in plan_rules(attachment)]
+        ports = [u for installed in change.install for u in installed.units if isinstance(u, HostPort)]
+        of_ports = [element for port in ports for element in elements_of_port(port)]
+        asked = {element.identity: element for element in (*of_ports, *removed, *elements)}
+        found = {e.identity: e for e in self._table.find(list(asked.values())) if e is not None}
+        losers = {*change.orphans, *(attachment.id.owner for attachment in change.remove)}
+        losers.update(installed.attachment.id.owner for installed in change.install)
+        taken = {element.identity for element in of_ports}
+        difference = Difference()
+        for identity in asked:
+            present = found.get(identity)
+            if identity in wanted:
+                difference.replace(present, wanted[identity])
+            elif present is not None and (present.owner in losers or identity in taken):
+                difference.replace(present, None)
+        self._share(change, ports, found, difference)
+        if change.orphans:
+            self._remove_orphans(change, difference)
+        return difference, _addresses_in_use(change.remove, found, losers)
+
+    def _share(
+        self, change: Change, ports: list[HostPort], found: dict[Identity, Element], difference: Difference
+    ) -> None:
+        """Add what becomes of shared ports: their buckets, and when nobody shares one any more, all of it."""
+        endpoints: dict[HostPort, dict[str, Fields]] = {}
+        for installed in change.install:
+            for unit in installed.units:
+                if isinstance(unit, HostPort) and installed.attachment.host_ports[unit].sharing:
+                    owner = installed.attachment.id.owner
+                    endpoints.setdefault(unit, {})[owner] = endpoint_of(installed.attachment, unit)
+        ended = [p for p in ports if p not in change.members and _owner(found.get(lead_of(p).identity)) == SHARED]
+        for port in (*change.members, *ended):
+            buckets = self._table.find(buckets_of(port))
+            members = change.members.get(port, [])
+            for present, bucket in zip(buckets, redistribute(port, buckets, members, endpoints.get(port, {}))):
+                difference.replace(present, bucket)
+            if not members and port not in ports:
+                shared = [e for e in self._table.find(elements_of_port(port)) if e is not None and e.owner == SHARED]
+                gone = {element.identity for element in difference.delete}
+                difference.delete += [element for element in shared if element.identity not in gone]
+
+    def _remove_orphans(self, change: Change, difference: Difference) -> None:
+        """List all elements, and delete those of the orphans; their buckets go to the others who share the port."""
+        known = {element.identity for element in difference.delete}
+        ports: dict[HostPort, None] = {}
+        for element in self._table.owned_elements():
+            if element.owner not in change.orphans or element.identity in known:
+                continue
+            if BUCKET in SETS[element.set_name].key:
+                ports[port_of(element)] = None
+            else:
+                difference.delete.append(element)
+        for port in ports:
+            if port not in change.members:
+                buckets = self._table.find(buckets_of(port))
+                members = [owner for owner in owners_of(buckets) if owner not in change.orphans]
+                for present, bucket in zip(buckets, redistribute(port, buckets, members, {})):
+                    difference.replace(present, bucket)
+                if not members:
+                    difference.delete += [
+                        e for e in self._table.find(elements_of_port(port)) if e and e.owner == SHARED
+                    ]
+
+    def _commented(self, elements: list[Element]) -> list[Element]:
+        """Return copies whose owners are as the table's comments say them."""
+        return [Element(e.set_name, e.key, e.data, self._table.comment_of(e), e.policy) for e in elements]
+
+    def _strangers(self, planned: list[Element], known: Collection[str]) -> list[Element]:
+        """Return the elements of owners without a record here, where they are in nobody's way.
+
+        Not those that lead to a chain, whose conditions are on a record that is not here, nor what such a port has beside that.
+        """
+        problem, _ = self._table.state_of(self._state.boot_id)
+        if problem:
+            return []
+        identities = {element.identity for element in planned}
+        listed = [e for e in self._table.owned_elements() if e.owner not in known and e.identity not in identities]
+        special = {element.key for element in listed if SETS[element.set_name].data == (GOTO,)}
+        return [e for e in listed if e.key not in special and e.key[:-1] not in special and e.owner != SHARED]
+
+    def _rebuild_in_part(self, plan: Plan, cause: CniError) -> None:
+        """Build the table although the kernel refuses something: leave out the attachments that it is asked by."""
+        from .programs import build
+
+        build([], self._state.boot_id)
+        warn(cause)
+        for installed in plan.installed:
+            elements = plan_rules(installed.attachment, installed.units)
+            try:
+                self._add_parts(elements)
+                self._table.commit(add=elements)
+            except CniError as error:
+                warn(CniError(error.code, f"{installed.attachment.id} is left out: {error.message}", error.details))
+        for port, attachments in plan.shared.items():
+            self._table.commit(add=_buckets(port, attachments))
+
+    def _count_flows(self) -> Flows:
+        """Count what is there before it is lost; to heal is worth more than to count."""
+        from .counts import live_flows  # only where the table is lost
+
+        try:
+            return live_flows(self._table)
+        except CniError as error:
+            warn(error)
+            return {}
+
+
+def elements_of(plan: Plan) -> list[Element]:
+    """Return the elements of all attachments, each key once, with the buckets of shared ports."""
+    elements = {e.identity: e for i in plan.installed for e in plan_rules(i.attachment, i.units)}
+    return [*elements.values(), *(b for port, members in plan.shared.items() for b in _buckets(port, members))]
+
+
+def _buckets(port: HostPort, members: list[Attachment]) -> list[Element]:
+    endpoints = {member.id.owner: endpoint_of(member, port) for member in members}
+    return [bucket for bucket in redistribute(port, [], list(endpoints), endpoints) if bucket]
+
+
+def _first_buckets(installed: Installed) -> list[Element]:
+    """Return a bucket of each shared port, to find the parts by."""
+    ports = [unit for unit in installed.units if isinstance(unit, HostPort)]
+    return [buckets_of(port)[0] for port in ports if installed.attachment.host_ports[port].sharing]
+
+
+def _owner(element: Element | None) -> str | None:
+    return element.owner if element else None
+
+
+def _addresses_in_use(
+    removed: list[Attachment], found: dict[Identity, Element], losers: Collection[str]
+) -> list[Address]:
+    """Return the addresses of removed attachments that have had connections, but none that somebody else has by now."""
+    addresses: dict[Address, None] = {}
+    for attachment in removed:
+        used = {4, 6} if attachment.had_earlier or any(m.sharing for m in attachment.port_mappings) else set()
+        for element in plan_rules(attachment):
+            held = found.get(element.identity)
+            if element.is_counted and (held is None or held.flows):
+                used.add(element.family)
+        for unit in attachment.address_units:
+            holder = _owner(found.get(lead_of(unit).identity))
+            if isinstance(unit, Address) and unit.family in used and (holder is None or holder in losers):
+                addresses[unit] = None
+    return list(addresses)
+
+
+def _difference(element: Element, found: Element | None) -> list[str]:
+    if found is None:
+        return [f"element {element} is missing"]
+    if found.owner == element.owner:
+        return [] if found.data == element.data else [f"element {element} was changed to {found}"]
+    return [f"element {element} belongs to {found.owner or 'nobody'}"]

@@ -1,0 +1,246 @@
+"""What an attachment needs, as elements of the table's sets and maps, by the unit that they belong to. No I/O.
+
+A pod's start waits for this module.
+"""
+
+from __future__ import annotations
+
+from ...model.addresses import Address, Endpoint, Subnet
+from ...model.attachments import BY_CLIENT, EXCLUSIVE, SPREAD
+from ...model.units import HostPort
+from .layout import (
+    BUCKETS,
+    DEFAULT_TIMEOUT_S,
+    IPV6_LOCALHOST_ALIAS,
+    ON_ONE_ADDRESS,
+    PUBLISH,
+    SETS,
+    SHARED,
+    SPREAD_BY_CLIENT,
+    SPREAD_EVENLY,
+    Policy,
+    subnets_set,
+    timeout_set,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from ...model.attachments import Attachment, PortMapping
+    from ...model.units import Unit
+
+    Field = Address | Subnet | str | int
+    Fields = tuple[Field, ...]
+    Identity = tuple[str, Fields]
+
+_KINDS = {EXCLUSIVE: PUBLISH, SPREAD: SPREAD_EVENLY, BY_CLIENT: SPREAD_BY_CLIENT}
+_ALIAS = Address.parse(IPV6_LOCALHOST_ALIAS)
+_NOBODY = {4: Address(4, bytes(4)), 6: Address(6, bytes(16))}
+
+
+class Element:
+    """An element of the set `set_name`: `key` and `data` have the fields of its layout, `owner` is its comment.
+
+    policy: where it leads to a chain, what that is.
+    flows: how many connections the kernel has counted: its rules see the first packet of each.
+    """
+
+    __slots__ = ("data", "flows", "key", "owner", "policy", "set_name")
+
+    def __init__(self, set_name: str, key: Fields, data: Fields, owner: str, policy: Policy | None = None) -> None:
+        self.set_name = set_name
+        self.key = key
+        self.data = data
+        self.owner = owner
+        self.policy = policy
+        self.flows = 0
+
+    @property
+    def identity(self) -> Identity:
+        """What there can be only one of in the kernel."""
+        return self.set_name, self.key
+
+    def is_same(self, other: Element) -> bool:
+        """Whether both are the same to a packet, and have the same owner."""
+        return (self.identity, self.data, self.owner) == (other.identity, other.data, other.owner)
+
+    @property
+    def family(self) -> int:
+        """4 or 6."""
+        return SETS[self.set_name].family
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether another state directory has recorded it."""
+        return ":" in self.owner
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether the kernel counts its connections."""
+        return SETS[self.set_name].counter
+
+    def __str__(self) -> str:
+        data = f" : {_joined(self.data)}" if self.data else ""
+        return f"{self.set_name} {{ {_joined(self.key)}{data} }}"
+
+
+def _joined(fields: Fields) -> str:
+    return " . ".join(str(field) for field in fields)
+
+
+def plan_rules(attachment: Attachment, units: Iterable[Unit] | None = None) -> list[Element]:
+    """Return the elements of an attachment that belong to these units, or to all that it wants, in a fixed order.
+
+    The buckets of shared ports depend on who else shares them: see sharing.py.
+    """
+    wanted = [*attachment.address_units, *attachment.host_ports] if units is None else list(units)
+    elements: list[Element] = []
+    for unit in wanted:
+        elements += _plan_unit(attachment, unit)
+    return elements
+
+
+def _plan_unit(attachment: Attachment, unit: Unit) -> Iterator[Element]:
+    if isinstance(unit, HostPort):
+        return _plan_host_port(attachment, unit, attachment.host_ports[unit])
+    if isinstance(unit, Subnet):
+        return _plan_network(attachment, unit)
+    return _plan_address(attachment, next(e for e in attachment.endpoints if e.address == unit))
+
+
+def lead_of(unit: Unit) -> Element:
+    """Return the element that whoever has the unit has, to be looked up: its owner has the unit."""
+    if isinstance(unit, HostPort):
+        prefix, key = _place(unit)
+        return Element(f"{prefix}endpoints{unit.family}", key, (), "")
+    name = "networks" if isinstance(unit, Subnet) else "containers"
+    return Element(f"{name}{unit.family}", (unit,), (), "")
+
+
+def port_of(element: Element) -> HostPort:
+    """Return the host port that an element of a port's sets is for; ::1 has its alias there."""
+    fields = list(element.key)
+    address = fields.pop(0) if element.set_name.startswith("host_ip_") else None
+    assert address is None or isinstance(address, Address)  # noqa: S101 - for the type checker: so it is laid out
+    protocol, port = fields[:2]
+    return HostPort(element.family, str(protocol), int(str(port)), address)
+
+
+def elements_of_port(port: HostPort) -> list[Element]:
+    """Return all elements that a host port may have but buckets, whoever has it, to be looked up."""
+    prefix, key = _place(port)
+    elements = [lead_of(port), Element(f"{prefix}policies{port.family}", key, (), "")]
+    if port.family == 6:
+        elements.append(Element("localhost6", key[-2:], (), ""))
+    return elements
+
+
+def buckets_of(port: HostPort) -> list[Element]:
+    """Return all buckets of a host port, to be looked up."""
+    prefix, key = _place(port)
+    return [Element(f"{prefix}buckets{port.family}", (*key, number), (), "") for number in range(BUCKETS)]
+
+
+def endpoint_of(attachment: Attachment, port: HostPort) -> Fields:
+    """Return the container's address and port that a host port leads to."""
+    endpoint = attachment.published_endpoint(port.family)
+    assert endpoint is not None  # noqa: S101 - for the type checker: that is what published means
+    return endpoint.address, attachment.host_ports[port].container_port
+
+
+def _place(port: HostPort) -> tuple[str, Fields]:
+    """Return how the names of the sets begin that a host port is looked up in, and its key."""
+    if port.address is None:
+        return "", (port.protocol, port.port)
+    address = _ALIAS if port.family == 6 and port.address.is_loopback else port.address
+    return "host_ip_", (address, port.protocol, port.port)
+
+
+def policy_of(attachment: Attachment, port: HostPort, mapping: PortMapping) -> Policy:
+    """Say what becomes of connections to a host port of the attachment."""
+    kind = _KINDS[mapping.sharing] + (ON_ONE_ADDRESS if port.address is not None else "")
+    return Policy(kind, attachment.inbound.conditions)
+
+
+def _plan_host_port(attachment: Attachment, port: HostPort, mapping: PortMapping) -> Iterator[Element]:
+    prefix, key = _place(port)
+    owner = SHARED if mapping.sharing else attachment.id.owner
+    # Connections to a shared port never reach its lead: the policy comes first.
+    data = (_NOBODY[port.family], 0) if mapping.sharing else endpoint_of(attachment, port)
+    yield Element(f"{prefix}endpoints{port.family}", key, data, owner)
+    policy = policy_of(attachment, port, mapping)
+    if not policy.is_ordinary:
+        yield Element(f"{prefix}policies{port.family}", key, (policy.chain,), owner, policy)
+    if attachment.inbound.ipv6_localhost and port.family == 6 and mapping.is_reached_from_ipv6_loopback:
+        yield Element("localhost6", key[-2:], (), owner)
+
+
+def _plan_address(attachment: Attachment, endpoint: Endpoint) -> Iterator[Element]:
+    address, family, owner = endpoint.address, endpoint.address.family, attachment.id.owner
+    is_published = family in attachment.published_families and endpoint is attachment.published_endpoint(family)
+    yield Element(f"containers{family}", (address,), (), owner)
+    if is_published or family in attachment.outbound.masquerade:
+        yield Element(subnets_set(family, endpoint.prefix_length), (address, endpoint.network.first), (), owner)
+        if attachment.established_timeout_s != DEFAULT_TIMEOUT_S:
+            yield Element(timeout_set(family, attachment.established_timeout_s), (address,), (), owner)
+    if family in attachment.outbound.masquerade:
+        yield from _plan_outbound(attachment, address)
+    home = Element(f"home{family}", (address, endpoint.host_interface), (), owner)
+    closed = list(_plan_return_paths(attachment, endpoint)) if is_published else []
+    yield from closed
+    if attachment.inbound.isolate:
+        yield Element(f"isolated{family}", (address,), (), owner)
+    if attachment.inbound.isolate or any(element.set_name.startswith("loopback_only") for element in closed):
+        yield home
+
+
+def _plan_outbound(attachment: Attachment, address: Address) -> Iterator[Element]:
+    outbound, family, owner = attachment.outbound, address.family, attachment.id.owner
+    fixed = outbound.snat_addresses.get(family)
+    interfaces = outbound.external_interfaces.get(family, ())
+    name = "masqueraded" if fixed is None else "fixed"
+    for interface in interfaces:
+        yield Element(f"{name}_via{family}", (address, interface), (), owner)
+    if not interfaces:
+        yield Element(f"{name}{family}", (address,), (), owner)
+    if fixed is not None:
+        yield Element(f"snat{family}", (address,), (fixed,), owner)
+    for subnet in outbound.no_masquerade:
+        if subnet.family == family:
+            yield Element(f"no_masquerade{family}", (Subnet(address, 8 * len(address.packed)), subnet), (), owner)
+
+
+def _plan_return_paths(attachment: Attachment, endpoint: Endpoint) -> Iterator[Element]:
+    """Say by which host ports the container is reached, and which of its ports are for this host alone."""
+    address, family, owner = endpoint.address, endpoint.address.family, attachment.id.owner
+    inbound = attachment.inbound
+    mappings = [mapping for mapping in attachment.port_mappings if mapping.serves(family)]
+    for protocol, host_port in dict.fromkeys((m.protocol, m.host_port) for m in mappings):
+        key = (address, protocol, host_port)
+        yield Element(f"{'published' if inbound.snat else 'unmasqueraded'}{family}", key, (), owner)
+        if inbound.snat and inbound.masquerade_all:
+            yield Element(f"masquerade_all{family}", key, (), owner)
+    opened = {(m.protocol, m.container_port) for m in mappings if not m.on_loopback_only}
+    closed = dict.fromkeys((m.protocol, m.container_port) for m in mappings if m.on_loopback_only)
+    for protocol, port in closed:
+        if (protocol, port) not in opened:
+            yield Element(f"loopback_only{family}", (address, protocol, port), (), owner)
+
+
+def _plan_network(attachment: Attachment, network: Subnet) -> Iterator[Element]:
+    outbound, family, owner = attachment.outbound, network.family, attachment.id.owner
+    yield Element(f"networks{family}", (network,), (), owner)
+    yield Element(subnets_set(family, network.prefix_length), (network.first, network.first), (), owner)
+    fixed = outbound.snat_addresses.get(family)
+    interfaces = outbound.external_interfaces.get(family, ())
+    name = "network_masqueraded" if fixed is None else "network_fixed"
+    for interface in interfaces:
+        yield Element(f"{name}_via{family}", (interface, network), (), owner)
+    if not interfaces:
+        yield Element(f"{name}{family}", (network,), (), owner)
+    if fixed is not None:
+        yield Element(f"network_snat{family}", (network,), (fixed,), owner)
+    for subnet in outbound.no_masquerade:
+        if subnet.family == family:
+            yield Element(f"no_masquerade{family}", (network, subnet), (), owner)

@@ -1,0 +1,336 @@
+"""Elements in and out of table `inet quantum`, over netlink (linux/netfilter/nf_tables.h).
+
+One batch is one transaction: all of it happens, or nothing. Nothing here lists a set, but what says so: it is for garbage collection,
+healing and a person's commands.
+A pod's start waits for this module.
+"""
+
+from __future__ import annotations
+
+from _struct import Struct
+from errno import EEXIST, ENOENT
+
+from ...kernel.netlink import (
+    NLM_F_ACK,
+    NLM_F_CREATE,
+    NLM_F_DUMP,
+    NLM_F_EXCL,
+    NLM_F_REQUEST,
+    NetlinkSocket,
+    attribute,
+    attributes,
+    message,
+)
+from ...model.errors import NEWER_VERSION, NOT_AVAILABLE, AlreadyThere, CniError, KernelRefused, NotThere
+from .encoding import (
+    addition,
+    counts_in,
+    deletion,
+    elements_in,
+    in_set,
+    join_intervals,
+    layouts_in,
+    look_up,
+    look_up_layout,
+    text,
+)
+from .layout import LAYOUT, LAYOUT_SET, SETS, TABLE, is_set
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from ...kernel.netlink import Reply
+    from .rules import Element
+
+_NETLINK_NETFILTER = 12
+_NFPROTO_INET = 1
+_SUBSYSTEM = 10 << 8
+_BATCH_BEGIN, _BATCH_END = 0x10, 0x11
+_GETTABLE, _GETCHAIN, _NEWRULE, _GETRULE, _GETSET, _NEWSETELEM, _GETSETELEM, _DELSETELEM, _GETGEN = (
+    1,
+    4,
+    6,
+    7,
+    10,
+    12,
+    13,
+    14,
+    16,
+)
+
+_TABLE_NAME = 1
+_CHAIN_TABLE, _CHAIN_NAME = 1, 3
+_RULE_TABLE, _RULE_CHAIN = 1, 2
+_SET_TABLE, _SET_NAME = 1, 2
+
+_FAMILY_HEADER = Struct(">BBH")  # family, version, resource
+_PART = Struct("=BL")  # of a fingerprint: the kind of message, its length
+_LAYOUT_SEQUENCE = 1 << 30  # of the request for the version, beside those for elements or chains
+_GETS_PER_REQUEST = 64  # so that the answers fit into a socket's default buffer
+
+MISSING = "table inet quantum is missing"
+# The chains that packets enter by. What they jump to is known by its rules.
+_BASE_CHAINS = ("guard", "prerouting", "output", "postrouting", "guard_forward", "localhost6_out", "localhost6_in")
+
+
+def _request(operation: int, flags: int, sequence: int, payload: bytes, family: int = _NFPROTO_INET) -> bytes:
+    return message(_SUBSYSTEM | operation, flags | NLM_F_REQUEST, sequence, _FAMILY_HEADER.pack(family, 0, 0) + payload)
+
+
+class NftablesTable:
+    """The table in the kernel, through one socket that is opened when it is first needed.
+
+    Owners are as records name them. In the table, those of a state directory that is not the usual one end with its realm, so
+    that several state directories on a host can tell what is theirs; of others, the owner that is returned has a colon.
+    """
+
+    __slots__ = ("_is_known", "_realm", "_socket", "is_older")
+
+    def __init__(self, realm: str = "") -> None:
+        """`realm` is that of the state directory, see State.realm."""
+        self._realm = realm
+        self._socket: NetlinkSocket | None = None
+        self._is_known = False  # that it is of this version
+        self.is_older = False
+
+    def commit(self, *, delete: Iterable[Element] = (), add: Iterable[Element] = (), exclusive: bool = False) -> None:
+        """Delete, then add, in one transaction.
+
+        With `exclusive`, an element that exists already, also an equal one, is an error.
+
+        Raises: NotThere, AlreadyThere, KernelRefused; nothing has changed then.
+        """
+        flags = NLM_F_CREATE | NLM_F_EXCL if exclusive else NLM_F_CREATE
+        operations = [(_DELSETELEM, 0, deletion(element)) for element in delete]
+        operations += [(_NEWSETELEM, flags, addition(element, self.comment_of(element))) for element in add]
+        if not operations:
+            return
+        last = len(operations)
+        body = [
+            _request(operation, flags | (NLM_F_ACK if number == last else 0), number, payload)
+            for number, (operation, flags, payload) in enumerate(operations, 1)
+        ]
+        replies = self._exchange(_batch(_BATCH_BEGIN, 0) + b"".join(body) + _batch(_BATCH_END, last + 1))
+        errors = [reply.error_number for reply in replies if reply.error_number]
+        _raise_first(errors, "change the elements of table inet quantum")
+
+    def find(self, elements: list[Element]) -> list[Element | None]:
+        """Return what the kernel has under the key of each element, None where nothing; CniError(108) for a newer table."""
+        found: list[Element | None] = [None] * len(elements)
+        for start in range(0, max(1, len(elements)), _GETS_PER_REQUEST):
+            chunk = elements[start : start + _GETS_PER_REQUEST]
+            requests = [_request(_GETSETELEM, 0, start + i, look_up(element)) for i, element in enumerate(chunk)]
+            if not self._is_known:
+                requests.append(_LAYOUT_REQUEST)
+            if not requests:
+                break
+            for reply in self._exchange(b"".join(requests), len(requests)):
+                if reply.sequence == _LAYOUT_SEQUENCE:
+                    self._note_layout(reply)
+                elif reply.is_answer:
+                    held = next(
+                        elements_in(reply.payload[_FAMILY_HEADER.size :], elements[reply.sequence].set_name), None
+                    )
+                    if held is not None:
+                        held.owner = self.owner_of(held.owner)
+                        held.key = elements[reply.sequence].key  # an interval comes back as its first address
+                    found[reply.sequence] = held
+                elif reply.error_number not in (0, ENOENT):
+                    raise KernelRefused("look up an element of table inet quantum", reply.error_number)
+        return found
+
+    def state_of(self, boot_id: str) -> tuple[str, bytes]:
+        """Return what is wrong with the table as a whole, or "", and a fingerprint of all its rules.
+
+        The fingerprint holds the table's flags, its base chains and every rule as the kernel lists them: whoever changes any of it, in
+        place too, changes the fingerprint. CniError(108) for the table of a newer program.
+        """
+        where = attribute(_CHAIN_TABLE, text(TABLE))
+        requests = [_request(_GETTABLE, 0, 0, attribute(_TABLE_NAME, text(TABLE)))]
+        requests += [_request(_GETCHAIN, 0, 1, where + attribute(_CHAIN_NAME, text(name))) for name in _BASE_CHAINS]
+        requests.append(_LAYOUT_REQUEST)
+        problem = ""
+        parts: list[tuple[int, bytes]] = []
+        for reply in self._exchange(b"".join(requests), len(requests)):
+            if reply.sequence == _LAYOUT_SEQUENCE:
+                problem = problem or self._note_layout(reply, boot_id)
+            elif reply.is_answer:
+                parts.append((reply.kind & 0xFF, reply.payload))
+            elif reply.sequence == 0 and reply.error_number:
+                return MISSING, b""
+        listing = self._dump(_request(_GETRULE, NLM_F_DUMP, 0, attribute(_RULE_TABLE, text(TABLE))), "list the rules")
+        parts += [(_NEWRULE, payload) for payload in listing]
+        # Without the header, which has the number of the ruleset's generation.
+        contents = [(kind, payload[_FAMILY_HEADER.size :]) for kind, payload in parts]
+        return problem, b"".join(_PART.pack(kind, len(content)) + content for kind, content in contents)
+
+    def _note_layout(self, reply: Reply, boot_id: str = "") -> str:
+        """Say whether the table is of another version or boot; CniError(108) when the version is newer."""
+        if reply.is_answer:
+            self._is_known = True
+            _, comment = next(layouts_in(reply.payload[_FAMILY_HEADER.size :]), (LAYOUT, ""))
+            if boot_id and comment != f"boot {boot_id}":
+                return "the table is of an earlier boot: somebody restored it from a file"
+            return ""
+        layout = self._read_layout()
+        if layout > LAYOUT:
+            raise CniError(
+                NEWER_VERSION,
+                f"table inet {TABLE} has version {layout}, and this quantum-nat knows no newer one than {LAYOUT}",
+                "Use the newer quantum-nat that made it. To go back to this one: nft delete table inet quantum, and then "
+                "quantum-nat reconcile; connections that are established may break.",
+            )
+        self.is_older = layout > 0
+        return f"the table has version {layout}, not {LAYOUT}"
+
+    def _read_layout(self) -> int:
+        """Return the version of the table, 0 where it says none."""
+        return max((version for content in self._list(LAYOUT_SET) for version, _ in layouts_in(content)), default=0)
+
+    def check_layout(self) -> None:
+        """See that the table is not of a newer program; CniError(108)."""
+        self.find([])
+
+    def set_names(self) -> list[str]:
+        """List the names of the sets and maps that the table has and this program knows."""
+        request = _request(_GETSET, NLM_F_DUMP, 0, attribute(_SET_TABLE, text(TABLE)))
+        names = []
+        for payload in self._dump(request, "list the sets"):
+            name = dict(attributes(payload, _FAMILY_HEADER.size))[_SET_NAME].rstrip(b"\0").decode()
+            if is_set(name):
+                names.append(name)
+        return sorted(names)
+
+    def owned_elements(self) -> list[Element]:
+        """List every set, and return the elements: nothing for ADD, DEL or CHECK."""
+        self.check_layout()
+        listed: list[Element] = []
+        for name in self.set_names():
+            layout = SETS[name]
+            elements: list[Element] = []
+            ends: list[bytes] = []
+            for content in self._list(name):
+                elements += elements_in(content, name, ends)
+            if layout.has_intervals and len(layout.key) == 1:
+                join_intervals(elements, ends)
+            listed += elements
+        for element in listed:
+            element.owner = self.owner_of(element.owner)
+        return listed
+
+    def counted_flows(self) -> Iterator[tuple[str, str, int]]:
+        """List what counts connections: set, owner, connections. For scrapes and rebuilds.
+
+        A key is told once, although the kernel may list one twice while the set grows.
+        """
+        for name in self.set_names():
+            if SETS[name].counter:
+                found = {counted[0]: counted for content in self._list(name) for counted in counts_in(content)}
+                for _, comment, flows in found.values():
+                    yield name, self.owner_of(comment), flows
+
+    def _list(self, set_name: str) -> Iterator[bytes]:
+        """Yield the attributes of the messages that list a set; nothing where it is not there."""
+        for payload in self._dump(_request(_GETSETELEM, NLM_F_DUMP, 0, in_set(set_name)), f"list set {set_name}"):
+            yield payload[_FAMILY_HEADER.size :]
+
+    def _dump(self, request: bytes, what: str) -> Iterator[bytes]:
+        """Yield the messages of a listing; nothing where what is listed is not there."""
+        try:
+            for reply in self._open().dump(request):
+                if reply.error_number == ENOENT:
+                    return
+                if reply.error_number:
+                    raise KernelRefused(what, reply.error_number)
+                yield reply.payload
+        except OSError as error:
+            self.close()  # with what it has not read yet
+            raise KernelRefused(what, error.errno or 0) from error
+
+    def comment_of(self, element: Element) -> str:
+        """Return the comment that says who owns an element."""
+        return element.owner + self._realm if ":" not in element.owner else element.owner
+
+    def owner_of(self, comment: str) -> str:
+        """Return the owner that a comment says; of another state directory, it has a colon."""
+        owner, colon, realm = comment.partition(":")
+        if colon + realm == self._realm:
+            return owner
+        return comment if colon or not comment else f"{comment}:"
+
+    def exists(self) -> bool:
+        """Whether the table exists; CniError(50) where nf_tables cannot be used at all."""
+        replies = self._exchange(
+            _request(_GETGEN, NLM_F_ACK, 1, b"", family=0)
+            + _request(_GETTABLE, NLM_F_ACK, 2, attribute(_TABLE_NAME, text(TABLE))),
+            2,
+        )
+        for reply in replies:
+            if reply.error_number and reply.sequence == 1:
+                raise _unusable(OSError(reply.error_number, ""))
+        return any(reply.is_answer and reply.sequence == 2 for reply in replies)
+
+    def close(self) -> None:
+        """Close the socket."""
+        if self._socket is not None:
+            self._socket.close_without_waiting()
+            self._socket = None
+
+    def _open(self) -> NetlinkSocket:
+        if self._socket is None:
+            try:
+                self._socket = NetlinkSocket(_NETLINK_NETFILTER)
+            except OSError as error:
+                raise _unusable(error) from error
+        return self._socket
+
+    def _exchange(self, messages: bytes, at_least: int = 1) -> list[Reply]:
+        try:
+            return self._open().exchange(messages, at_least)
+        except OSError as error:
+            self.close()
+            raise KernelRefused("take an nf_tables request", error.errno or 0) from error
+
+
+_LAYOUT_REQUEST = _request(_GETSETELEM, 0, _LAYOUT_SEQUENCE, look_up_layout(LAYOUT))
+
+
+def rules_in(fingerprint: bytes) -> dict[str, list[bytes]]:
+    """Return the rules of a fingerprint by chain, to tell two of them apart; the table and its base chains are under ""."""
+    rules: dict[str, list[bytes]] = {}
+    offset = 0
+    while offset < len(fingerprint):
+        kind, size = _PART.unpack_from(fingerprint, offset)
+        offset += _PART.size
+        part = fingerprint[offset : offset + size]
+        offset += size
+        name = dict(attributes(part))[_RULE_CHAIN].rstrip(b"\0").decode() if kind == _NEWRULE else ""
+        rules.setdefault(name, []).append(part)
+    return rules
+
+
+def _batch(kind: int, sequence: int) -> bytes:
+    return message(kind, NLM_F_REQUEST, sequence, _FAMILY_HEADER.pack(0, 0, _SUBSYSTEM >> 8))
+
+
+def _raise_first(errors: list[int], what: str) -> None:
+    """Raise for the error that says most: one that we have no answer to, else a missing thing, else a held key."""
+    for number in errors:
+        if number not in (ENOENT, EEXIST):
+            raise KernelRefused(what, number)
+    if ENOENT in errors:
+        raise NotThere(what, ENOENT)
+    if errors:
+        raise AlreadyThere(what, EEXIST)
+
+
+def _unusable(error: OSError) -> CniError:
+    from posix import strerror
+
+    return CniError(
+        NOT_AVAILABLE,
+        f"nftables cannot be used: {strerror(error.errno or 0)}",
+        "The plugin needs CAP_NET_ADMIN in the host's network namespace and a kernel with nf_tables "
+        '(5.7 or newer; module nf_tables). Without nf_tables, set "backend": "iptables".',
+    )

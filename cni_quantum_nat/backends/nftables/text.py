@@ -1,0 +1,455 @@
+"""Table `inet quantum` as text: the sets, and the chains as they follow from the parts that the table has.
+
+Containers are elements and never add a rule. A part adds sets, chains, and rules to the chains of the core; adding one writes the chains
+that change anew, in one transaction, so the order in which parts come makes no difference.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Network, IPv6Network
+from typing import TYPE_CHECKING, NamedTuple
+
+from .layout import (
+    ADDRESS,
+    BUCKET,
+    BUCKETS,
+    CLOSED,
+    CORE,
+    DEFAULT_TIMEOUT_S,
+    FIXED_SOURCE,
+    GOTO,
+    HOST_IP,
+    INTERFACE,
+    IPV6_LOCALHOST_ALIAS,
+    LAYOUT,
+    LAYOUT_SET,
+    LOCALHOST6,
+    MASQUERADE_ALL,
+    NETWORKS,
+    NO_MASQUERADE,
+    ON_ONE_ADDRESS,
+    POLICIES,
+    PORT,
+    PROTOCOL,
+    PUBLISH,
+    SETS,
+    SPREAD_BY_CLIENT,
+    SPREAD_EVENLY,
+    SUBNET,
+    TABLE,
+    UNMASQUERADED,
+    VIA,
+    Policy,
+    SetLayout,
+    subnets_set,
+    timeout_part,
+    timeout_set,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+    from .rules import Element, Fields
+
+# Ahead of Docker's, portmap's and kube-proxy's chains at -100 and 100: for a connection, the first NAT rule that
+# matches is the only one, so a published port must not depend on who registered last.
+_PRIORITY_IN = -110
+_PRIORITY_OUT = 90
+# Any number: all rules that distribute by client agree, and go on agreeing after the table is built again.
+_SEED = 0x51756E74
+_IP = {4: "ip", 6: "ip6"}
+_NFPROTO = {4: "ipv4", 6: "ipv6"}
+_ORIGINAL_PORT = "meta l4proto . ct original proto-dst"
+_WITH_PORTS = "meta l4proto { tcp, udp, sctp }"
+
+
+class Chain(NamedTuple):
+    """A chain. hook: its base chain declaration, empty for one that is jumped to. comment: why it is there."""
+
+    comment: str
+    rules: list[str]
+    hook: str = ""
+
+
+def parts_of(elements: Iterable[Element]) -> set[str]:
+    """Return the parts that a table needs to hold these elements: the default time-out is the core's companion."""
+    return {SETS[element.set_name].part for element in elements} | {CORE}
+
+
+def default_parts() -> set[str]:
+    """Return the parts that every table has, where the kernel has what they need."""
+    return {CORE, timeout_part(DEFAULT_TIMEOUT_S)}
+
+
+def sets_of(parts: Collection[str]) -> list[SetLayout]:
+    """Return the sets of these parts, in a fixed order."""
+    for number in _prefixes(parts, 4):
+        SETS[subnets_set(4, number)]
+    for number in _prefixes(parts, 6):
+        SETS[subnets_set(6, number)]
+    for timeout_s in _timeouts(parts):
+        for family in (4, 6) if timeout_s != DEFAULT_TIMEOUT_S else ():
+            SETS[timeout_set(family, timeout_s)]
+    return [
+        layout
+        for layout in SETS.values()
+        if layout.part in parts and layout.name != timeout_set(layout.family, DEFAULT_TIMEOUT_S)
+    ]
+
+
+def _prefixes(parts: Collection[str], family: int) -> list[int]:
+    start = f"prefix{family}_"
+    return sorted((int(part.removeprefix(start)) for part in parts if part.startswith(start)), reverse=True)
+
+
+def _timeouts(parts: Collection[str]) -> list[int]:
+    return sorted(int(part.removeprefix("timeout_")) for part in parts if part.startswith("timeout_"))
+
+
+def chains(parts: Collection[str]) -> dict[str, Chain]:
+    """Return the chains of a table with these parts, by name; those of policies are not among them."""
+    found = {
+        "guard": _guard(parts),
+        "prerouting": Chain(
+            "traffic that passes through this host keeps its destination",
+            [f"{_WITH_PORTS} fib daddr type local goto host_ports"],
+            f"type nat hook prerouting priority {_PRIORITY_IN}; policy accept;",
+        ),
+        "output": Chain(
+            "the host itself reaches published ports too",
+            [f"{_WITH_PORTS} fib daddr type local goto host_ports"],
+            f"type nat hook output priority {_PRIORITY_IN}; policy accept;",
+        ),
+        "host_ports": _host_ports(parts),
+        "postrouting": _postrouting(parts),
+        "published": _published(parts),
+        "interface_source": Chain(
+            "outbound NAT by the address of the outgoing interface", [*_established(parts), "masquerade"]
+        ),
+    }
+    for family in (4, 6):
+        found[f"return_path{family}"] = _return_path(parts, family)
+        found[f"outbound{family}"] = _outbound(parts, family)
+        if NETWORKS in parts:
+            found[f"outbound_network{family}"] = _outbound_network(parts, family)
+        if FIXED_SOURCE in parts:
+            found[f"fixed_source{family}"] = _fixed_source(parts, family, "snat")
+        if NETWORKS in parts:
+            found[f"network_fixed_source{family}"] = _fixed_source(parts, family, "network_snat")
+    if POLICIES in parts:
+        found[PUBLISH] = Chain("a port on all addresses of the host", _publish())
+        found[PUBLISH + ON_ONE_ADDRESS] = Chain("a port on one address of the host", _publish_on_ip(parts))
+    if CLOSED in parts:
+        found |= _closed()
+    if LOCALHOST6 in parts:
+        found |= _localhost6()
+    if _timeouts(parts):
+        found["established"] = _established_chain(parts)
+    return found
+
+
+def _established(parts: Collection[str]) -> list[str]:
+    return ["jump established"] if _timeouts(parts) else []
+
+
+def _established_chain(parts: Collection[str]) -> Chain:
+    rules = []
+    for timeout_s in sorted(_timeouts(parts), key=lambda number: (number != DEFAULT_TIMEOUT_S, number)):
+        action = f'ct timeout set "established_{timeout_s}"'
+        if timeout_s == DEFAULT_TIMEOUT_S:
+            rules.append(f"meta l4proto tcp {action}")
+            continue
+        for family, ip in _IP.items():
+            name = timeout_set(family, timeout_s)
+            rules.append(f"meta l4proto tcp {ip} saddr @{name} {action}")
+            rules.append(f"meta l4proto tcp ct status dnat {ip} daddr @{name} {action}")
+    return Chain("for how long an established connection may be idle that is translated here, and no other", rules)
+
+
+def _guard(parts: Collection[str]) -> Chain:
+    addresses = [("ip", "127.0.0.0/8")] + ([("ip6", IPV6_LOCALHOST_ALIAS)] if LOCALHOST6 in parts else [])
+    rules = [f'iif != "lo" {ip} {end} {address} drop' for ip, address in addresses for end in ("daddr", "saddr")]
+    return Chain(
+        "route_localnet is on for some interfaces: 127.0.0.0/8 stays on this host all the same",
+        rules,
+        "type filter hook prerouting priority raw; policy accept;",
+    )
+
+
+def _host_ports(parts: Collection[str]) -> Chain:
+    rules = []
+    if POLICIES in parts:
+        rules += [f"{ip} daddr . meta l4proto . th dport vmap @host_ip_policies{f}" for f, ip in _IP.items()]
+    if HOST_IP in parts:
+        rules += _publish_on_ip(parts)
+    if POLICIES in parts:
+        rules += [f"meta nfproto {_NFPROTO[f]} meta l4proto . th dport vmap @policies{f}" for f in _IP]
+    v4, v6 = _publish()
+    rules += [v4, "ip6 daddr ::1 return", v6]
+    return Chain("the most specific first; ::1 cannot be routed to a container, and is refused at once", rules)
+
+
+def _publish() -> list[str]:
+    """Translate; each rule is for one family, or its counters would count the other's connections too."""
+    return [
+        f"meta nfproto {_NFPROTO[f]} dnat {ip} to meta l4proto . th dport map @endpoints{f}" for f, ip in _IP.items()
+    ]
+
+
+def _publish_on_ip(parts: Collection[str]) -> list[str]:
+    if HOST_IP not in parts:
+        return []
+    return [f"dnat {ip} to {ip} daddr . meta l4proto . th dport map @host_ip_endpoints{f}" for f, ip in _IP.items()]
+
+
+def _postrouting(parts: Collection[str]) -> Chain:
+    rules = ["ct status dnat jump published"]
+    rules += [f"{ip} saddr @containers{f} jump outbound{f}" for f, ip in _IP.items()]
+    if NETWORKS in parts:
+        rules += [f"{ip} saddr @networks{f} jump outbound_network{f}" for f, ip in _IP.items()]
+    return Chain(
+        "after the routing decision: who needs another source address",
+        rules,
+        f"type nat hook postrouting priority {_PRIORITY_OUT}; policy accept;",
+    )
+
+
+def _published(parts: Collection[str]) -> Chain:
+    rules = [f"{_WITH_PORTS} {ip} daddr . {_ORIGINAL_PORT} @published{f} goto return_path{f}" for f, ip in _IP.items()]
+    if UNMASQUERADED in parts and _timeouts(parts):
+        rules += [
+            f"{_WITH_PORTS} {ip} daddr . {_ORIGINAL_PORT} @unmasqueraded{f} goto established" for f, ip in _IP.items()
+        ]
+    return Chain("by the host port: other tables translate connections to the same containers", rules)
+
+
+def _return_path(parts: Collection[str], family: int) -> Chain:
+    ip = _IP[family]
+    rules = _established(parts)
+    if MASQUERADE_ALL in parts:
+        rules.append(f"{_WITH_PORTS} {ip} daddr . {_ORIGINAL_PORT} @masquerade_all{family} masquerade")
+    if family == 4:
+        rules.append("ip saddr 127.0.0.0/8 masquerade")
+    elif LOCALHOST6 in parts:
+        rules.append(f"ip6 saddr {IPV6_LOCALHOST_ALIAS} masquerade")
+    rules += [
+        f"{ip} daddr . ( {ip} saddr & {_mask(family, n)} ) @{subnets_set(family, n)} masquerade"
+        for n in _prefixes(parts, family)
+    ]
+    return Chain("replies of these clients would not come back through this host", rules)
+
+
+def _outbound(parts: Collection[str], family: int) -> Chain:
+    ip = _IP[family]
+    rules = [
+        f"{ip} saddr . ( {ip} daddr & {_mask(family, n)} ) @{subnets_set(family, n)} return"
+        for n in _prefixes(parts, family)
+    ]
+    rules += _unmasqueraded_destinations(parts, family)
+    if VIA in parts:
+        rules.append(f"{ip} saddr . oifname @masqueraded_via{family} goto interface_source")
+    rules.append(f"{ip} saddr @masqueraded{family} goto interface_source")
+    if FIXED_SOURCE in parts:
+        rules.append(f"{ip} saddr . oifname @fixed_via{family} goto fixed_source{family}")
+        rules.append(f"{ip} saddr @fixed{family} goto fixed_source{family}")
+    return Chain("from a container; never within its own subnet, never multicast", rules)
+
+
+def _unmasqueraded_destinations(parts: Collection[str], family: int) -> list[str]:
+    ip = _IP[family]
+    rules = [f"{ip} saddr . {ip} daddr @no_masquerade{family} return"] if NO_MASQUERADE in parts else []
+    return [*rules, "ip daddr >= 224.0.0.0 return" if family == 4 else "ip6 daddr ff00::/8 return"]
+
+
+def _outbound_network(parts: Collection[str], family: int) -> Chain:
+    ip = _IP[family]
+    rules = []
+    for number in _prefixes(parts, family):
+        mask = _mask(family, number)
+        rules.append(f"( {ip} saddr & {mask} ) . ( {ip} daddr & {mask} ) @{subnets_set(family, number)} return")
+    rules += _unmasqueraded_destinations(parts, family)
+    rules += [
+        f"oifname . {ip} saddr @network_masqueraded_via{family} goto interface_source",
+        f"{ip} saddr @network_masqueraded{family} goto interface_source",
+        f"oifname . {ip} saddr @network_fixed_via{family} goto network_fixed_source{family}",
+        f"{ip} saddr @network_fixed{family} goto network_fixed_source{family}",
+    ]
+    return Chain("from a network CIDR of the Python API", rules)
+
+
+def _fixed_source(parts: Collection[str], family: int, addresses: str) -> Chain:
+    ip = _IP[family]
+    return Chain(
+        "outbound NAT by a fixed address", [*_established(parts), f"snat {ip} to {ip} saddr map @{addresses}{family}"]
+    )
+
+
+def _closed() -> dict[str, Chain]:
+    return {
+        "guard_forward": Chain(
+            "what is published on 127.0.0.1 only, or of isolated containers not at all, is not reached by routing either",
+            ["ct state new ct status ! dnat jump guard_new", "ct state { invalid, untracked } jump guard_new"],
+            "type filter hook forward priority filter; policy accept;",
+        ),
+        "guard_new": Chain(
+            "containers of the same network are let through",
+            [
+                *(f"{ip} daddr . iifname @home{f} return" for f, ip in _IP.items()),
+                *(f"{ip} daddr . meta l4proto . th dport @loopback_only{f} drop" for f, ip in _IP.items()),
+                *(f"{ip} daddr @isolated{f} drop" for f, ip in _IP.items()),
+            ],
+        ),
+    }
+
+
+def _localhost6() -> dict[str, Chain]:
+    alias = f"ip6 saddr set {IPV6_LOCALHOST_ALIAS} ip6 daddr set {IPV6_LOCALHOST_ALIAS}"
+    return {
+        "localhost6_out": Chain(
+            "::1 cannot be routed to a container: before conntrack sees such packets, they get an alias",
+            [f"ip6 saddr ::1 ip6 daddr ::1 meta l4proto . th dport @localhost6 {alias}"],
+            "type route hook output priority raw; policy accept;",
+        ),
+        "localhost6_in": Chain(
+            "and the answers get their addresses back, after they were translated",
+            [
+                f'iif != "lo" ip6 saddr {IPV6_LOCALHOST_ALIAS} ip6 daddr {IPV6_LOCALHOST_ALIAS} ip6 saddr set ::1 ip6 daddr set ::1'
+            ],
+            "type filter hook input priority 150; policy accept;",
+        ),
+    }
+
+
+def _mask(family: int, length: int) -> str:
+    network = IPv4Network((0, length)) if family == 4 else IPv6Network((0, length))
+    return str(network.netmask)
+
+
+# nft wants the protocol said, since the type of a map with buckets names one.
+def _spread(where: str, prefix: str, bucket: str) -> list[str]:
+    return [
+        f"meta nfproto {_NFPROTO[f]} dnat {ip} to {where.format(ip)}meta l4proto . {protocol} dport . {bucket.format(ip)} "
+        f"map @{prefix}buckets{f}"
+        for f, ip in _IP.items()
+        for protocol in ("tcp", "udp", "sctp")
+    ]
+
+
+_IN_TURN = f"numgen inc mod {BUCKETS}"
+_BY_CLIENT = f"jhash {{}} saddr mod {BUCKETS} seed {_SEED:#x}"
+_POLICY_RULES = {
+    SPREAD_EVENLY: _spread("", "", _IN_TURN),
+    SPREAD_EVENLY + ON_ONE_ADDRESS: _spread("{} daddr . ", "host_ip_", _IN_TURN),
+    SPREAD_BY_CLIENT: _spread("", "", _BY_CLIENT),
+    SPREAD_BY_CLIENT + ON_ONE_ADDRESS: _spread("{} daddr . ", "host_ip_", _BY_CLIENT),
+}
+
+
+def policies_text(policies: Iterable[Policy], table: str = TABLE) -> list[str]:
+    """Return the commands that make the chains of policies, as nft reads them; those that are there are written anew."""
+    wanted = {policy.chain: policy for policy in policies}
+    wanted |= {p.chain: p for p in (policy.unconditional for policy in policies) if p.kind in _POLICY_RULES}
+    commands = []
+    for name in sorted(wanted):
+        commands += [f"add chain inet {table} {name}", f"flush chain inet {table} {name}"]
+    for name, policy in sorted(wanted.items(), key=lambda entry: bool(entry[1].conditions)):
+        commands += [f"add rule inet {table} {name} {rule}" for rule in _policy_rules(policy)]
+    return commands
+
+
+def _policy_rules(policy: Policy) -> list[str]:
+    """Write the rules of a policy. One with conditions goes on to the same without."""
+    if not policy.conditions:
+        return _POLICY_RULES[policy.kind]
+    goal = policy.unconditional.chain
+    return [
+        " ".join((f"meta nfproto {_NFPROTO[family]}", *policy.conditions.get(family, ()), f"goto {goal}"))
+        for family in _IP
+    ]
+
+
+def table_text(name: str, parts: Collection[str], *, boot_id: str = "", is_owned: bool = False) -> str:
+    """Return the table without elements, as nft reads it; an owned one goes with the socket that makes it."""
+    comment = f' comment "boot {boot_id}"' if boot_id else ""
+    version = (
+        f"\tset {LAYOUT_SET} {{ type inet_service; flags constant; elements = {{ {LAYOUT}{comment} }}; "
+        'comment "the version of this table, for programs that are older or newer, and the boot that it is of"; }\n'
+    )
+    flags = "\tflags owner;\n" if is_owned else ""
+    return f"table inet {name} {{\n{flags}{_body(parts, version)}}}\n"
+
+
+def _body(parts: Collection[str], first: str = "") -> str:
+    declared = "".join(map(_declare, sets_of(parts)))
+    written = "".join(_chain_text(name, chain) for name, chain in chains(parts).items())
+    return "".join(map(_timeout, _timeouts(parts))) + first + declared + written
+
+
+def extension_text(present: Collection[str], wanted: Collection[str], table: str = TABLE) -> list[str]:
+    """Return the commands that add parts to a table: what is new, and the chains that change, written anew."""
+    before, after = chains(present), chains(wanted)
+    changed = {name: chain for name, chain in after.items() if before.get(name) != chain}
+    known = {layout.name for layout in sets_of(present)}
+    sets = "".join(_declare(layout) for layout in sets_of(wanted) if layout.name not in known)
+    timeouts = "".join(_timeout(t) for t in _timeouts(wanted) if t not in _timeouts(present))
+    flushes = [f"flush chain inet {table} {name}" for name in changed if name in before]
+    written = "".join(_chain_text(name, chain) for name, chain in changed.items())
+    return [*flushes, f"table inet {table} {{\n{timeouts}{sets}{written}}}\n"]
+
+
+def _chain_text(name: str, chain: Chain) -> str:
+    hook = f"\t\t{chain.hook}\n" if chain.hook else ""
+    rules = "".join(f"\t\t{rule}\n" for rule in chain.rules)
+    return f'\tchain {name} {{\n\t\tcomment "{chain.comment}"\n{hook}{rules}\t}}\n'
+
+
+def _timeout(timeout_s: int) -> str:
+    return f"\tct timeout established_{timeout_s} {{ protocol tcp; policy = {{ established : {timeout_s} }}; }}\n"
+
+
+def _declare(layout: SetLayout) -> str:
+    kind = "map" if layout.data else "set"
+    options = (" flags interval;" if layout.has_intervals else "") + (" counter;" if layout.counter else "")
+    purpose = layout.purpose.replace('"', "'")
+    return f'\t{kind} {layout.name} {{ {_type(layout)};{options} comment "{purpose}"; }}\n'
+
+
+def _type(layout: SetLayout) -> str:
+    address = "ipv4_addr" if layout.family == 4 else "ipv6_addr"
+    names = {ADDRESS: address, SUBNET: address, GOTO: "verdict"}
+    word = "type"
+    if BUCKET in layout.key:  # which has no type of its own name; any port would do
+        ip = _IP[layout.family]
+        names = {ADDRESS: f"{ip} daddr", PROTOCOL: "meta l4proto", PORT: "tcp dport", BUCKET: _IN_TURN}
+        word = "typeof"
+    sides = [" . ".join(names.get(kind, kind) for kind in kinds) for kinds in (layout.key, layout.data) if kinds]
+    return f"{word} {' : '.join(sides)}"
+
+
+def element_text(element: Element) -> str:
+    """Return the command that adds an element, as nft reads it."""
+    return f"add element inet {TABLE} {element.set_name} {{ {_element(element)} }}"
+
+
+def elements_text(elements: Iterable[Element], table: str = TABLE) -> list[str]:
+    """Return commands that add elements, one for each set: nft reads 60,000 that way in half the time."""
+    by_set: dict[str, list[str]] = {}
+    for element in elements:
+        by_set.setdefault(element.set_name, []).append(_element(element))
+    return [f"add element inet {table} {name} {{ {', '.join(listed)} }}" for name, listed in by_set.items()]
+
+
+def _element(element: Element) -> str:
+    layout = SETS[element.set_name]
+    data = ""
+    if layout.data == (GOTO,):
+        data = f" : goto {element.data[0]}"
+    elif layout.data:
+        data = f" : {_fields_text(layout.data, element.data)}"
+    return f'{_fields_text(layout.key, element.key)} comment "{element.owner}"{data}'
+
+
+def _fields_text(kinds: tuple[str, ...], fields: Fields) -> str:
+    return " . ".join(
+        f'"{field}"' if kind == INTERFACE else str(field) for kind, field in zip(kinds, fields, strict=True)
+    )

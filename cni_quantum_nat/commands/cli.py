@@ -1,0 +1,91 @@
+"""The operator's command line. `quantum-nat --help` is its manual."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from ..model.errors import CniError
+from ..state.directory import DEFAULT_DIRECTORY
+from ..version import __version__
+from . import chain as chain_command
+from . import completion as completion_command
+from . import connections as connections_command
+from . import gc as gc_command
+from . import list as list_command
+from . import port as port_command
+from . import schema as schema_command
+from . import show as show_command
+from . import validate as validate_command
+from .doctor import doctor as doctor_command
+from .metrics import metrics as metrics_command
+from .reconcile import reconcile as reconcile_command
+
+_COMMANDS = (  # in the order of --help
+    list_command,
+    show_command,
+    port_command,
+    connections_command,
+    doctor_command,
+    reconcile_command,
+    gc_command,
+    metrics_command,
+    validate_command,
+    chain_command,
+    schema_command,
+    completion_command,
+)
+_DESCRIPTION = """\
+A CNI plugin for port mapping and outbound NAT, and the operator's commands for it.
+
+Container runtimes (containerd, CRI-O, podman, cnitool) run it as a CNI plugin, with CNI_COMMAND in the environment
+and a network configuration on standard input. In a configuration list it goes after the plugin that creates the
+interface: {"type": "quantum-nat", "capabilities": {"portMappings": true}}.
+
+Operators run it with one of the commands below.
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser; --help, the man page and the completions are generated from it."""
+    parser = argparse.ArgumentParser(
+        prog="quantum-nat", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"quantum-nat {__version__}")
+    parser.add_argument(
+        "--state-dir",
+        default=DEFAULT_DIRECTORY,
+        metavar="DIRECTORY",
+        help="directory of the records, the networks' stateDir (default: %(default)s)",
+    )
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
+    for command in _COMMANDS:
+        command.add_to(commands)
+    return parser
+
+
+def run() -> int:
+    """Run the command, and return the exit status: 0, 1 after a failure, 2 for invalid arguments."""
+    parser = make_parser()
+    if "_ARGCOMPLETE" in os.environ:  # a shell requests completions
+        completion_command.offer(parser)
+    arguments = parser.parse_args()
+    if arguments.command is None:
+        parser.print_help(sys.stderr)
+        return 2
+    try:
+        status: int = arguments.run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has closed the pipe, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        print(f"quantum-nat: a system call failed: {error}", file=sys.stderr)
+        return 1
+    except CniError as error:
+        print(f"quantum-nat: {error.message}", file=sys.stderr)
+        if error.details:
+            print(error.details, file=sys.stderr)
+        return 1
+    return status

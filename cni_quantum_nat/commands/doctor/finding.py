@@ -1,0 +1,13 @@
+"""The findings of checks."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Finding(NamedTuple):
+    """A problem. where: what has the problem. problem: the cause and its effect. remedy: what to do, a command if possible."""
+
+    where: str
+    problem: str
+    remedy: str

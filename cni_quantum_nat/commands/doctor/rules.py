@@ -1,0 +1,107 @@
+"""Checks of our own records, table and elements."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...backends.nftables.layout import TABLE
+from ...backends.nftables.programs import rehearse
+from ...model.errors import CniError
+from ...state.files import Foreign
+from ..reconcile.repair import reconcile
+from .child import ask_in_new_namespace
+from .finding import Finding
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .snapshot import Snapshot
+
+_RECONCILE = "quantum-nat reconcile"
+
+
+def check_kernel(_host: Snapshot) -> Iterator[Finding]:
+    """Whether the kernel takes the table, in a network namespace where nobody is."""
+    refused = ask_in_new_namespace(_refusal)
+    if refused:
+        yield Finding(
+            "the kernel",
+            f"it refuses table inet {TABLE}: {refused}",
+            "Use Linux 5.7 or newer with nf_tables, nft_nat, nft_masq, nft_fib_inet and nft_numgen, or backend iptables.",
+        )
+
+
+def check_table(host: Snapshot) -> Iterator[Finding]:
+    """Whether the table and its chains are there, and are what we made."""
+    for _, entry in _compared(host):
+        if entry.change == "rebuild":
+            yield Finding(entry.what, entry.why, _RECONCILE)
+
+
+def check_elements(host: Snapshot) -> Iterator[Finding]:
+    """Check that each record has its elements or rules, and that each of those has a record."""
+    for backend, entry in _compared(host):
+        if entry.change != "rebuild":
+            yield Finding(f"{backend} {entry.what}", f"{entry.why} ({entry.owner or 'no owner'})", _RECONCILE)
+
+
+def check_records(host: Snapshot) -> Iterator[Finding]:
+    """Check that the state directory is ours alone, and that its records are readable and from this boot."""
+    try:
+        host.state.check()
+    except CniError as error:
+        if not isinstance(error.__cause__, Foreign):
+            raise
+        yield Finding("state directory", error.message, error.details)
+    for damage in host.records.damaged:
+        yield Finding("state directory", damage.message, damage.details)
+    if host.records.leftovers:
+        count = len(host.records.leftovers)
+        yield Finding(
+            "state directory",
+            f"{count} record{'' if count == 1 else 's'} from an earlier boot, without effect",
+            "quantum-nat gc",
+        )
+    yield from _find_writable_parents(host.state.directory)
+
+
+def _find_writable_parents(directory: str) -> Iterator[Finding]:
+    """Find parent directories in which other users can replace the state directory."""
+    for parent in Path(directory).parents:
+        try:
+            status = parent.stat()
+        except OSError:
+            continue
+        if status.st_uid not in (0, os.geteuid()) or (status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX):
+            yield Finding(
+                str(parent),
+                f"owner {status.st_uid} and mode {stat.S_IMODE(status.st_mode):04o} let others replace the state directory",
+                "Set stateDir to a path that only root can change.",
+            )
+
+
+def check_namespaces(host: Snapshot) -> Iterator[Finding]:
+    """Whether the attachments' network namespaces are still there."""
+    for attachment in host.records.over:
+        if attachment not in host.records.leftovers:
+            gone = f"its network namespace {attachment.netns} is gone"
+            yield Finding(str(attachment.id), gone, f"quantum-nat {host.state.option}gc")
+
+
+def _compared(host: Snapshot) -> list[Any]:
+    """Compare the kernel with the records, once for both checks."""
+    if "compared" not in host.kept:
+        host.kept["compared"] = reconcile(host.state, dry_run=True).disagreements if host.state.exists() else []
+    return list(host.kept["compared"])
+
+
+def _refusal() -> str:
+    """Return why the kernel does not take the table, empty when it does."""
+    try:
+        rehearse()
+    except CniError as error:
+        return error.details or error.message
+    return ""

@@ -1,0 +1,142 @@
+"""The state of the host, each part read once, when a check first uses it."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ...backends.nftables.layout import TABLE
+from ...backends.nftables.programs import open_libnftables
+from ...kernel.routes import interface_towards
+from ...model.errors import KERNEL_REFUSED, CniError
+from ..records import read_records
+from .chains import Ruleset
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ...model.addresses import Address
+    from ...model.attachments import Attachment, PortMapping
+    from ...nat.records import Records
+    from ...state.directory import State
+
+_PROC = Path("/proc/sys/net")
+_OURS = tuple(("inet", name) for name in (TABLE, f"{TABLE}_anchor", f"{TABLE}_cover"))
+
+
+class Route(NamedTuple):
+    """A default route in the main table."""
+
+    family: int
+    interface: str
+    metric: int
+
+
+class Snapshot:
+    """The host, its rules and the records."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.kept: dict[str, Any] = {}  # results that several checks use
+
+    @cached_property
+    def records(self) -> Records:
+        return read_records(self.state)
+
+    @cached_property
+    def living(self) -> list[Attachment]:
+        """The attachments whose network namespace is there."""
+        return self.records.in_force
+
+    def published(self) -> Iterator[tuple[Attachment, PortMapping, int]]:
+        """Yield the living attachments' published ports, for each address family."""
+        for attachment in self.living:
+            for mapping in attachment.port_mappings:
+                for family in sorted(attachment.published_families):
+                    if mapping.serves(family):
+                        yield attachment, mapping, family
+
+    @cached_property
+    def families(self) -> set[int]:
+        """The address families in use."""
+        used: set[int] = set()
+        for attachment in self.living:
+            used |= {*attachment.outbound.masquerade, *attachment.published_families}
+        return used
+
+    @cached_property
+    def foreign(self) -> Ruleset:
+        """The chains of other programs; raise CniError(101) if they cannot be listed."""
+        tables = [entry["table"] for entry in list_json("tables") if "table" in entry]
+        others = [t for t in tables if (t["family"], t["name"]) not in _OURS and t["family"] in ("ip", "ip6", "inet")]
+        return Ruleset([e for t in others for e in list_json(f"table {t['family']} {t['name']}")])
+
+    @cached_property
+    def routes(self) -> list[Route]:
+        """The default routes by family, preferred ones first."""
+        with netlink() as route:
+            names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in route.get_links()}
+            found = [_default_route(entry, names) for family in (2, 10) for entry in route.get_default_routes(family)]
+        return sorted(found, key=lambda route: (route.family, route.metric))
+
+    @cached_property
+    def interfaces(self) -> dict[str, Any]:
+        """The host's interfaces by name, as rtnetlink describes them."""
+        with netlink() as route:
+            return {link.get_attr("IFLA_IFNAME"): link for link in route.get_links()}
+
+    def interface_of(self, attachment: Attachment, family: int) -> str:
+        """Return the host interface towards the container; empty if it is unknown."""
+        endpoint = attachment.published_endpoint(family)
+        return "" if endpoint is None else self.interface_towards(endpoint.address) or endpoint.host_interface
+
+    @staticmethod
+    def interface_towards(address: Address) -> str:
+        """Return the host interface towards an address; empty if there is no route."""
+        try:
+            return interface_towards(address)
+        except CniError:
+            return ""
+
+
+def list_json(what: str) -> list[dict[str, Any]]:
+    """Return what `nft list` prints as JSON; raise CniError(101) if it fails."""
+    nft = open_libnftables()
+    nft.set_json_output(True)
+    status, output, error = nft.cmd(f"list {what}")
+    if status:
+        raise CniError(KERNEL_REFUSED, f"cannot list {what}: {' '.join(error.split())}", "Run it as root.")
+    listed: list[dict[str, Any]] = json.loads(output)["nftables"]
+    return listed
+
+
+@contextmanager
+def netlink(netns: str | None = None) -> Iterator[Any]:
+    """Open a route socket, optionally in a network namespace; raise CniError(101) if that fails."""
+    from pyroute2 import IPRoute
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    try:
+        with IPRoute(netns=netns) if netns else IPRoute() as route:
+            yield route
+    except (NetlinkError, OSError) as error:
+        raise CniError(KERNEL_REFUSED, f"cannot read routes and interfaces: {error}") from error
+
+
+def _default_route(entry: Any, names: dict[int, str]) -> Route:
+    return Route(
+        4 if entry["family"] == 2 else 6,
+        names.get(entry.get_attr("RTA_OIF"), ""),
+        entry.get_attr("RTA_PRIORITY") or 0,
+    )
+
+
+def sysctl(name: str) -> str | None:
+    """Read a sysctl below net/; None if the kernel lacks it."""
+    try:
+        return (_PROC / name).read_text().strip()
+    except OSError:
+        return None

@@ -1,0 +1,130 @@
+"""Read from the kernel what is installed for attachments, with either backend."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..backends.nftables.layout import SHARED
+from ..model.attachments import IPTABLES, NFTABLES
+from ..model.errors import CniError
+from ..nat.decision import IN_FORCE, UNCERTAIN, decide_all
+from ..nat.records import here_of, standing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ..backends.base import Installed
+    from ..backends.nftables.rules import Element
+    from ..model.attachments import Attachment
+    from ..state.directory import State
+
+
+class KernelRules(NamedTuple):
+    """What is installed for one attachment.
+
+    elements: of table inet quantum. rules: as iptables-save prints them. differences: from the record. flows: the number of
+    connections so far.
+    """
+
+    elements: list[Element]
+    rules: list[str]
+    differences: list[str]
+    flows: int
+
+
+def flows_by_owner(attachments: Iterable[Attachment], state: State) -> dict[str, int]:
+    """Return by owner how many connections the kernel has counted; whose backend cannot be read is left out."""
+    by_backend: dict[str, list[str]] = {}
+    for attachment in attachments:
+        by_backend.setdefault(attachment.backend, []).append(attachment.id.owner)
+    flows: dict[str, int] = {}
+    for backend, owners in by_backend.items():
+        counted = _count_elements(state) if backend == NFTABLES else _count_rules()
+        if counted is not None:
+            flows |= {owner: counted.get(owner, 0) for owner in owners}
+    return flows
+
+
+def _count_elements(state: State) -> dict[str, int] | None:
+    from ..backends.nftables.table import NftablesTable
+
+    table = NftablesTable(state.realm)
+    counted: dict[str, int] = {}
+    try:
+        if not table.exists():
+            return None
+        for _, owner, flows in table.counted_flows():
+            counted[owner] = counted.get(owner, 0) + flows
+    except (CniError, OSError):
+        return None  # usually not root; the records are still useful
+    finally:
+        table.close()
+    return counted
+
+
+def _count_rules() -> dict[str, int] | None:
+    from ..backends.iptables import counts as iptables_counts
+    from ..backends.iptables.programs import PREFIXES
+
+    counted: dict[str, int] = {}
+    try:
+        for family in PREFIXES:
+            for owner, flows in iptables_counts.flows_by_owner(family).items():
+                counted[owner] = counted.get(owner, 0) + flows
+    except (CniError, OSError):
+        return None
+    return counted
+
+
+def kernel_rules(attachment: Attachment, state: State) -> KernelRules:
+    """Return what is installed for one attachment; raise CniError if it cannot be read."""
+    return _by_iptables(attachment, state) if attachment.backend == IPTABLES else _by_nftables(attachment, state)
+
+
+def _expected(attachment: Attachment, state: State) -> Installed:
+    """Return what the attachment holds when all is well: its container may have a host port by another network."""
+    here = here_of(state)
+    siblings = [other for other in state.siblings(attachment.id) if standing(other, here) in (IN_FORCE, UNCERTAIN)]
+    installed = {one.attachment.id: one for one in decide_all([attachment, *siblings]).installed}
+    return installed[attachment.id]
+
+
+def _by_nftables(attachment: Attachment, state: State) -> KernelRules:
+    from ..backends.nftables.provider import NftablesBackend
+    from ..backends.nftables.rules import buckets_of, plan_rules
+    from ..backends.nftables.table import NftablesTable
+
+    backend, table = NftablesBackend(state), NftablesTable(state.realm)
+    try:
+        differences = backend.differences(_expected(attachment, state))
+        shared = [port for port, mapping in attachment.host_ports.items() if mapping.sharing]
+        buckets = [bucket for port in shared for bucket in buckets_of(port)]
+        elements = [found for found in table.find([*plan_rules(attachment), *buckets]) if found is not None]
+    finally:
+        backend.close()
+        table.close()
+    own = [element for element in elements if element.owner == attachment.id.owner]
+    common = [element for element in elements if element.owner == SHARED]
+    return KernelRules([*own, *common], [], differences, sum(element.flows for element in own if element.is_counted))
+
+
+def _by_iptables(attachment: Attachment, state: State) -> KernelRules:
+    from ..backends.iptables import counts as iptables_counts
+    from ..backends.iptables.programs import PREFIXES, list_rules
+    from ..backends.iptables.provider import IptablesBackend
+    from ..backends.iptables.text import owner_of
+
+    backend, owner = IptablesBackend(state), attachment.id.owner
+    try:
+        differences = backend.differences(_expected(attachment, state))
+    finally:
+        backend.close()
+    rules = [
+        f"{prefix} -t {table} {line}"
+        for family, prefix in PREFIXES.items()
+        for table, line in list_rules(family).rules
+        if owner_of(line) == owner
+    ]
+    return KernelRules(
+        [], rules, differences, sum(iptables_counts.flows_by_owner(family).get(owner, 0) for family in PREFIXES)
+    )

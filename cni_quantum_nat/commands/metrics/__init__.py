@@ -1,0 +1,1 @@
+"""`quantum-nat metrics`: metrics for Prometheus."""

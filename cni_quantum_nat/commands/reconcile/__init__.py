@@ -1,0 +1,1 @@
+"""`quantum-nat reconcile`: make the kernel's rules match the records, once or continuously."""

@@ -1,0 +1,181 @@
+"""Where kernel and records disagree, and how they are made to agree: for each backend in one transaction.
+
+Used under the lock of the state directory. Who holds what is decided as for every call: nat/decision.py.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from ...backends.iptables.programs import PREFIXES, list_rules
+from ...backends.iptables.provider import IptablesBackend, missing_rules
+from ...backends.nftables.layout import BUCKET, SETS, SHARED
+from ...backends.nftables.provider import Difference, NftablesBackend, elements_of
+from ...backends.nftables.rules import buckets_of, endpoint_of, port_of
+from ...backends.nftables.sharing import owners_of, redistribute
+from ...backends.nftables.table import MISSING, NftablesTable
+from ...model.attachments import IPTABLES, NFTABLES
+from ...nat.decision import decide_all
+from ..progress import waiting
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from ...backends.base import Plan
+    from ...backends.nftables.rules import Element
+    from ...model.units import HostPort
+    from ...nat.records import Records
+    from ...state.directory import State
+
+
+class Disagreement(NamedTuple):
+    """One thing that the kernel has and should not have, or lacks.
+
+    change: what repairs it: "add", "delete", "replace", "rebuild". what: the thing, as the kernel's program names it.
+    owner: NETWORK/CONTAINER/INTERFACE; empty where it has none. why: what is wrong.
+    """
+
+    change: str
+    what: str
+    owner: str
+    why: str
+
+
+class Agreement:
+    """What there is to do in one backend; nothing, where `disagreements` is empty."""
+
+    backend: str
+    disagreements: list[Disagreement]
+
+    def establish(self) -> None:
+        """Do it, in one transaction."""
+        raise NotImplementedError
+
+
+class NftablesAgreement(Agreement):
+    """Table `inet quantum` against the records."""
+
+    backend = NFTABLES
+
+    def __init__(self, state: State, records: Records, plan: Plan) -> None:
+        """Read what the kernel has."""
+        self._backend = NftablesBackend(state)
+        self._plan = plan.of_backend(NFTABLES)
+        self._known = records.owners
+        self._difference = Difference()
+        self._damage = self._backend.damage()
+        if self._damage == [MISSING] and not self._plan.installed:
+            self._damage = []
+        elif not self._damage:
+            table = NftablesTable(state.realm)
+            with waiting("Listing the kernel's elements"):
+                held = table.owned_elements()
+            table.close()
+            self._difference = compare(self._plan, held, records.unreadable)
+        self.disagreements = list(self._describe())
+
+    def establish(self) -> None:
+        """Change the elements; where the table itself is damaged, build it anew with all of them."""
+        from ...backends.base import RulesDamaged
+
+        if self._damage:
+            self._rebuild()
+            return
+        try:
+            with waiting("Changing the kernel's elements"):
+                self._backend.establish(self._difference)
+        except RulesDamaged:  # somebody took the table away since it was listed
+            self._rebuild()
+
+    def _rebuild(self) -> None:
+        with waiting("Building table inet quantum"):
+            self._backend.rebuild(self._plan, self._known)
+
+    def _describe(self) -> Iterator[Disagreement]:
+        for damage in self._damage:
+            yield Disagreement("rebuild", "table inet quantum", "", damage)
+        wanted = {element.identity: element for element in self._difference.add}
+        for element in self._difference.delete:
+            if element.identity in wanted:
+                instead = wanted.pop(element.identity)
+                yield Disagreement("replace", str(element), element.owner, f"should be {instead} of {instead.owner}")
+            else:
+                yield Disagreement("delete", str(element), element.owner, "nothing on record asks for it")
+        for element in wanted.values():
+            yield Disagreement("add", str(element), element.owner, "missing")
+
+
+def compare(plan: Plan, held: Iterable[Element], unreadable: set[str]) -> Difference:
+    """Return what leads from what the kernel holds to the plan.
+
+    What is there for `unreadable` owners stays, and so does what another state directory has recorded.
+    """
+    of_key = {element.identity: element for element in held}
+    difference = Difference()
+    for wanted in elements_of(plan):
+        if BUCKET not in SETS[wanted.set_name].key:
+            difference.replace(of_key.pop(wanted.identity, None), wanted)
+    for port, members in plan.shared.items():
+        buckets = [of_key.pop(bucket.identity, None) for bucket in buckets_of(port)]
+        endpoints = {member.id.owner: endpoint_of(member, port) for member in members}
+        staying = [owner for owner in owners_of(buckets) if owner in unreadable]
+        for present, bucket in zip(
+            buckets, redistribute(port, buckets, [*endpoints, *staying], endpoints), strict=True
+        ):
+            difference.replace(present, bucket)
+    kept = _shared_by(unreadable, of_key.values())
+    for element in of_key.values():
+        of_kept_port = element.owner == SHARED and port_of(element) in kept
+        if not (element.owner in unreadable or element.is_foreign or of_kept_port):
+            difference.replace(element, None)
+    return difference
+
+
+def _shared_by(unreadable: set[str], held: Iterable[Element]) -> set[HostPort]:
+    """Return the shared ports that one of these owners has buckets of."""
+    return {port_of(e) for e in held if e.owner in unreadable and BUCKET in SETS[e.set_name].key}
+
+
+class IptablesAgreement(Agreement):
+    """Chains QUANTUM-... against the records; what is wrong is told by family, the first missing rule of each."""
+
+    backend = IPTABLES
+
+    def __init__(self, state: State, records: Records, plan: Plan) -> None:
+        """Read what the kernel has."""
+        self._backend = IptablesBackend(state)
+        self._plan = plan.of_backend(IPTABLES)
+        self._known: dict[int, set[str]] = {}
+        self.disagreements = []
+        recorded = {attachment.id.owner for attachment in records.of_backend(IPTABLES)} | records.unreadable
+        for family in PREFIXES:
+            concerned = [one for one in self._plan.installed if family in one.attachment.families]
+            problems = missing_rules(family, concerned) if concerned else []
+            orphans = list_rules(family).owners() - recorded
+            if problems or orphans:
+                self._known[family] = (recorded | orphans) - records.unreadable
+            self.disagreements += [_rebuild_because(family, problem) for problem in problems]
+            self.disagreements += [_of_nobody(family, owner) for owner in sorted(orphans)]
+
+    def establish(self) -> None:
+        """Make the chains anew, with the rules of every record."""
+        for family, known in self._known.items():
+            with waiting(f"Making the chains of {PREFIXES[family]}"):
+                self._backend.rebuild_family(family, self._plan, known)
+
+
+def _rebuild_because(family: int, problem: str) -> Disagreement:
+    return Disagreement("rebuild", f"chains QUANTUM-... of {PREFIXES[family]}", "", problem)
+
+
+def _of_nobody(family: int, owner: str) -> Disagreement:
+    return Disagreement("delete", f"rules of {PREFIXES[family]}", owner, "nothing on record asks for them")
+
+
+def agreements(state: State, records: Records) -> list[Agreement]:
+    """Compare each backend that is, or was, in use here."""
+    plan = decide_all(records.in_force)
+    found: list[Agreement] = [NftablesAgreement(state, records, plan)]
+    if state.has_iptables():
+        found.append(IptablesAgreement(state, records, plan))
+    return found

@@ -1,1 +1,0 @@
-"""A runtime waits for this code: an allow-list of modules, see README.md here."""

@@ -1,0 +1,55 @@
+"""Network namespaces, and whether a container's still exists.
+
+A pod's start waits for this module.
+"""
+
+from __future__ import annotations
+
+import posix
+
+from ..model.attachments import ALIVE, CANNOT_TELL, GONE, NOWHERE
+
+_OWN_NAMESPACE = "/proc/self/ns/net"
+
+
+def identity(path: str) -> tuple[int, int] | None:
+    """Return device and inode of what a path names, None where nothing is there."""
+    try:
+        status = posix.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
+
+
+def own_namespace() -> tuple[int, int]:
+    """Return the identity of the network namespace that this process is in."""
+    return identity(_OWN_NAMESPACE) or NOWHERE
+
+
+def is_namespace(candidate: tuple[int, int]) -> bool:
+    """Whether something is a namespace: all namespaces of a host, whatever names them, are files of one device, nsfs."""
+    return candidate[0] == own_namespace()[0]
+
+
+def directory_of(path: str) -> tuple[int, int]:
+    """Return the identity of the directory that holds a namespace's name.
+
+    Whoever finds another directory there, or none, sees another mount namespace, and cannot tell what has become of the path.
+    For /proc/PID/ns/net it is /proc, which differs between PID namespaces and stays when the process ends.
+    """
+    directory = "/proc" if path.startswith("/proc/") else path.rpartition("/")[0] or "/"
+    return identity(directory) or NOWHERE
+
+
+def life(path: str, recorded: tuple[int, int], directory: tuple[int, int]) -> str:
+    """Say whether the namespace that was recorded with this identity, under this path, exists: ALIVE, GONE or CANNOT_TELL.
+
+    directory: what `directory_of` said of the path then, NOWHERE where it was not recorded.
+    """
+    found = identity(path)
+    if found == recorded:
+        return ALIVE
+    if found is not None:
+        return GONE if is_namespace(found) else CANNOT_TELL
+    seen = directory_of(path)
+    return GONE if seen != NOWHERE and directory in (seen, NOWHERE) else CANNOT_TELL

@@ -1,0 +1,461 @@
+"""What the NAT module talks about: small classes without I/O.
+
+An attachment is one interface of one container on one network, as CNI identifies it. Its record in the
+state directory is `Attachment.as_record()`.
+"""
+
+from __future__ import annotations
+
+from .addresses import Address, Endpoint, Subnet
+from .units import HostPort
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
+PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
+
+# The identity, device and inode, of what has none, or of what an older version did not record.
+NOWHERE = (0, 0)
+
+# What can be said of a network namespace that was recorded by its path, see kernel.namespaces.
+ALIVE = "alive"
+GONE = "gone"
+CANNOT_TELL = "cannot tell"
+
+NFTABLES = "nftables"
+IPTABLES = "iptables"
+
+EXCLUSIVE = ""
+SPREAD = "spread"
+BY_CLIENT = "client"
+
+# libnftables refuses a comment of more than 128 bytes: the owner, the realm of a state directory, the final NUL.
+OWNER_MAX_BYTES = 120
+_DIGEST_BYTES = 8
+
+
+class PortMapping:
+    """A host port that leads to a container port.
+
+    host_ip: None is any local address of both families.
+    host_port: 0 until one is allocated.
+    allocated: whether the host port was chosen by us.
+    sharing: EXCLUSIVE, or how new connections are spread over the containers that publish the port: SPREAD, BY_CLIENT.
+    """
+
+    __slots__ = ("allocated", "container_port", "host_ip", "host_port", "protocol", "sharing")
+
+    def __init__(  # noqa: PLR0913 - a record has as many fields
+        self,
+        host_ip: Address | None,
+        host_port: int,
+        protocol: str,
+        container_port: int,
+        *,
+        allocated: bool = False,
+        sharing: str = EXCLUSIVE,
+    ) -> None:
+        self.host_ip = host_ip
+        self.host_port = host_port
+        self.protocol = protocol
+        self.container_port = container_port
+        self.allocated = allocated
+        self.sharing = sharing
+
+    def serves(self, family: int) -> bool:
+        """Whether the mapping is for traffic of this family."""
+        return self.host_ip is None or self.host_ip.family == family
+
+    @property
+    def asked_for(self) -> tuple[str, int, Address | None]:
+        """What is published, and where, whatever the host port is."""
+        return self.protocol, self.container_port, self.host_ip
+
+    def is_same_port(self, other: PortMapping, families: set[int]) -> bool:
+        """Whether both are the same port of the host, in one of these families."""
+        if (self.protocol, self.host_port) != (other.protocol, other.host_port):
+            return False
+        return self.specific_host_ip == other.specific_host_ip and any(
+            self.serves(family) and other.serves(family) for family in families
+        )
+
+    @property
+    def specific_host_ip(self) -> Address | None:
+        """The one host address that it is published on, None when it is any."""
+        return None if self.host_ip is None or self.host_ip.is_unspecified else self.host_ip
+
+    @property
+    def on_loopback_only(self) -> bool:
+        """Whether only the host itself may use it."""
+        host_ip = self.specific_host_ip
+        return host_ip is not None and host_ip.is_loopback
+
+    @property
+    def is_reached_from_loopback(self) -> bool:
+        """Whether 127.0.0.0/8 is among the addresses that it is published on."""
+        host_ip = self.specific_host_ip
+        return self.serves(4) and (host_ip is None or host_ip.is_loopback)
+
+    @property
+    def is_reached_from_ipv6_loopback(self) -> bool:
+        """Whether ::1 is among the addresses that it is published on, where that is asked for."""
+        host_ip = self.specific_host_ip
+        return self.serves(6) and (host_ip is None or host_ip.is_loopback)
+
+    def __str__(self) -> str:
+        published = f"{self.host_port}->{self.container_port}/{self.protocol}"
+        if self.host_ip is None:
+            return published
+        return f"[{self.host_ip}]:{published}" if self.host_ip.family == 6 else f"{self.host_ip}:{published}"
+
+
+class AttachmentId:
+    """What CNI knows an attachment by; `owner` is how the kernel's elements name it, in their comment."""
+
+    __slots__ = ("container_id", "interface", "network")
+
+    def __init__(self, network: str, container_id: str, interface: str) -> None:
+        self.network = network
+        self.container_id = container_id
+        self.interface = interface
+
+    @property
+    def owner(self) -> str:
+        """NETWORK/CONTAINER/INTERFACE, abbreviated by a digest where a comment would be too long."""
+        owner = f"{self.network}/{self.container_id}/{self.interface}".replace('"', "%22")
+        encoded = owner.encode()
+        if len(encoded) <= OWNER_MAX_BYTES:
+            return owner
+        from _blake2 import blake2b  # only for names that no known runtime makes
+
+        digest = blake2b(encoded, digest_size=_DIGEST_BYTES).hexdigest()
+        kept = encoded[: OWNER_MAX_BYTES - 2 * _DIGEST_BYTES - 1].decode(errors="ignore")
+        return f"{kept}~{digest}"
+
+    @classmethod
+    def of_owner(cls, owner: str) -> AttachmentId | None:
+        """Return whom rules name so; None for one that is abbreviated, or is no attachment."""
+        network, _, rest = owner.partition("/")
+        container_id, _, interface = rest.partition("/")
+        return cls(network, container_id, interface) if interface and "~" not in owner and ":" not in owner else None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, AttachmentId) and self._fields == other._fields
+
+    def __hash__(self) -> int:
+        return hash(self._fields)
+
+    @property
+    def _fields(self) -> tuple[str, str, str]:
+        return self.network, self.container_id, self.interface
+
+    def __str__(self) -> str:
+        return f"container {self.container_id} ({self.interface} on network {self.network})"
+
+
+class Outbound:
+    """Outbound NAT.
+
+    masquerade: the families (4, 6) that get another source address outside: the outgoing interface's, or a fixed one.
+    external_interfaces: by family, the interfaces that this holds for; an empty tuple is any.
+    snat_addresses: by family, the fixed source address.
+    no_masquerade: destinations that are never masqueraded.
+    """
+
+    __slots__ = ("external_interfaces", "masquerade", "no_masquerade", "snat_addresses")
+
+    def __init__(
+        self,
+        masquerade: tuple[int, ...] = (),
+        external_interfaces: dict[int, tuple[str, ...]] | None = None,
+        snat_addresses: dict[int, Address] | None = None,
+        no_masquerade: tuple[Subnet, ...] = (),
+    ) -> None:
+        self.masquerade = masquerade
+        self.no_masquerade = no_masquerade
+        self.external_interfaces = external_interfaces or {}
+        self.snat_addresses = snat_addresses or {}
+
+
+class Inbound:
+    """How others get in through a host port.
+
+    snat: whether neighbours and 127.0.0.1 are masqueraded, so that replies return.
+    masquerade_all: whether everybody is.
+    ipv6_localhost: whether ::1 is among the addresses that ports are published on.
+    isolate: whether host ports are the only way in from other networks.
+    conditions: by family, what a connection must match as well: words in the backend's own syntax.
+    mark_bit: with iptables, the bit of the packet mark that says "to be masqueraded"; None uses no mark.
+    set_mark_chain: with iptables, another program's chain that marks what it masquerades; empty is none.
+    """
+
+    __slots__ = ("conditions", "ipv6_localhost", "isolate", "mark_bit", "masquerade_all", "set_mark_chain", "snat")
+
+    def __init__(  # noqa: PLR0913 - a record has as many fields
+        self,
+        *,
+        snat: bool = True,
+        masquerade_all: bool = False,
+        ipv6_localhost: bool = False,
+        isolate: bool = False,
+        conditions: dict[int, tuple[str, ...]] | None = None,
+        mark_bit: int | None = None,
+        set_mark_chain: str = "",
+    ) -> None:
+        self.snat = snat
+        self.masquerade_all = masquerade_all
+        self.ipv6_localhost = ipv6_localhost
+        self.isolate = isolate
+        self.conditions = conditions or {}
+        self.mark_bit = mark_bit
+        self.set_mark_chain = set_mark_chain
+
+
+class Attachment:
+    """Everything that the rules of one attachment follow from.
+
+    backend: the name of the Backend Provider that makes them.
+    netns: the path of the container's network namespace; empty for an attachment of the Python API.
+    netns_identity: its device and inode at ADD; a path may come to name another one.
+    netns_directory: device and inode of the directory that the path is in, see kernel.namespaces.
+    host_netns: device and inode of the network namespace that the rules are in.
+    boot_id: the boot of the kernel that they were made in, empty where that was not recorded.
+    established_timeout_s: how long an established TCP flow that the rules translate may be idle.
+    created_at: seconds since the epoch, for people. sequence: orders the records of a state directory.
+    is_network: whether it stands for all addresses of its endpoints' networks; CNI knows no such thing.
+    had_earlier: whether it has replaced earlier rules of its own, whose flows the counters do not know.
+    replaces: what it was before, for as long as the kernel may have rules of that; the latest first.
+    """
+
+    __slots__ = (
+        "backend",
+        "boot_id",
+        "created_at",
+        "endpoints",
+        "established_timeout_s",
+        "had_earlier",
+        "host_netns",
+        "id",
+        "inbound",
+        "is_network",
+        "netns",
+        "netns_directory",
+        "netns_identity",
+        "outbound",
+        "port_mappings",
+        "replaces",
+        "sequence",
+    )
+
+    def __init__(  # noqa: PLR0913 - a record has as many fields
+        self,
+        attachment_id: AttachmentId,
+        *,
+        backend: str,
+        netns: str,
+        netns_identity: tuple[int, int],
+        endpoints: list[Endpoint],
+        port_mappings: list[PortMapping],
+        outbound: Outbound,
+        inbound: Inbound,
+        established_timeout_s: int,
+        created_at: float,
+        is_network: bool = False,
+        netns_directory: tuple[int, int] = NOWHERE,
+        host_netns: tuple[int, int] = NOWHERE,
+        sequence: int = 0,
+        had_earlier: bool = False,
+    ) -> None:
+        self.id = attachment_id
+        self.is_network = is_network
+        self.backend = backend
+        self.netns = netns
+        self.netns_identity = netns_identity
+        self.netns_directory = netns_directory
+        self.host_netns = host_netns
+        self.boot_id = ""
+        self.endpoints = endpoints
+        self.port_mappings = port_mappings
+        self.outbound = outbound
+        self.inbound = inbound
+        self.established_timeout_s = established_timeout_s
+        self.created_at = created_at
+        self.sequence = sequence
+        self.had_earlier = had_earlier
+        self.replaces: list[Attachment] = []
+
+    @property
+    def generations(self) -> list[Attachment]:
+        """Itself, and what it was before."""
+        return [self, *self.replaces]
+
+    def published_endpoint(self, family: int) -> Endpoint | None:
+        """Return the container's address that host ports of this family lead to: its first one."""
+        for endpoint in self.endpoints:
+            if endpoint.address.family == family:
+                return endpoint
+        return None
+
+    @property
+    def published_families(self) -> set[int]:
+        """The families in which host ports lead to the container."""
+        return {f for f in (4, 6) if self.published_endpoint(f) and any(m.serves(f) for m in self.port_mappings)}
+
+    @property
+    def host_ports(self) -> dict[HostPort, PortMapping]:
+        """The host ports that lead to the container, a family at a time."""
+        ports = {}
+        for family in sorted(self.published_families):
+            for mapping in self.port_mappings:
+                if mapping.serves(family):
+                    ports[HostPort(family, mapping.protocol, mapping.host_port, mapping.specific_host_ip)] = mapping
+        return ports
+
+    @property
+    def address_units(self) -> list[Address | Subnet]:
+        """The addresses that rules are about; of a network, its CIDRs."""
+        if self.is_network:
+            return [e.network for e in self.endpoints if e.address.family in self.outbound.masquerade]
+        published = {endpoint for f in self.published_families if (endpoint := self.published_endpoint(f))}
+        return [
+            endpoint.address
+            for endpoint in self.endpoints
+            if self.inbound.isolate or endpoint in published or endpoint.address.family in self.outbound.masquerade
+        ]
+
+    @property
+    def families(self) -> set[int]:
+        """The families that it has rules in."""
+        isolated = {endpoint.address.family for endpoint in self.endpoints} if self.inbound.isolate else ()
+        return {*self.outbound.masquerade, *self.published_families, *isolated}
+
+    @property
+    def needs_rules(self) -> bool:
+        """Whether there is anything to install."""
+        return bool(self.families)
+
+    @property
+    def wishes(self) -> dict[str, Any]:
+        """Everything that its rules follow from, for comparison."""
+        return {key: value for key, value in self.as_record().items() if key not in _CIRCUMSTANCES}
+
+    def as_record(self) -> dict[str, Any]:
+        """Return what is written to the state directory."""
+        return {
+            "network": self.id.network,
+            "containerId": self.id.container_id,
+            "interface": self.id.interface,
+            "backend": self.backend,
+            "netns": self.netns,
+            "netnsIdentity": list(self.netns_identity),
+            "netnsDirectory": list(self.netns_directory),
+            "hostNetns": list(self.host_netns),
+            "createdAt": self.created_at,
+            "sequence": self.sequence,
+            "hadEarlier": self.had_earlier,
+            "endpoints": [{"address": str(e), "hostInterface": e.host_interface} for e in self.endpoints],
+            "portMappings": [_mapping_record(mapping) for mapping in self.port_mappings],
+            "outbound": _outbound_record(self.outbound),
+            "inbound": _inbound_record(self.inbound),
+            "establishedTimeoutS": self.established_timeout_s,
+            "isNetwork": self.is_network,
+        }
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> Attachment:
+        """Read a record back; KeyError, TypeError or ValueError when it is damaged."""
+        attachment = cls(
+            AttachmentId(record["network"], record["containerId"], record["interface"]),
+            backend=record["backend"],
+            netns=record["netns"],
+            netns_identity=_identity_of_record(record["netnsIdentity"]),
+            netns_directory=_identity_of_record(record["netnsDirectory"]),
+            host_netns=_identity_of_record(record["hostNetns"]),
+            endpoints=[Endpoint.parse(e["address"]) for e in record["endpoints"]],
+            port_mappings=[_mapping_of_record(mapping) for mapping in record["portMappings"]],
+            outbound=_outbound_of_record(record["outbound"]),
+            inbound=_inbound_of_record(record["inbound"]),
+            established_timeout_s=record["establishedTimeoutS"],
+            created_at=record["createdAt"],
+            sequence=record["sequence"],
+            had_earlier=record["hadEarlier"],
+            is_network=record["isNetwork"],
+        )
+        for endpoint, written in zip(attachment.endpoints, record["endpoints"]):
+            endpoint.host_interface = written["hostInterface"]
+        return attachment
+
+
+# What rules do not follow from.
+_CIRCUMSTANCES = ("netns", "netnsIdentity", "netnsDirectory", "hostNetns", "createdAt", "sequence", "hadEarlier")
+
+
+def _identity_of_record(pair: list[int]) -> tuple[int, int]:
+    device, inode = pair
+    return device, inode
+
+
+def _outbound_record(outbound: Outbound) -> dict[str, Any]:
+    return {
+        "masquerade": list(outbound.masquerade),
+        "externalInterfaces": {str(f): list(names) for f, names in outbound.external_interfaces.items()},
+        "snatAddresses": {str(f): str(address) for f, address in outbound.snat_addresses.items()},
+        "noMasquerade": [str(subnet) for subnet in outbound.no_masquerade],
+    }
+
+
+def _outbound_of_record(record: dict[str, Any]) -> Outbound:
+    return Outbound(
+        tuple(record["masquerade"]),
+        {int(f): tuple(names) for f, names in record["externalInterfaces"].items()},
+        {int(f): Address.parse(text) for f, text in record["snatAddresses"].items()},
+        tuple(map(Subnet.parse, record["noMasquerade"])),
+    )
+
+
+def _inbound_record(inbound: Inbound) -> dict[str, Any]:
+    return {
+        "snat": inbound.snat,
+        "masqueradeAll": inbound.masquerade_all,
+        "ipv6Localhost": inbound.ipv6_localhost,
+        "isolate": inbound.isolate,
+        "conditions": {str(f): list(words) for f, words in inbound.conditions.items()},
+        "markBit": inbound.mark_bit,
+        "setMarkChain": inbound.set_mark_chain,
+    }
+
+
+def _inbound_of_record(record: dict[str, Any]) -> Inbound:
+    return Inbound(
+        snat=record["snat"],
+        masquerade_all=record["masqueradeAll"],
+        ipv6_localhost=record["ipv6Localhost"],
+        isolate=record["isolate"],
+        conditions={int(f): tuple(words) for f, words in record["conditions"].items()},
+        mark_bit=record["markBit"],
+        set_mark_chain=record["setMarkChain"],
+    )
+
+
+def _mapping_record(mapping: PortMapping) -> dict[str, Any]:
+    return {
+        "hostIP": "" if mapping.host_ip is None else str(mapping.host_ip),
+        "hostPort": mapping.host_port,
+        "protocol": mapping.protocol,
+        "containerPort": mapping.container_port,
+        "allocated": mapping.allocated,
+        "sharing": mapping.sharing,
+    }
+
+
+def _mapping_of_record(record: dict[str, Any]) -> PortMapping:
+    return PortMapping(
+        Address.parse(record["hostIP"]) if record["hostIP"] else None,
+        record["hostPort"],
+        record["protocol"],
+        record["containerPort"],
+        allocated=record["allocated"],
+        sharing=record["sharing"],
+    )

@@ -1,0 +1,340 @@
+"""What a call changes: given the facts, who holds which host ports and addresses afterwards. No I/O, no clock.
+
+The same rules serve ADD, DEL, CHECK, GC, healing, `reconcile` and a network's move to another backend, whatever the backend:
+
+- A unit is a host port, an address, or a network CIDR. It is taken, refused and released as a whole.
+- A host port belongs to whoever has it while that attachment is in force, or might be. Another attachment of the same
+  container waits for it, and gets it when it is given up. A shared port has several members.
+- An address belongs to whoever was given it last. The former owner loses everything that it has.
+- Who is not in force any more loses everything, as soon as anybody wants any of it.
+
+docs/development/decision.md has all combinations with their outcomes; tests/unit/nat/test_decision.py runs them.
+A pod's start waits for this module.
+"""
+
+from __future__ import annotations
+
+from ..backends.base import Installed, Plan
+from ..model.attachments import ALIVE, CANNOT_TELL, NOWHERE
+from ..model.errors import HostPortConflict
+from ..model.units import HostPort
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ..model.attachments import Attachment, AttachmentId, PortMapping
+    from ..model.units import Unit
+
+# What a record is worth, here and now.
+IN_FORCE = "in force"
+UNCERTAIN = (
+    "uncertain"  # its container may be alive: nothing is taken from it but an address that another one was given
+)
+OVER = "over"  # of an earlier boot, or its container's network namespace is gone
+ELSEWHERE = "elsewhere"  # of another host network namespace that uses the same state directory
+UNREADABLE = "unreadable"  # there is a record, and it is damaged or of a newer format
+NO_RECORD = "no record"
+
+_MAY_HOLD = (IN_FORCE, UNCERTAIN, UNREADABLE, NO_RECORD)
+
+
+class Here:
+    """Where a record has to be from to be in force: this boot of the kernel, this host network namespace."""
+
+    __slots__ = ("boot_id", "netns")
+
+    def __init__(self, boot_id: str, netns: tuple[int, int]) -> None:
+        self.boot_id = boot_id
+        self.netns = netns
+
+
+def standing_of(attachment: Attachment, here: Here, life: str) -> str:
+    """Say what an attachment's record is worth.
+
+    life: of the container's network namespace, see kernel.namespaces. One of the Python API has none, and lives until it is undone.
+    """
+    if attachment.boot_id not in ("", here.boot_id):
+        return OVER
+    if attachment.host_netns not in (NOWHERE, here.netns):
+        return ELSEWHERE
+    if not attachment.netns or life == ALIVE:
+        return IN_FORCE
+    return UNCERTAIN if life == CANNOT_TELL else OVER
+
+
+class Holder:
+    """Who has a unit in the kernel. owner: as rules name it. attachment: its record, None where there is none to be read."""
+
+    __slots__ = ("attachment", "owner", "standing")
+
+    def __init__(self, owner: str, standing: str, attachment: Attachment | None = None) -> None:
+        self.owner = owner
+        self.standing = standing
+        self.attachment = attachment
+
+
+class Facts:
+    """What is known before anything changes.
+
+    before: the attachment's own record.
+    others: the records in force of the containers concerned: the attachment's own, and those that would lose something.
+    holders: by unit, who has it in the kernel. A unit that is not here is free.
+    shared: the units that several attachments may share, as the kernel has it.
+    """
+
+    __slots__ = ("before", "holders", "others", "shared")
+
+    def __init__(
+        self,
+        before: Attachment | None = None,
+        others: Iterable[Attachment] = (),
+        holders: dict[Unit, list[Holder]] | None = None,
+        shared: Iterable[Unit] = (),
+    ) -> None:
+        self.before = before
+        self.others = list(others)
+        self.holders = holders or {}
+        self.shared = set(shared)
+
+
+class Decision:
+    """What is to be done.
+
+    installed: what each attachment holds afterwards, or for successors, in addition.
+    released: attachments that lose everything: rules, record, conntrack entries.
+    orphans: owners without a readable record that lose all their rules.
+    members: by shared port, the owners who share it afterwards, those who had a part first.
+    waiting: host ports that the attachment does not get, since another attachment of its container has them.
+    """
+
+    __slots__ = ("installed", "members", "orphans", "released", "waiting")
+
+    def __init__(self) -> None:
+        self.installed: list[Installed] = []
+        self.released: dict[AttachmentId, Attachment] = {}
+        self.orphans: set[str] = set()
+        self.members: dict[HostPort, list[str]] = {}
+        self.waiting: list[HostPort] = []
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nobody but the attachment itself is concerned."""
+        return not (self.released or self.orphans or self.members or len(self.installed) > 1)
+
+
+def decide_add(wanted: Attachment, facts: Facts) -> Decision:
+    """Decide what an attachment gets, and from whom; HostPortConflict when a host port is another container's."""
+    decision = Decision()
+    units: list[Unit] = list(wanted.address_units)
+    for unit in wanted.address_units:
+        for holder in _others(facts, unit, wanted.id):
+            _release(decision, holder)
+    for port, mapping in wanted.host_ports.items():
+        holders = _others(facts, port, wanted.id)
+        if any(_is_sibling(holder, wanted.id) for holder in holders):
+            decision.waiting.append(port)
+        else:
+            _take_port(decision, port, mapping, wanted, holders, is_shared=port in facts.shared)
+            units.append(port)
+    decision.installed.append(Installed(wanted, units))
+    losers = [*([facts.before] if facts.before is not None else []), *decision.released.values()]
+    _leave_shared(decision, facts, losers, kept=set(units))
+    _give_to_successors(decision, facts, losers, taken=set(units))
+    return decision
+
+
+def decide_remove(removed: list[Attachment], facts: Facts) -> Decision:
+    """Decide who gets what the removed attachments had."""
+    decision = Decision()
+    decision.released = {attachment.id: attachment for attachment in removed}
+    _leave_shared(decision, facts, removed, kept=set())
+    _give_to_successors(decision, facts, removed, taken=set())
+    return decision
+
+
+def expected_units(attachment: Attachment, facts: Facts) -> list[Unit]:
+    """Return what an attachment holds when all is well: everything but the host ports that its container has by a sibling."""
+    ports = [
+        p for p in attachment.host_ports if not any(_is_sibling(h, attachment.id) for h in facts.holders.get(p, ()))
+    ]
+    return [*attachment.address_units, *ports]
+
+
+def decide_all(attachments: Iterable[Attachment]) -> Plan:
+    """Decide what all attachments hold together: for healing and `reconcile`. The attachments are in force, or uncertain."""
+    ordered = sorted(attachments, key=_age)
+    plan = Plan()
+    standing = {attachment.id: attachment for attachment in ordered}
+    holders: dict[Unit, list[Attachment]] = {}
+    for attachment in ordered:
+        for unit in (*attachment.address_units, *attachment.host_ports):
+            holding = [holder for holder in holders.get(unit, ()) if holder.id in standing]
+            if holding and isinstance(unit, HostPort):
+                if holding[0].id.container_id == attachment.id.container_id:
+                    continue  # it waits
+                if may_share(unit, attachment, holding):
+                    holders[unit] = _with_member(holding, attachment)
+                    continue
+            for former in holding:
+                plan.superseded.append(standing.pop(former.id))
+            holders[unit] = [attachment]
+    held: dict[AttachmentId, list[Unit]] = {identity: [] for identity in standing}
+    for unit, holding in _settle(ordered, standing, holders).items():
+        for holder in holding:
+            held[holder.id].append(unit)
+        if isinstance(unit, HostPort) and holding[0].host_ports[unit].sharing:
+            plan.shared[unit] = holding
+    plan.installed = [Installed(standing[identity], units) for identity, units in held.items()]
+    return plan
+
+
+def _settle(
+    ordered: list[Attachment], standing: dict[AttachmentId, Attachment], holders: dict[Unit, list[Attachment]]
+) -> dict[Unit, list[Attachment]]:
+    """Return who holds what, without those who lost everything; what they had goes to whoever waited for it."""
+    settled: dict[Unit, list[Attachment]] = {}
+    for unit, holding in holders.items():
+        left = [holder for holder in holding if holder.id in standing]
+        if not left:
+            left = (
+                [a for a in ordered if a.id in standing and unit in a.host_ports][:1]
+                if isinstance(unit, HostPort)
+                else []
+            )
+        if left:
+            settled[unit] = left
+    return settled
+
+
+def _with_member(holding: list[Attachment], attachment: Attachment) -> list[Attachment]:
+    """Add a member to a shared port; a container has one part, whatever its networks."""
+    if any(holder.id.container_id == attachment.id.container_id for holder in holding):
+        return holding
+    return [*holding, attachment]
+
+
+def may_share(port: HostPort, newcomer: Attachment, members: Iterable[Attachment]) -> bool:
+    """Whether the newcomer may share the host port with these: all of them want it shared, in the same way."""
+    mapping = newcomer.host_ports[port]
+    return bool(mapping.sharing) and all(
+        port in member.host_ports
+        and member.host_ports[port].sharing == mapping.sharing
+        and member.inbound.conditions == newcomer.inbound.conditions
+        and member.backend == newcomer.backend
+        for member in members
+    )
+
+
+def _age(attachment: Attachment) -> tuple[int, float]:
+    """Order by sequence number; records of versions that had none are older, and have only a time."""
+    return attachment.sequence, attachment.created_at
+
+
+def _others(facts: Facts, unit: Unit, identity: AttachmentId) -> list[Holder]:
+    return [holder for holder in facts.holders.get(unit, ()) if holder.owner != identity.owner]
+
+
+def _is_sibling(holder: Holder, identity: AttachmentId) -> bool:
+    """Whether it is another attachment of the same container, and may still be in force."""
+    if holder.attachment is None or holder.standing not in (IN_FORCE, UNCERTAIN):
+        return False
+    return holder.attachment.id != identity and holder.attachment.id.container_id == identity.container_id
+
+
+def _take_port(  # noqa: PLR0913 - the facts of one port
+    decision: Decision,
+    port: HostPort,
+    mapping: PortMapping,
+    wanted: Attachment,
+    holders: list[Holder],
+    *,
+    is_shared: bool,
+) -> None:
+    """Take a host port from those who have nothing to do with it any more; HostPortConflict when somebody may have."""
+    staying = [holder for holder in holders if holder.standing in _MAY_HOLD]
+    if staying:
+        known = [holder.attachment for holder in staying if holder.attachment is not None]
+        if not (is_shared and mapping.sharing and may_share(port, wanted, known)):
+            raise _conflict(port, staying[0], mapping, is_shared=is_shared)
+    for holder in holders:
+        if holder not in staying:
+            _release(decision, holder)
+    if mapping.sharing:
+        owners = [holder.owner for holder in staying]
+        decision.members[port] = [*owners, wanted.id.owner]
+
+
+def _release(decision: Decision, holder: Holder) -> None:
+    if holder.attachment is None or holder.standing == ELSEWHERE:
+        decision.orphans.add(holder.owner)
+    else:
+        decision.released[holder.attachment.id] = holder.attachment
+
+
+def _leave_shared(decision: Decision, facts: Facts, losers: list[Attachment], kept: set[Unit]) -> None:
+    """Leave the shared ports that are given up to the others who share them."""
+    gone = {loser.id.owner for loser in losers}
+    for loser in losers:
+        for port in loser.host_ports:
+            if port in facts.shared and port not in kept:
+                staying = [h.owner for h in facts.holders[port] if h.owner not in gone and h.standing != OVER]
+                decision.members.setdefault(port, staying)
+
+
+def _give_to_successors(decision: Decision, facts: Facts, losers: list[Attachment], taken: set[Unit]) -> None:
+    """Give the host ports that are given up to attachments of the same container that wait for them, the oldest first."""
+    candidates = [a for a in sorted(facts.others, key=_age) if a.id not in decision.released]
+    gains: dict[AttachmentId, tuple[Attachment, list[Unit]]] = {}
+    for loser in losers:
+        for port in loser.host_ports:
+            if port in taken or not _has(facts, port, loser):
+                continue
+            heirs = [
+                a
+                for a in candidates
+                if a.id.container_id == loser.id.container_id and a.id != loser.id and port in a.host_ports
+            ]
+            if heirs:
+                taken.add(port)
+                gains.setdefault(heirs[0].id, (heirs[0], []))[1].append(port)
+                if port in decision.members:
+                    decision.members[port].append(heirs[0].id.owner)
+    decision.installed += [Installed(attachment, units, in_addition=True) for attachment, units in gains.values()]
+
+
+def _has(facts: Facts, port: HostPort, attachment: Attachment) -> bool:
+    """Whether the attachment has the port in the kernel, or nobody has: what it gives up is not another's."""
+    holders = facts.holders.get(port, [])
+    return not holders or any(holder.owner == attachment.id.owner for holder in holders)
+
+
+def _conflict(port: HostPort, holder: Holder, mapping: PortMapping, *, is_shared: bool) -> HostPortConflict:
+    if is_shared:
+        how = " in another way" if mapping.sharing else ""
+        return HostPortConflict(
+            f"host port {port} is shared by other containers{how}",
+            "Publish another port, or give all networks the same sharedPorts, sharedAffinity and conditions.",
+        )
+    if holder.attachment is not None:
+        return HostPortConflict(
+            f"host port {port} is already in use by {holder.attachment.id}",
+            "Publish another port, or remove that container first."
+            if holder.standing == IN_FORCE
+            else f"Whether that container still runs cannot be told from here: {holder.attachment.netns} is in another mount "
+            "namespace. Publish another port, or remove that container with its runtime.",
+        )
+    if holder.standing == UNREADABLE:
+        return HostPortConflict(
+            f"host port {port} is already in use by {holder.owner}, whose record cannot be read",
+            "Publish another port, or remove that container first; quantum-nat doctor says what is wrong with the record.",
+        )
+    if ":" in holder.owner:
+        return HostPortConflict(
+            f"host port {port} is already in use by {holder.owner.partition(':')[0]}, which another state directory has on record",
+            "Publish another port, or remove that container first. All networks of a host should have the same stateDir.",
+        )
+    return HostPortConflict(
+        f"host port {port} is already in use by {holder.owner or 'a rule of unknown owner'}, which has no record here",
+        "If nothing uses it any more: quantum-nat reconcile. Another state directory may have its record: quantum-nat doctor.",
+    )

@@ -1,0 +1,547 @@
+"""NAT Manager: gathers the facts, lets nat/decision.py decide, and commits, with an undo for each step.
+
+A record is written before the kernel is told, and removed after it: whatever is interrupted in between, a DEL or a GC finds what there is
+to undo. All of it runs under the state directory's lock, but the work on conntrack entries that nothing waits for: that follows.
+A pod's start waits for this module.
+"""
+
+from __future__ import annotations
+
+from ..backends.base import Change, Installed, RulesDamaged
+from ..backends.nftables.layout import IPV6_LOCALHOST_ALIAS
+from ..backends.nftables.provider import NftablesBackend
+from ..connections.tracker import ConnectionTracker, is_tracking
+from ..kernel.routes import interface_towards
+from ..kernel.stderr import warn
+from ..kernel.sysctls import Sysctls
+from ..model.addresses import Address
+from ..model.attachments import IPTABLES, NFTABLES, Attachment, AttachmentId
+from ..model.errors import (
+    CHECK_FAILED,
+    CLEAN_UP_INCOMPLETE,
+    NEWER_VERSION,
+    NOT_AVAILABLE,
+    STATE_DAMAGED,
+    AlreadyThere,
+    CniError,
+    InvalidConfiguration,
+    KernelRefused,
+)
+from ..model.units import HostPort
+from ..ports.allocation import allocate_ports, check_host_listeners, recall_ports
+from ..state.record import is_plain
+from .decision import (
+    ELSEWHERE,
+    IN_FORCE,
+    NO_RECORD,
+    UNCERTAIN,
+    UNREADABLE,
+    Decision,
+    Facts,
+    Holder,
+    decide_add,
+    decide_all,
+    decide_remove,
+    expected_units,
+)
+from .records import Records, here_of, standing
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable
+    from typing import Self
+
+    from ..backends.base import Applied, Backend
+    from ..model.settings import Settings
+    from ..model.units import Unit
+    from ..state.directory import State
+
+_ATTEMPTS = 3  # the kernel's rules can change between two looks at them, but not three times in a row
+
+
+class NatManager:
+    """Installs, checks and removes attachments, while it holds the lock of the state directory: use it in `with`."""
+
+    __slots__ = ("_afterwards", "_backends", "_here", "_sysctls", "state")
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self._backends: dict[str, Backend] = {}
+        self._sysctls = Sysctls()
+        self._afterwards: list[Callable[[ConnectionTracker], object]] = []
+
+    def __enter__(self) -> Self:
+        self.state.lock()
+        self._here = here_of(self.state)
+        return self
+
+    def __exit__(self, failure: object, *_: object) -> None:
+        # The lock first: what follows may take its time, and nobody else need wait for it.
+        self.state.unlock()
+        if failure is None and self._afterwards:
+            self._delete_entries()
+        for backend in self._backends.values():
+            backend.close()
+
+    def require_backend(self, name: str) -> None:
+        """Check that rules can be made here; CniError(50) when not."""
+        self._backend(name).require()
+
+    def add(self, attachment: Attachment, settings: Settings) -> None:
+        """Install an attachment, in place of what it had before; on failure all is as it was."""
+        if not attachment.needs_rules:
+            self.remove(attachment.id)
+            return
+        self._find_host_interfaces(attachment)
+        facts = self._gather(attachment.id)
+        attachment.host_netns = self._here.netns
+        attachment.had_earlier = facts.before is not None
+        numbers = self.state.numbers()
+        try:
+            self._choose_host_ports(attachment, facts, settings, numbers.last_ports)
+            attachment.sequence = numbers.next_sequence()
+        finally:
+            numbers.close()
+        undo: list[Callable[[], None]] = []
+        try:
+            decision = self._commit(attachment, facts, settings, undo)
+        except BaseException as error:
+            _run_all(undo, error)
+            raise
+        for former in decision.released.values():
+            self.state.remove(former.id)
+        udp = [mapping for mapping in attachment.port_mappings if mapping.protocol == "udp"]
+        if udp:
+            self._afterwards.append(lambda tracker: tracker.delete_stale_udp(udp, attachment.published_families))
+
+    def remove(self, attachment_id: AttachmentId, fallback: Callable[[], Attachment | None] | None = None) -> None:
+        """Remove what the attachment owns, and nothing else; nothing happens when it owns nothing.
+
+        `fallback` says what the call itself knows of an attachment whose record is lost.
+        """
+        facts = self._gather(attachment_id)
+        known = facts.before or (fallback() if fallback else None)
+        if known is not None and (facts.before is not None or known.needs_rules):
+            self._remove(known, facts)
+        if facts.before is not None or not self._is_elsewhere(attachment_id):
+            self.state.remove(attachment_id)
+
+    def check(self, attachment: Attachment) -> None:
+        """Compare the call, the record and the kernel; CniError(103) lists all that differs."""
+        self._find_host_interfaces(attachment)
+        facts = self._gather(attachment.id)
+        if facts.before is not None:
+            recall_ports(attachment, [facts.before])
+        problems = _differences_in_record(facts.before, attachment)
+        if attachment.needs_rules:
+            if facts.others:
+                self._find_holders(attachment, facts, attachment.host_ports)
+            backend = self._backend(attachment.backend)
+            problems += backend.differences(Installed(attachment, expected_units(attachment, facts)))
+        if problems:
+            raise CniError(
+                CHECK_FAILED,
+                f"{attachment.id} is not as it was set up: {'; '.join(problems)}",
+                f"Repair it: quantum-nat {self.state.option}reconcile",
+            )
+
+    def move_network(self, network: str, settings: Settings) -> None:
+        """Move a network's attachments to the backend that its configuration names now; their traffic goes on."""
+        for attachment in self.records().in_force:
+            if attachment.id.network != network or attachment.backend == settings.backend:
+                continue
+            moved = Attachment.from_record(attachment.as_record())
+            settings.apply_to(moved)
+            facts = self._gather(attachment.id)
+            moved.had_earlier = True
+            undo: list[Callable[[], None]] = []
+            try:
+                self._install(moved, facts, undo)
+            except BaseException as error:
+                _run_all(undo, error)
+                raise
+
+    def collect_garbage(self, network: str, valid: set[tuple[str, str]] | None, backend_name: str) -> None:
+        """Remove the attachments of a network that are not in `valid`; without it, those whose network namespace is gone.
+
+        backend_name: what the network's configuration names. Goes on after a failure, and raises CniError(106) with all of them at the end.
+        """
+        records = self.records()
+        failures = []
+        for attachment in (*records.in_force, *records.over):
+            if attachment.id.network == network and self._is_garbage(attachment, records, valid):
+                try:
+                    self.remove(attachment.id)
+                except CniError as error:
+                    failures.append(f"{attachment.id}: {error.message}")
+        known = {AttachmentId(network, *names).owner for names in valid or ()}
+        self._remove_damaged(network, known if valid is not None else None)
+        if valid is not None:
+            known |= {identity.owner for identity in self.state.identities()}
+            for name in {NFTABLES, backend_name}:
+                orphans = self._backend(name).owners(network) - known
+                if orphans:
+                    self._apply(name, Change(orphans=orphans))
+        if failures:
+            raise CniError(CLEAN_UP_INCOMPLETE, f"GC of network {network} failed in part: {'; '.join(failures)}")
+
+    def _is_garbage(self, attachment: Attachment, records: Records, valid: set[tuple[str, str]] | None) -> bool:
+        if attachment in records.over:
+            return True
+        if valid is not None:
+            return (attachment.id.container_id, attachment.id.interface) not in valid
+        if attachment in records.uncertain:
+            warn(left_alone(attachment))
+        return False
+
+    def _remove_damaged(self, network: str, known: Collection[str] | None) -> None:
+        """Remove the records of a network that cannot be read and whose owners are not known; without `known`, none."""
+        for identity in [identity for identity in self.state.identities() if identity.network == network]:
+            try:
+                self.state.read(identity)
+            except CniError as error:
+                if known is None or identity.owner in known or error.code == NEWER_VERSION:
+                    warn(error)
+                else:
+                    self.state.remove(identity)
+
+    def records(self) -> Records:
+        """Read all records. Grows with the number of containers: not for ADD, DEL or CHECK."""
+        return Records(self.state, self._here)
+
+    def heal(
+        self,
+        backend: Backend,
+        expected: Iterable[Installed] = (),
+        without: AttachmentId | None = None,
+        instead: Attachment | None = None,
+    ) -> None:
+        """Make a backend's rules anew from all records in force; `instead` takes the place of the one that is being changed."""
+        records = self.records()
+        for error in records.damaged:
+            warn(error)
+        attachments = [attachment for attachment in records.in_force if attachment.id != without]
+        plan = decide_all([*attachments, *([instead] if instead is not None else [])])
+        backend.rebuild(plan.of_backend(backend.name), records.owners, expected)
+        self.state.note_rebuild()
+        for attachment in (*plan.superseded, *records.leftovers):
+            self.state.remove(attachment.id)
+        self._afterwards.append(lambda tracker: tracker.delete_untranslated(records.in_force))
+
+    def _commit(
+        self, attachment: Attachment, facts: Facts, settings: Settings, undo: list[Callable[[], None]]
+    ) -> Decision:
+        """Do all that an ADD does, and note how each step is undone."""
+        undo.append(self._sysctls.restore)
+        if settings.ip_forwarding:
+            self._enable_forwarding(attachment)
+        decision = self._install(attachment, facts, undo)
+        self._enable_route_localnet(attachment)
+        self._enable_ipv6_localhost(attachment)
+        return decision
+
+    def _install(self, attachment: Attachment, facts: Facts, undo: list[Callable[[], None]]) -> Decision:
+        """Write the record, then make the rules of what is decided; look at what is in the way only when something is."""
+        generations = facts.before.generations if facts.before is not None else []
+        is_shared = any(mapping.sharing for mapping in attachment.port_mappings)
+        is_new = self._backend(attachment.backend).arbitrates and not generations and not is_shared
+        former_ports = facts.before.host_ports if facts.before is not None else ()
+        units = dict.fromkeys((*attachment.address_units, *attachment.host_ports, *former_ports))
+        if not is_new or self._other_backends(attachment):
+            self._find_holders(attachment, facts, units)
+        undo.append(lambda: self._restore_record(attachment.id, facts.before))
+        attachment.replaces = [former for former in generations if former.wishes != attachment.wishes]
+        self.state.write(attachment)
+        for _ in range(_ATTEMPTS):
+            decision = decide_add(attachment, facts)
+            try:
+                self._apply_all(attachment, decision, generations, undo, is_new=is_new and decision.is_plain)
+            except AlreadyThere:
+                is_new = False
+                self._find_holders(attachment, facts, units)
+                continue
+            break
+        else:
+            raise KernelRefused("add elements that were free a moment ago", 0, "Find out what adds them: nft monitor.")
+        if attachment.replaces:
+            attachment.replaces = []
+            self.state.write(attachment)
+        return decision
+
+    def _apply_all(
+        self,
+        attachment: Attachment,
+        decision: Decision,
+        generations: list[Attachment],
+        undo: list[Callable[[], None]],
+        *,
+        is_new: bool,
+    ) -> None:
+        """Apply a decision in each backend that it concerns: the attachment's own first, so that its traffic goes on."""
+        losers = [generation for former in decision.released.values() for generation in former.generations]
+        removed = [*generations, *losers]
+        concerned = [
+            attachment.backend,
+            *(a.backend for a in removed),
+            *(i.attachment.backend for i in decision.installed),
+        ]
+        if decision.orphans:
+            concerned += self._backends_in_use()
+        for name in dict.fromkeys(concerned):
+            change = Change(
+                install=[installed for installed in decision.installed if installed.attachment.backend == name],
+                remove=[a for a in removed if a.backend == name],
+                orphans=decision.orphans,
+                members=decision.members if name == attachment.backend else {},
+                is_new=is_new,
+            )
+            instead = generations[0] if generations and generations[0].backend == name else None
+            undo.append(self._apply(name, change, attachment.id, instead).undo)
+        addresses = [unit for former in decision.released.values() for unit in former.address_units]
+        if decision.orphans:
+            addresses += attachment.address_units
+        taken = [address for address in addresses if isinstance(address, Address)]
+        if taken:
+            self._afterwards.append(lambda tracker: tracker.delete_of_addresses(taken))
+
+    def _remove(self, known: Attachment, facts: Facts) -> None:
+        """Remove an attachment that has rules, or may have."""
+        generations = known.generations
+        if any(mapping.sharing for mapping in known.port_mappings) or facts.others:
+            self._find_holders(known, facts, known.host_ports)
+        decision = decide_remove([known], facts)
+        # Without the record, what the call says may not be all: a port may have been allocated.
+        orphans = set() if facts.before is not None else {known.id.owner}
+        addresses: dict[Address, None] = {}
+        concerned = [*(g.backend for g in generations), *(i.attachment.backend for i in decision.installed)]
+        for name in dict.fromkeys(concerned):
+            change = Change(
+                install=[installed for installed in decision.installed if installed.attachment.backend == name],
+                remove=[generation for generation in generations if generation.backend == name],
+                orphans=orphans,
+                members=decision.members,
+            )
+            try:
+                addresses.update(dict.fromkeys(self._apply(name, change, known.id).addresses))
+            except CniError as error:
+                if error.code != NOT_AVAILABLE or decision.installed:
+                    raise
+                warn(error)  # what makes the rules is gone: nothing can be looked at, and so nothing undone
+        if self.state.rebuilt_at() > known.created_at:
+            addresses.update((unit, None) for unit in known.address_units if isinstance(unit, Address))
+        if addresses:
+            self._afterwards.append(lambda tracker: tracker.delete_of_addresses(list(addresses)))
+
+    def _apply(
+        self, name: str, change: Change, without: AttachmentId | None = None, instead: Attachment | None = None
+    ) -> Applied:
+        """Make a change; heal first where the rules as a whole are not as they should be."""
+        backend = self._backend(name)
+        try:
+            return backend.apply(change)
+        except RulesDamaged:
+            self.heal(backend, change.install, without, instead)
+            return backend.apply(change)
+
+    def _backend(self, name: str) -> Backend:
+        if name not in self._backends:
+            self._backends[name] = NftablesBackend(self.state) if name == NFTABLES else self._iptables()
+        return self._backends[name]
+
+    def _iptables(self) -> Backend:
+        from ..backends.iptables.provider import (
+            IptablesBackend,
+        )  # it starts programs, which takes longer than to load it
+
+        return IptablesBackend(self.state)
+
+    def _backends_in_use(self) -> list[str]:
+        return [NFTABLES, IPTABLES] if self.state.has_iptables() else [NFTABLES]
+
+    def _other_backends(self, attachment: Attachment) -> list[str]:
+        return [name for name in self._backends_in_use() if name != attachment.backend]
+
+    def _gather(self, attachment_id: AttachmentId) -> Facts:
+        """Read the records of the container: the attachment's own, and the others that are in force."""
+        facts = Facts(self._own_record(attachment_id))
+        for record in self.state.siblings(attachment_id):
+            if standing(record, self._here) in (IN_FORCE, UNCERTAIN):
+                facts.others.append(record)
+        return facts
+
+    def _is_elsewhere(self, attachment_id: AttachmentId) -> bool:
+        """Whether the record is of another host network namespace, which uses the same state directory."""
+        try:
+            record = self.state.read(attachment_id)
+        except CniError:
+            return False
+        return record is not None and standing(record, self._here) == ELSEWHERE
+
+    def _own_record(self, attachment_id: AttachmentId) -> Attachment | None:
+        """Read the attachment's own record, of this boot and host. One that is damaged counts as lost: ADD and DEL put an end to it."""
+        try:
+            record = self.state.read(attachment_id)
+        except CniError as error:
+            if error.code != STATE_DAMAGED:
+                raise
+            warn(error)
+            return None
+        if record is None or record.boot_id not in ("", self._here.boot_id):
+            return None
+        return None if standing(record, self._here) == ELSEWHERE else record
+
+    def _find_holders(self, attachment: Attachment, facts: Facts, units: Iterable[Unit]) -> None:
+        """Ask every backend in use who has the units, and read the records of those who have."""
+        facts.holders.clear()
+        facts.shared.clear()
+        known: dict[str, Holder] = {}
+        self._look_up(attachment, facts, list(units), known)
+        # Who loses something may share ports with others.
+        losers = [
+            holder.attachment for holder in known.values() if holder.attachment and holder.owner != attachment.id.owner
+        ]
+        shared = {
+            p for loser in losers for p, mapping in loser.host_ports.items() if mapping.sharing
+        } - facts.holders.keys()
+        if shared:
+            self._look_up(attachment, facts, list(shared), known)
+        self._add_their_siblings(attachment.id, facts, known.values())
+
+    def _look_up(self, attachment: Attachment, facts: Facts, units: list[Unit], known: dict[str, Holder]) -> None:
+        for name in dict.fromkeys((attachment.backend, *self._backends_in_use())):
+            try:
+                owners, shared = self._backend(name).holders(units)
+            except CniError as error:
+                if name == attachment.backend or error.code != NOT_AVAILABLE:
+                    raise
+                warn(error)
+                continue
+            facts.shared |= shared
+            for unit, names in owners.items():
+                for owner in names:
+                    if owner not in known:
+                        known[owner] = self._holder(owner)
+                    facts.holders.setdefault(unit, []).append(known[owner])
+
+    def _add_their_siblings(self, attachment_id: AttachmentId, facts: Facts, holders: Iterable[Holder]) -> None:
+        """Read the other records of containers that may lose something: one of them may wait for it."""
+        containers = {h.attachment.id.container_id for h in holders if h.attachment is not None}
+        for container_id in containers - {attachment_id.container_id}:
+            for record in self.state.siblings(AttachmentId("", container_id, "")):
+                if standing(record, self._here) in (IN_FORCE, UNCERTAIN):
+                    facts.others.append(record)
+
+    def _holder(self, owner: str) -> Holder:
+        """Find the record of whoever a rule names; an abbreviated name costs a search."""
+        identity = self._identity_of(owner)
+        if identity is None:
+            return Holder(owner, NO_RECORD)
+        try:
+            record = self.state.read(identity)
+        except CniError as error:
+            if error.code not in (STATE_DAMAGED, NEWER_VERSION):
+                raise
+            return Holder(owner, UNREADABLE)
+        return Holder(owner, NO_RECORD) if record is None else Holder(owner, standing(record, self._here), record)
+
+    def _identity_of(self, owner: str) -> AttachmentId | None:
+        if "~" in owner:
+            return next((identity for identity in self.state.identities() if identity.owner == owner), None)
+        return AttachmentId.of_owner(owner)
+
+    def _find_host_interfaces(self, attachment: Attachment) -> None:
+        """Find the interfaces to the container's published addresses, and to all when it is isolated; nothing else needs them."""
+        for endpoint in attachment.endpoints:
+            family = endpoint.address.family
+            is_published = endpoint is attachment.published_endpoint(family) and family in attachment.published_families
+            if is_published or attachment.inbound.isolate:
+                endpoint.host_interface = interface_towards(endpoint.address)
+                if not is_plain(endpoint.host_interface):
+                    raise InvalidConfiguration(
+                        f"interface {endpoint.host_interface!r}, which leads to {endpoint.address}, has a name that no rule can have"
+                    )
+
+    def _enable_forwarding(self, attachment: Attachment) -> None:
+        for family in (4, 6):
+            addresses = [e.address for e in attachment.endpoints if e.address.family == family]
+            if addresses and not self._sysctls.forwards(family):
+                self._sysctls.enable_forwarding(family, addresses)
+
+    def _enable_route_localnet(self, attachment: Attachment) -> None:
+        """Let 127.0.0.1 reach the container; chain `guard` is in place by now."""
+        endpoint = attachment.published_endpoint(4)
+        reachable = any(mapping.is_reached_from_loopback for mapping in attachment.port_mappings)
+        if endpoint is not None and attachment.inbound.snat and reachable:
+            self._sysctls.enable_route_localnet(endpoint.host_interface)
+
+    def _enable_ipv6_localhost(self, attachment: Attachment) -> None:
+        """Let ::1 reach the container; chain `guard` is in place by now."""
+        reachable = any(mapping.is_reached_from_ipv6_loopback for mapping in attachment.port_mappings)
+        if attachment.inbound.ipv6_localhost and reachable and 6 in attachment.published_families:
+            self._sysctls.enable_ipv6_localhost(Address.parse(IPV6_LOCALHOST_ALIAS))
+
+    def _choose_host_ports(
+        self, attachment: Attachment, facts: Facts, settings: Settings, last_ports: dict[str, int]
+    ) -> None:
+        """Allocate what is to be allocated, and see that the host itself needs none of the ports."""
+        if not attachment.published_families:
+            return
+        if any(mapping.host_port == 0 for mapping in attachment.port_mappings):
+            recall_ports(attachment, [*([facts.before] if facts.before else []), *facts.others])
+            allocate_ports(attachment, settings, last_ports, lambda ports: self._held_among(attachment, ports))
+        if settings.refuse_conflicts:
+            check_host_listeners(attachment, lambda: self._refuse_held(attachment, facts))
+
+    def _held_among(self, attachment: Attachment, ports: list[HostPort]) -> Collection[HostPort]:
+        """Return which of these host ports somebody has."""
+        names = (attachment.backend, *self._other_backends(attachment))
+        held = {unit for name in names for unit in self._backend(name).holders(ports)[0]}
+        return [port for port in ports if port in held]
+
+    def _refuse_held(self, attachment: Attachment, facts: Facts) -> None:
+        """Refuse host ports that another container has: people know that better than the process that holds its socket."""
+        self._find_holders(attachment, facts, attachment.host_ports)
+        decide_add(attachment, facts)
+
+    def _restore_record(self, attachment_id: AttachmentId, before: Attachment | None) -> None:
+        if before is None:
+            self.state.remove(attachment_id)
+        else:
+            self.state.write(before)
+
+    def _delete_entries(self) -> None:
+        """Delete conntrack entries; a kernel that cannot do it is no reason to keep a container from starting or from going."""
+        try:
+            if not is_tracking():
+                return
+            with ConnectionTracker() as tracker:
+                for delete in self._afterwards:
+                    delete(tracker)
+        except (CniError, OSError) as error:
+            warn(error if isinstance(error, CniError) else KernelRefused("track connections", error.errno or 0))
+
+
+def _differences_in_record(record: Attachment | None, attachment: Attachment) -> list[str]:
+    if record is None:
+        return ["its record is lost"] if attachment.needs_rules else []
+    if record.wishes == attachment.wishes:
+        return []
+    return ["its record says something else than prevResult and runtimeConfig"]
+
+
+def left_alone(attachment: Attachment) -> CniError:
+    """Say why an attachment stays: that its container is gone is not known."""
+    return CniError(
+        CLEAN_UP_INCOMPLETE,
+        f"{attachment.id} is left alone: whether {attachment.netns} exists cannot be told from this mount namespace",
+        "Run quantum-nat gc on the host, outside any container.",
+    )
+
+
+def _run_all(undo: list[Callable[[], None]], cause: BaseException) -> None:
+    """Undo, last step first, and go on past a failure, which is added to what the runtime is told."""
+    for step in reversed(undo):
+        try:
+            step()
+        except CniError as error:
+            cause.add_note(f"Undoing it failed too: {error.message}.")

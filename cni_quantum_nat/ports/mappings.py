@@ -1,0 +1,126 @@
+"""Port mappings as the runtime asks for them, entry by entry. No I/O.
+
+A pod's start waits for this module.
+"""
+
+from __future__ import annotations
+
+from ..model.addresses import Address
+from ..model.attachments import PROTOCOLS, PortMapping
+from ..model.errors import HostPortConflict, InvalidConfiguration
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_LAST_PORT = 65535
+
+
+def parse_port_mappings(configuration: dict[str, Any], *, ipv6_localhost: bool = False) -> list[PortMapping]:
+    """Parse `runtimeConfig.portMappings`.
+
+    ipv6_localhost: whether ::1 may be published.
+
+    Raises:
+        CniError: (7) an entry is invalid; (100) a port is requested twice.
+    """
+    runtime = configuration.get("runtimeConfig")
+    if runtime is None:
+        return []
+    if not isinstance(runtime, dict):
+        raise InvalidConfiguration("runtimeConfig is not an object")
+    entries = runtime.get("portMappings")
+    if entries is None:
+        return []
+    if not isinstance(entries, list):
+        raise InvalidConfiguration("runtimeConfig.portMappings is not a list")
+    mappings = [parse_entry(f"portMappings[{number}]", entry) for number, entry in enumerate(entries)]
+    if not ipv6_localhost:
+        check_localhost(mappings)
+    return _distinct(mappings)
+
+
+def check_localhost(mappings: list[PortMapping]) -> None:
+    """Refuse mappings on ::1; raise CniError(7), which names the entry."""
+    for number, mapping in enumerate(mappings):
+        if mapping.host_ip is not None and mapping.host_ip.family == 6 and mapping.host_ip.is_loopback:
+            raise InvalidConfiguration(
+                f"portMappings[{number}].hostIP is ::1, which the kernel never routes to another interface",
+                'Use 127.0.0.1, or set "ipv6Localhost": true in the network configuration.',
+            )
+
+
+def parse_entry(where: str, entry: object) -> PortMapping:
+    """Parse one entry; raise CniError(7), which names `where` and the key."""
+    if not isinstance(entry, dict):
+        raise InvalidConfiguration(f"{where} is not an object")
+    # containerd sends HostPort, podman hostPort: Go's decoder ignores case.
+    values = {key.lower(): value for key, value in entry.items()}
+    return PortMapping(
+        _parse_host_ip(f"{where}.hostIP", values.get("hostip")),
+        _parse_host_port(f"{where}.hostPort", values["hostport"]) if "hostport" in values else 0,
+        _parse_protocol(f"{where}.protocol", values.get("protocol")),
+        _parse_port(f"{where}.containerPort", values.get("containerport")),
+        allocated="hostport" not in values,
+    )
+
+
+def _parse_host_port(where: str, value: object) -> int:
+    if value is None or (value == 0 and not isinstance(value, bool)):
+        raise InvalidConfiguration(
+            f"{where} is {'null' if value is None else 0}, not a number from 1 to {_LAST_PORT}",
+            "Leave out the key hostPort to get a free port, or leave out the entry to publish none.",
+        )
+    return _parse_port(where, value)
+
+
+def _parse_port(where: str, value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LAST_PORT:
+        raise InvalidConfiguration(f"{where} is {value!r}, not a number from 1 to {_LAST_PORT}")
+    return value
+
+
+def _parse_protocol(where: str, value: object) -> str:
+    protocol = "tcp" if value in (None, "") else value
+    if not isinstance(protocol, str) or protocol.lower() not in PROTOCOLS:
+        raise InvalidConfiguration(f"{where} is {value!r}, not one of {', '.join(PROTOCOLS)}")
+    return protocol.lower()
+
+
+def _parse_host_ip(where: str, value: object) -> Address | None:
+    if value in (None, ""):
+        return None
+    try:
+        if not isinstance(value, str):
+            raise ValueError(f"{value!r} is not a string")  # noqa: TRY004 - caught below
+        address = Address.parse(value)
+    except ValueError as error:
+        raise InvalidConfiguration(
+            f"{where}: {error}", "Leave it out to publish on all addresses of the host."
+        ) from error
+    if address.family == 6 and address.packed[:12] == b"\0" * 10 + b"\xff\xff":
+        raise InvalidConfiguration(f"{where} is {value}, an IPv4-mapped IPv6 address", "Write it as an IPv4 address.")
+    return address
+
+
+def _distinct(mappings: list[PortMapping]) -> list[PortMapping]:
+    """Return the mappings, one that is given twice once; CniError(100) when two want the same host port for different things."""
+    seen: dict[tuple[int, str, int, Address | None], PortMapping] = {}
+    distinct: dict[str, PortMapping] = {}
+    for mapping in mappings:
+        if mapping.host_port and str(mapping) in distinct:
+            continue
+        keys = [
+            (family, mapping.protocol, mapping.host_port, mapping.specific_host_ip)
+            for family in (4, 6)
+            if mapping.host_port and mapping.serves(family)
+        ]
+        former = next((seen[key] for key in keys if key in seen), None)
+        seen.update(dict.fromkeys(keys, mapping))
+        distinct[str(mapping) if mapping.host_port else f"{len(distinct)}"] = mapping
+        if former is not None:
+            raise HostPortConflict(
+                f"host port {mapping.host_port}/{mapping.protocol} is wanted twice in one request: {former} and {mapping}",
+                "Publish each container port on a host port of its own.",
+            )
+    return list(distinct.values())

@@ -1,1 +1,0 @@
-"""Taken rarely: a configuration that was not seen before, a table that is not there."""

@@ -1,0 +1,100 @@
+"""The lock of the state directory: one exclusive flock(2), with a time-out.
+
+A pod's start waits for this module.
+"""
+
+from __future__ import annotations
+
+import posix
+import time
+from fcntl import LOCK_EX, LOCK_NB, flock
+
+from ..model.errors import TRY_AGAIN_LATER, CniError
+
+LOCK_TIMEOUT_S = 60
+# Descriptors of the locks that this process holds. Programs that it starts inherit them: if this process is killed while
+# such a program still runs, no other call may start.
+held: set[int] = set()
+_POLL_S = 0.01
+
+
+class Lock:
+    """A lock on a file, which is never removed: a waiting process would lock the old inode."""
+
+    __slots__ = ("_descriptor", "_path")
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._descriptor = -1
+
+    def acquire(self) -> None:
+        """Take the lock, and wait up to LOCK_TIMEOUT_S for it.
+
+        Raises:
+            CniError: (11) timed out; the message names the process that holds the lock.
+            OSError: the file cannot be opened.
+        """
+        flags = posix.O_CREAT | posix.O_RDWR | posix.O_CLOEXEC | posix.O_NOFOLLOW
+        self._descriptor = posix.open(self._path, flags, 0o600)
+        try:
+            self._lock()
+        except BaseException:
+            self.release()  # the alarm may come right after the lock was taken
+            raise
+        held.add(self._descriptor)
+
+    def release(self) -> None:
+        """Release the lock, if it is held."""
+        if self._descriptor >= 0:
+            held.discard(self._descriptor)
+            posix.close(self._descriptor)
+            self._descriptor = -1
+
+    def _lock(self) -> None:
+        try:
+            flock(self._descriptor, LOCK_EX | LOCK_NB)
+        except BlockingIOError:
+            self._wait()
+
+    def _wait(self) -> None:
+        from _signal import ITIMER_REAL, SIGALRM, setitimer, signal  # rare: only if another call holds the lock
+
+        def give_up(_number: int, _frame: object) -> None:
+            raise TimeoutError
+
+        try:
+            previous = signal(SIGALRM, give_up)
+        except ValueError:  # only the main thread gets alarms, and the Python API may be used from any
+            self._poll()
+            return
+        setitimer(ITIMER_REAL, LOCK_TIMEOUT_S)
+        try:
+            flock(self._descriptor, LOCK_EX)
+        except TimeoutError:
+            raise self._held_too_long() from None
+        finally:
+            setitimer(ITIMER_REAL, 0)
+            signal(SIGALRM, previous)
+
+    def _poll(self) -> None:
+        deadline = time.monotonic() + LOCK_TIMEOUT_S
+        while time.monotonic() < deadline:
+            try:
+                flock(self._descriptor, LOCK_EX | LOCK_NB)
+            except BlockingIOError:
+                time.sleep(_POLL_S)
+            else:
+                return
+        raise self._held_too_long()
+
+    def _held_too_long(self) -> CniError:
+        from ..kernel.processes import holders_of_lock  # rare: only after a time-out
+
+        holders = holders_of_lock(self._descriptor)
+        names = " and ".join(map(str, holders)) or "another process"
+        look = f"ps -f {' '.join(str(holder.number) for holder in holders)}" if holders else "lslocks"
+        return CniError(
+            TRY_AGAIN_LATER,
+            f"{names} has held {self._path} for {LOCK_TIMEOUT_S} seconds",
+            f"Find out why with `{look}`{'' if holders else ' on the host'}; the lock is released when the process ends.",
+        )

@@ -1,0 +1,153 @@
+"""The format of a record: what is written to the state directory, of which version, and what is believed of it.
+
+    format      the version of the format, an integer; a record without it is of format 1
+    bootId      since 2: the boot of the kernel that it was made in, empty where that is not known
+    isolate     since 2, in inbound
+    replaces    since 2: what the attachment was before, while the kernel may have rules of that
+    hostNetns, netnsDirectory, sequence, hadEarlier, and noMasquerade in outbound: since 3
+    the others  Attachment.as_record()
+
+An older format is upgraded as it is read. A newer one is left alone: who wrote it knows what it means.
+A pod's start waits for this module.
+"""
+
+from __future__ import annotations
+
+from ..model.attachments import BY_CLIENT, EXCLUSIVE, IPTABLES, NFTABLES, NOWHERE, PROTOCOLS, SPREAD, Attachment
+from ..model.errors import NEWER_VERSION, CniError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from ..model.attachments import AttachmentId, PortMapping
+
+FORMAT = 3
+_FAMILIES = (4, 6)
+_INTERFACE_MAX_BYTES = 15
+_SYNTAX = frozenset('"\\*')  # to nft, or to iptables-restore
+
+
+def write_record(attachment: Attachment, boot_id: str) -> dict[str, Any]:
+    """Return what is written."""
+    record = {"format": FORMAT, "bootId": boot_id, **attachment.as_record()}
+    if attachment.replaces:
+        record["replaces"] = [former.as_record() for former in attachment.replaces]
+    return record
+
+
+def read_record(content: object, identity: AttachmentId, path: str) -> Attachment:
+    """Read a record back, of whatever boot.
+
+    Raises: CniError(108) when it is of a newer format; AttributeError, KeyError, TypeError or ValueError
+    when it is damaged, or is not of `identity`, whose place it is in.
+    """
+    if not isinstance(content, dict):
+        raise TypeError("not an object")
+    record = _upgraded(content, path)
+    attachment = Attachment.from_record(record)
+    attachment.replaces = [Attachment.from_record(former) for former in record.get("replaces", ())]
+    for generation in attachment.generations:
+        if generation.id != identity:
+            raise ValueError(f"it is of {generation.id}")
+        generation.boot_id = record["bootId"]
+        _check(generation)
+    return attachment
+
+
+def _upgraded(record: dict[str, Any], path: str) -> dict[str, Any]:
+    written = record.get("format", 1)
+    if not isinstance(written, int) or written < 1:
+        raise ValueError(f"format is {written!r}")
+    if written > FORMAT:
+        raise CniError(
+            NEWER_VERSION,
+            f"the record {path} has format {written}, and this quantum-nat knows no newer one than {FORMAT}",
+            "Use the newer quantum-nat that wrote it; or remove the file, and start the container again.",
+        )
+    if written == 1:
+        record = {**record, "bootId": "", "inbound": {**record["inbound"], "isolate": False}}
+    if written < FORMAT:
+        record = _upgraded_to_3(record)
+        record["replaces"] = [_upgraded_to_3(former) for former in record.get("replaces", ())]
+    return record
+
+
+def _upgraded_to_3(record: dict[str, Any]) -> dict[str, Any]:
+    """Add what format 3 has; what was not recorded is taken for the worst case."""
+    return {
+        **record,
+        "netnsDirectory": list(NOWHERE),
+        "hostNetns": list(NOWHERE),
+        "sequence": 0,
+        "hadEarlier": True,
+        "outbound": {**record["outbound"], "noMasquerade": []},
+        # 1.0.0 kept mappings that served no address of the container, with the host port 0, and then could not read them.
+        "portMappings": [mapping for mapping in record["portMappings"] if mapping["hostPort"] != 0],
+    }
+
+
+def _check(attachment: Attachment) -> None:
+    """See that each value is one that rules can be made of: they are written as text, when the table is lost."""
+    _require("backend", attachment.backend in (NFTABLES, IPTABLES))
+    _require("netns", isinstance(attachment.netns, str))
+    for pair in (attachment.netns_identity, attachment.netns_directory, attachment.host_netns):
+        _require("netnsIdentity, netnsDirectory or hostNetns", all(map(_is_number, pair)))
+    _require("sequence", _is_number(attachment.sequence))
+    _require("hadEarlier", isinstance(attachment.had_earlier, bool))
+    _require("bootId", isinstance(attachment.boot_id, str))
+    _require("createdAt", isinstance(attachment.created_at, (int, float)))
+    _require("establishedTimeoutS", _is_number(attachment.established_timeout_s) and attachment.established_timeout_s)
+    _require("isNetwork", isinstance(attachment.is_network, bool))
+    _require("hostInterface", all(_is_interface(e.host_interface) for e in attachment.endpoints))
+    for mapping in attachment.port_mappings:
+        _check_mapping(mapping)
+    _check_outbound(attachment)
+    _check_inbound(attachment)
+
+
+def _check_mapping(mapping: PortMapping) -> None:
+    _require("protocol", mapping.protocol in PROTOCOLS)
+    _require("hostPort", _is_number(mapping.host_port) and 1 <= mapping.host_port <= 65535)
+    _require("containerPort", _is_number(mapping.container_port) and 1 <= mapping.container_port <= 65535)
+    _require("allocated", isinstance(mapping.allocated, bool))
+    _require("sharing", mapping.sharing in (EXCLUSIVE, SPREAD, BY_CLIENT))
+
+
+def _check_outbound(attachment: Attachment) -> None:
+    outbound = attachment.outbound
+    _require("masquerade", all(family in _FAMILIES for family in outbound.masquerade))
+    for family, names in outbound.external_interfaces.items():
+        _require("externalInterfaces", family in _FAMILIES and all(map(_is_interface, names)))
+    for family, address in outbound.snat_addresses.items():
+        _require("snatAddresses", address.family == family)
+
+
+def _check_inbound(attachment: Attachment) -> None:
+    inbound = attachment.inbound
+    for name, flag in (("snat", inbound.snat), ("masqueradeAll", inbound.masquerade_all)):
+        _require(name, isinstance(flag, bool))
+    _require("ipv6Localhost", isinstance(inbound.ipv6_localhost, bool))
+    _require("isolate", isinstance(inbound.isolate, bool))
+    _require("markBit", inbound.mark_bit is None or (_is_number(inbound.mark_bit) and inbound.mark_bit < 32))
+    _require("setMarkChain", isinstance(inbound.set_mark_chain, str))
+    for family, words in inbound.conditions.items():
+        _require("conditions", family in _FAMILIES and all(isinstance(word, str) for word in words))
+
+
+def _is_number(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_interface(name: object) -> bool:
+    return isinstance(name, str) and len(name.encode()) <= _INTERFACE_MAX_BYTES and is_plain(name)
+
+
+def is_plain(interface: str) -> bool:
+    """Whether the name of an interface can stand in a rule as it is."""
+    return interface.isprintable() and " " not in interface and _SYNTAX.isdisjoint(interface)
+
+
+def _require(name: str, holds: object) -> None:
+    if not holds:
+        raise ValueError(f"{name} has a value that cannot be")

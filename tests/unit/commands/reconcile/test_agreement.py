@@ -1,0 +1,112 @@
+"""The changes from any damaged state of the kernel to the full plan of any records."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from cni_quantum_nat.backends.nftables.full_plan import JointPlan
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cni_quantum_nat.backends.nftables.layout import SETS, SHARED, SLOT, SLOTS
+from cni_quantum_nat.backends.nftables.rules import Element
+from cni_quantum_nat.commands.reconcile.agreement import compare
+from cni_quantum_nat.model.addresses import Address, Endpoint
+from cni_quantum_nat.model.attachments import (
+    EXCLUSIVE,
+    SPREAD,
+    Attachment,
+    AttachmentId,
+    Inbound,
+    Outbound,
+    PortMapping,
+)
+
+SHARED_PORTS = (1, 2)
+
+
+@st.composite
+def attachments(draw: st.DrawFn) -> list[Attachment]:
+    """Draw attachments of a few containers and networks, often with the same ports and addresses."""
+    identities = draw(st.sets(st.tuples(st.sampled_from("ab"), st.sampled_from("cdef")), max_size=6))
+    return [
+        Attachment(
+            AttachmentId(network, container, "eth0"),
+            backend="nftables",
+            netns="",
+            netns_identity=(0, 0),
+            endpoints=[Endpoint.parse(f"10.0.0.{draw(st.integers(2, 6))}/24")],
+            port_mappings=[
+                PortMapping(None, port, "tcp", 80, sharing=SPREAD if port in SHARED_PORTS else EXCLUSIVE)
+                for port in draw(st.sets(st.integers(1, 5), max_size=3))
+            ],
+            outbound=Outbound((4,)),
+            inbound=Inbound(),
+            established_timeout_s=3600,
+            created_at=age,
+        )
+        for age, (network, container) in enumerate(sorted(identities))
+    ]
+
+
+@st.composite
+def damaged(draw: st.DrawFn, plan: JointPlan) -> list[Element]:
+    """Draw a damaged state: some elements of the plan are missing or have another owner, and some are foreign."""
+    held = {element.identity: element for element in plan.elements}
+    for identity in draw(st.lists(st.sampled_from(sorted(held, key=str)), max_size=20)) if held else []:
+        element = held.pop(identity, None)
+        if element is not None and draw(st.booleans()):
+            held[identity] = Element(element.set_name, element.key, element.data, "x/y/z")
+    for last in draw(st.sets(st.integers(100, 105))):
+        element = Element("masqueraded4", (Address.parse(f"10.0.0.{last}"),), (), draw(st.sampled_from(["", "n/o/p"])))
+        held[element.identity] = element
+    return list(held.values())
+
+
+def after(plan: JointPlan, held: list[Element], unreadable: set[str]) -> list[Element]:
+    """Apply the changes of `compare` as the kernel does: delete by key, then add exclusively."""
+    change = compare(plan, held, unreadable)
+    elements = {element.identity: element for element in held}
+    for element in change.delete:
+        del elements[element.identity]
+    for element in change.add:
+        assert element.identity not in elements
+        elements[element.identity] = element
+    return list(elements.values())
+
+
+def slots_of(elements: list[Element]) -> dict[object, Counter[str]]:
+    """Return the number of slots of each owner, by port."""
+    counts: dict[object, Counter[str]] = {}
+    for element in elements:
+        if SLOT in SETS[element.set_name].key:
+            counts.setdefault((element.set_name, element.key[:-1]), Counter())[element.owner] += 1
+    return counts
+
+
+@given(attachments(), st.data())
+def test_afterwards_the_kernel_holds_exactly_the_plan(records: list[Attachment], data: st.DataObject) -> None:
+    plan = JointPlan(records)
+    result = after(plan, data.draw(damaged(plan)), set())
+    others = {element.identity: element for element in result if SLOT not in SETS[element.set_name].key}
+    assert others.keys() == plan.placed.keys()
+    assert all(element.is_same(plan.placed[identity]) for identity, element in others.items())
+    for port, counts in slots_of(result).items():
+        assert set(counts) == {share.owner for share in plan.shares[port]}  # type: ignore[index]
+        assert counts.total() == SLOTS
+        assert max(counts.values()) - min(counts.values()) <= 1
+
+
+@given(attachments(), st.data())
+def test_a_second_comparison_finds_no_differences(records: list[Attachment], data: st.DataObject) -> None:
+    plan = JointPlan(records)
+    change = compare(plan, after(plan, data.draw(damaged(plan)), set()), set())
+    assert (change.delete, change.add) == ([], [])
+
+
+@given(attachments(), st.data())
+def test_elements_of_an_unreadable_record_are_not_deleted(records: list[Attachment], data: st.DataObject) -> None:
+    plan = JointPlan(records)
+    held = data.draw(damaged(plan))
+    kept = {element.identity for element in held if element.owner in {"n/o/p", SHARED}}
+    assert kept <= {element.identity for element in after(plan, held, {"n/o/p"})}

@@ -1,0 +1,123 @@
+"""`quantum-nat chain`: add the plugin to a configuration list, and undo it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from cni_quantum_nat.commands.chain import chained
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+BRIDGE = {"type": "bridge", "bridge": "cni0", "isGateway": True, "ipMasq": True, "hairpinMode": True}
+PORTMAP = {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True}
+TUNING = {"type": "tuning"}
+OURS = {"type": "quantum-nat", "capabilities": {"portMappings": True}}
+
+
+def conflist(*plugins: dict[str, Any]) -> dict[str, Any]:
+    return {"cniVersion": "1.0.0", "name": "containers", "plugins": list(plugins)}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A hand-written list with portmap."""
+    made = tmp_path / "10-containers.conflist"
+    made.write_text(json.dumps(conflist(BRIDGE, PORTMAP, TUNING)))
+    made.chmod(0o640)
+    return made
+
+
+def chain(*arguments: str) -> subprocess.CompletedProcess[str]:
+    binary = os.environ.get("QUANTUM_NAT_PLUGIN")
+    command = [binary] if binary else [sys.executable, "-I", "-m", "cni_quantum_nat"]
+    return subprocess.run([*command, "chain", *arguments], capture_output=True, text=True, check=False)
+
+
+def types(file: Path) -> list[str]:
+    return [plugin["type"] for plugin in json.loads(file.read_text())["plugins"]]
+
+
+def test_it_replaces_portmap_and_keeps_its_keys(file: Path) -> None:
+    done = chain(str(file))
+    assert done.returncode == 0, done.stderr
+    assert '+      "type": "quantum-nat"' in done.stdout
+    assert json.loads(file.read_text()) == conflist(BRIDGE, {**PORTMAP, "type": "quantum-nat"}, TUNING)
+    assert file.stat().st_mode & 0o777 == 0o640
+
+
+def test_without_portmap_it_goes_after_the_interface_plugin() -> None:
+    assert chained(conflist(BRIDGE, TUNING)) == conflist(BRIDGE, OURS, TUNING)
+
+
+def test_iptables_conditions_of_portmap_set_the_backend() -> None:
+    portmap = {**PORTMAP, "conditionsV4": ["!", "-s", "192.0.2.0/24"]}
+    assert chained(conflist(BRIDGE, portmap))["plugins"][1]["backend"] == "iptables"
+
+
+def test_a_second_run_changes_nothing_and_undo_restores_the_exact_text(file: Path) -> None:
+    before = file.read_text()
+    chain(str(file))
+    after = file.read_text()
+    assert chain(str(file)).stdout == f"{file}: unchanged\n"
+    assert file.read_text() == after
+    assert chain("--undo", str(file)).returncode == 0
+    assert file.read_text() == before
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_a_dry_run_changes_nothing(file: Path) -> None:
+    before = file.read_text()
+    done = chain("--dry-run", "--json", str(file))
+    told = json.loads(done.stdout)
+    assert (done.returncode, told["changed"], told["before"]) == (1, True, before)
+    assert file.read_text() == before
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_a_symbolic_link_is_followed_and_kept(file: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link.conflist"
+    link.symlink_to(file)
+    chain(str(link))
+    assert link.is_symlink()
+    assert types(file) == ["bridge", "quantum-nat", "tuning"]
+
+
+def test_undo_refuses_a_list_that_has_changed_since(file: Path) -> None:
+    chain(str(file))
+    changed = file.read_text().replace("cni0", "cni7")
+    file.write_text(changed)
+    done = chain("--undo", str(file))
+    assert done.returncode == 1
+    assert "has changed since" in done.stderr
+    assert file.read_text() == changed
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("{", ":1:2: not JSON"),
+        ('{"type": "bridge"}', "is not a configuration list"),
+        (json.dumps(conflist(BRIDGE, PORTMAP, PORTMAP)), "portmap is in the list more than once"),
+        (json.dumps(conflist(BRIDGE, {**PORTMAP, "snat": 3})), "snat is 3"),
+    ],
+)
+def test_an_invalid_list_is_refused_and_unchanged(file: Path, content: str, told: str) -> None:
+    file.write_text(content)
+    done = chain(str(file))
+    assert done.returncode == 1
+    assert told in done.stderr
+    assert file.read_text() == content
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_undo_without_an_earlier_change_is_refused(file: Path) -> None:
+    done = chain("--undo", str(file))
+    assert done.returncode == 1
+    assert "does not exist" in done.stderr

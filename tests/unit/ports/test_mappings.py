@@ -1,0 +1,101 @@
+"""Parsing of a runtime's portMappings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cni_quantum_nat.model.errors import CniError
+from cni_quantum_nat.ports.mappings import parse_port_mappings
+
+ANYTHING = (
+    st.none() | st.booleans() | st.integers(-1, 70000) | st.text(max_size=8) | st.lists(st.integers(), max_size=2)
+)
+KEYS = st.sampled_from(
+    ["hostPort", "HostPort", "containerPort", "CONTAINERPORT", "protocol", "Protocol", "hostIP", "x"]
+)
+
+
+def parse(*entries: Any) -> list[str]:
+    return [str(mapping) for mapping in parse_port_mappings({"runtimeConfig": {"portMappings": list(entries)}})]
+
+
+def entry(**more: Any) -> dict[str, Any]:
+    return {"hostPort": 8080, "containerPort": 80, **more}
+
+
+@given(st.lists(st.dictionaries(KEYS, ANYTHING, max_size=5) | ANYTHING, max_size=3))
+def test_any_entry_is_parsed_or_refused_by_name(entries: list[Any]) -> None:
+    try:
+        mappings = parse_port_mappings({"runtimeConfig": {"portMappings": entries}})
+    except CniError as error:
+        assert error.code in (7, 100)
+        assert "portMappings[" in error.message or "requested twice" in error.message
+    else:
+        assert len(mappings) == len(entries)
+        assert all(1 <= m.container_port <= 65535 for m in mappings)
+        assert all(m.host_port == 0 if m.allocated else 1 <= m.host_port <= 65535 for m in mappings)
+
+
+@pytest.mark.parametrize(
+    "configuration", [{}, {"runtimeConfig": None}, {"runtimeConfig": {}}, {"runtimeConfig": {"portMappings": None}}]
+)
+def test_a_configuration_without_mappings_has_none(configuration: dict[str, Any]) -> None:
+    assert parse_port_mappings(configuration) == []
+
+
+def test_the_case_of_keys_and_protocols_is_ignored() -> None:
+    assert parse({"HostPort": 8080, "ContainerPort": 80, "Protocol": "UDP", "HostIP": ""}) == ["8080->80/udp"]
+
+
+@pytest.mark.parametrize(("protocol", "read"), [({}, "tcp"), ({"protocol": ""}, "tcp"), ({"protocol": "SCTP"}, "sctp")])
+def test_the_default_protocol_is_tcp(protocol: dict[str, str], read: str) -> None:
+    assert parse(entry(**protocol)) == [f"8080->80/{read}"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"hostPort": 0}, "hostPort is 0, not a number from 1"),
+        ({"hostPort": None}, "hostPort is null, not a number from 1"),
+        ({"hostPort": 65536}, "hostPort is 65536"),
+        ({"hostPort": "8080"}, "hostPort is '8080'"),
+        ({"hostPort": True}, "hostPort is True"),
+        ({"containerPort": 0}, "containerPort is 0"),
+        ({"containerPort": None}, "containerPort is None"),
+        ({"protocol": "icmp"}, "protocol is 'icmp', not one of tcp, udp, sctp"),
+        ({"hostIP": "::1"}, "is ::1, which the kernel never routes"),
+        ({"hostIP": "::ffff:1.2.3.4"}, "an IPv4-mapped IPv6 address"),
+        ({"hostIP": "example.org"}, "'example.org' is not an IP address"),
+        ({"hostIP": 5}, "5 is not a string"),
+    ],
+)
+def test_an_invalid_value_is_refused_with_its_key(changed: dict[str, Any], said: str) -> None:
+    with pytest.raises(CniError, match=r"portMappings\[1\]") as caught:
+        parse(entry(hostPort=1), entry(**changed))
+    assert caught.value.code == 7
+    assert said in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [({}, {}), ({}, {"hostIP": "0.0.0.0"}), ({"hostIP": "::"}, {}), ({"hostIP": "10.0.0.1"}, {"hostIP": "10.0.0.1"})],
+)
+def test_the_same_host_port_twice_is_a_conflict(one: dict[str, str], two: dict[str, str]) -> None:
+    with pytest.raises(CniError, match="8080/tcp is requested twice") as caught:
+        parse(entry(**one), entry(**two))
+    assert caught.value.code == 100
+
+
+def test_a_mapping_without_a_host_port_requests_any_port() -> None:
+    assert parse({"containerPort": 80}, {"containerPort": 80}) == ["0->80/tcp", "0->80/tcp"]
+
+
+@pytest.mark.parametrize(
+    ("one", "two"), [({}, {"protocol": "udp"}), ({}, {"hostIP": "10.0.0.1"}), ({"hostIP": "::"}, {"hostIP": "0.0.0.0"})]
+)
+def test_the_same_port_number_for_different_traffic_is_no_conflict(one: dict[str, str], two: dict[str, str]) -> None:
+    assert len(parse(entry(**one), entry(**two))) == 2

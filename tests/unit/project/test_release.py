@@ -1,0 +1,112 @@
+"""packaging/release in a temporary project with dummy builders: what it refuses, and which files it makes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+CHANGELOG = "# Changelog\n\n## Unreleased\n\n## 2.5.0 - 2031-01-31\n\n### Added\n\n- A thing.\n"
+BUILT = {
+    "tarball": "quantum-nat-2.5.0-linux-amd64.tar.gz",
+    "deb": "quantum-nat_2.5.0-1_amd64.deb",
+    "rpm": "quantum-nat-2.5.0-1.x86_64.rpm",
+    "wheel": "cni_quantum_nat-2.5.0-py3-none-any.whl",
+    "sbom": "quantum-nat-2.5.0.cdx.json",
+}
+
+
+def git(project: Path, *arguments: str) -> None:
+    identity = ("-c", "user.name=A Developer", "-c", "user.email=developer@example.org")
+    subprocess.run(["git", *identity, *arguments], cwd=project, check=True, capture_output=True)
+
+
+def write_script(path: Path, text: str) -> None:
+    path.write_text(f"#!/bin/sh\nset -eu\n{text}\n")
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    project = tmp_path / "project"
+    packaging = project / "packaging"
+    packaging.mkdir(parents=True)
+    for name in ("release", "setup.bash"):
+        shutil.copy(ROOT / "packaging" / name, packaging)
+    for command, name in BUILT.items():
+        write_script(packaging / command, f"mkdir -p dist; echo {command} >dist/{name}")
+    write_script(packaging / "reproducible", "(cd dist && find . -maxdepth 1 -type f -exec sha256sum {} +)")
+    (project / "cni_quantum_nat").mkdir()
+    (project / "cni_quantum_nat" / "version.py").write_text('__version__ = "2.5.0"\n')
+    (project / "CHANGELOG.md").write_text(CHANGELOG)
+    (project / ".gitignore").write_text("dist/\n")
+    git(project, "init", "--quiet")
+    commit(project)
+    return project
+
+
+def commit(project: Path) -> None:
+    git(project, "add", "--all")
+    git(project, "commit", "--quiet", "--message", "A change")
+
+
+def release(project: Path) -> subprocess.CompletedProcess[str]:
+    line = [project / "packaging" / "release"]
+    return subprocess.run(line, cwd=project, env=dict(os.environ), capture_output=True, text=True, check=False)
+
+
+def refused(project: Path) -> str:
+    """Return the error, and check that nothing was built."""
+    done = release(project)
+    assert done.returncode == 1
+    assert not (project / "dist").exists()
+    return done.stderr
+
+
+def test_a_release_has_checksums_of_its_own_files_and_prints_the_tag_command(project: Path) -> None:
+    (project / "dist").mkdir()
+    (project / "dist" / "quantum-nat_2.4.0-1_amd64.deb").write_text("older\n")
+    done = release(project)
+    assert done.returncode == 0, done.stderr
+    lines = (project / "dist" / "SHA256SUMS").read_text().splitlines()
+    assert {line.split("  ")[1]: line.split("  ")[0] for line in lines} == {
+        name: hashlib.sha256(f"{command}\n".encode()).hexdigest() for command, name in BUILT.items()
+    }
+    assert "git tag --sign v2.5.0" in done.stdout
+
+
+def test_uncommitted_changes_are_refused(project: Path) -> None:
+    (project / "notes").write_text("mine\n")
+    assert "not committed" in refused(project)
+
+
+@pytest.mark.parametrize("heading", ["## Unreleased", "## 2.5.0", "## 2.5.0 - soon", "## 2x5.0 - 2031-01-31"])
+def test_a_version_without_a_dated_section_is_refused(project: Path, heading: str) -> None:
+    (project / "CHANGELOG.md").write_text(CHANGELOG.replace("## 2.5.0 - 2031-01-31", heading))
+    commit(project)
+    assert "## 2.5.0 - YYYY-MM-DD" in refused(project)
+
+
+def test_a_tagged_version_is_refused(project: Path) -> None:
+    git(project, "tag", "v2.5.0")
+    assert "tagged already" in refused(project)
+
+
+def test_an_invalid_version_is_refused(project: Path) -> None:
+    (project / "cni_quantum_nat" / "version.py").write_text('__version__ = "2.5.0.dev1"\n')
+    commit(project)
+    assert "no version to release: '2.5.0.dev1'" in refused(project)
+
+
+def test_files_that_cannot_be_reproduced_get_no_checksums(project: Path) -> None:
+    write_script(project / "packaging" / "reproducible", "echo '0  ./quantum-nat-2.5.0.cdx.json'")
+    commit(project)
+    done = release(project)
+    assert done.returncode == 1
+    assert "is not what packaging/reproducible made" in done.stderr
+    assert not (project / "dist" / "SHA256SUMS").exists()
