@@ -7,12 +7,12 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from cni_quantum_nat.state.claims import PortClaims, free_ports
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from cni_quantum_nat.model.attachments import PortMapping
+from cni_quantum_nat.state.claims import PortClaims, free_ports
 from cni_quantum_nat.state.directory import State
 from tests.unit.attachments import attachment
 

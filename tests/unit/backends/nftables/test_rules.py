@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from cni_quantum_nat.backends.nftables.full_plan import plan_together
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cni_quantum_nat.backends.nftables import encoding
+from cni_quantum_nat.backends.nftables.full_plan import plan_together
 from cni_quantum_nat.backends.nftables.layout import (
     ADDRESS4,
     ADDRESS6,
