@@ -51,7 +51,7 @@ class Scene:
         if before != NONE:
             self.web.add()
         if before == HURT:
-            self.host.run("nft", f"delete element inet quantum host_ports4 {{ tcp . {PORT} }}")
+            self.host.run("nft", f"delete element inet quantum endpoints4 {{ tcp . {PORT} }}")
 
     def start(self, call: str, before: tuple[str, ...] = ()) -> subprocess.Popen[str]:
         """Start one of CALLS, under a tracer or not."""
