@@ -35,9 +35,7 @@ NOT_SUPPORTED = "EPROTONOSUPPORT"
 def reserved(host: Host, port: int) -> Iterator[int]:
     """Let `sleep infinity` hold a port, and yield its process ID."""
     with inside(host.path):
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-c", RESERVE, str(port)], stdout=subprocess.PIPE, text=True
-        )
+        process = subprocess.Popen([sys.executable, "-I", "-c", RESERVE, str(port)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     try:
@@ -48,7 +46,7 @@ def reserved(host: Host, port: int) -> Iterator[int]:
 
 
 @pytest.fixture
-def nerdctl(host: Host, plugin: Plugin) -> Container:
+def nerdctl(host: Host) -> Container:
     """A container as nerdctl names it for CNI: namespace, dash, ID."""
     container = host.container()
     container.id = f"my-namespace-{NERDCTL_ID}"
@@ -98,12 +96,15 @@ def test_a_short_container_id_in_a_command_line_is_a_word_like_others(
 ) -> None:
     """At 1.0.0 (defect 34) a service with the container's ID somewhere in its command line lost its port to it."""
     container.id = "web"
-    with process_on(host, 8080, "0.0.0.0", "tcp", *arguments), pytest.raises(PluginError, match="is in use on the host"):
+    with (
+        process_on(host, 8080, "0.0.0.0", "tcp", *arguments),
+        pytest.raises(PluginError, match="is in use on the host"),
+    ):
         plugin.add(container, publish(8080))
 
 
 def test_without_sock_diag_a_port_is_published_with_a_warning(
-    host: Host, client: Namespace, container: Container, plugin: Plugin, tmp_path: Path
+    client: Namespace, container: Container, plugin: Plugin, tmp_path: Path
 ) -> None:
     """At 1.0.0 (defect 22) a kernel without it failed each ADD with a host port, with "try again"."""
     attachment = plugin.add(container, publish(8080))

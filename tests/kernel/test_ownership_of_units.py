@@ -6,7 +6,6 @@ Each test names a defect of 1.0.0, where ownership was decided element by elemen
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -163,7 +162,7 @@ def test_a_refused_add_again_leaves_what_the_container_has(
 @pytest.mark.behaviour
 @both_families
 def test_a_dead_sibling_does_not_keep_a_port(
-    host: Host, client: Namespace, container: Container, plugin: Plugin, stack: ExitStack, family: int
+    host: Host, client: Namespace, container: Container, plugin: Plugin, family: int
 ) -> None:
     """At 1.0.0 (defect 12) the port led to the old address: same container ID, its first namespace gone without DEL."""
     plugin.add(container, publish(8080), network="first")
@@ -337,16 +336,16 @@ def test_open_connections_keep_their_time_out_when_the_table_is_rebuilt(
     assert 3500 < int(listed.split()[2]) <= 3600, listed
 
 
-def test_a_client_stays_with_its_container_when_the_table_is_rebuilt(host: Host, client: Namespace, plugin: Plugin) -> None:
+def test_a_client_stays_with_its_container_when_the_table_is_rebuilt(
+    host: Host, client: Namespace, plugin: Plugin
+) -> None:
     """At 1.0.0 (defect 35) each rule had its own random seed: clients moved after a rebuild, and tcp and udp differed."""
     addresses = [f"198.51.100.{number}" for number in range(20, 32)]
     client.ip(*(f"address add {address}/24 dev uplink" for address in addresses))
     for number in range(4):
         container = host.container()
         container.serve(f"server{number}", 80)
-        plugin.add(
-            container, publish(8080), publish(8080, protocol="udp"), sharedAffinity="client", **SHARED
-        )
+        plugin.add(container, publish(8080), publish(8080, protocol="udp"), sharedAffinity="client", **SHARED)
 
     def servers(protocol: str) -> list[str]:
         return [client.ask(HOST[4], 8080, protocol, source=address).server for address in addresses]
@@ -405,7 +404,9 @@ def test_ports_and_addresses_of_another_host_namespace_are_no_conflict(
 @pytest.mark.behaviour
 def test_one_mapping_given_twice_is_one(client: Namespace, container: Container, plugin: Plugin) -> None:
     """At 1.0.0 (defect 50) it was refused; portmap takes it."""
-    plugin.add(container, publish(8080), publish(8080), publish(8081, hostIP=HOST[4]), publish(8081, hostIP=HOST[4])).check()
+    plugin.add(
+        container, publish(8080), publish(8080), publish(8081, hostIP=HOST[4]), publish(8081, hostIP=HOST[4])
+    ).check()
     assert client.ask(HOST[4], 8080).server == "web"
     assert client.ask(HOST[4], 8081).server == "web"
 
@@ -422,4 +423,4 @@ def test_an_allocated_port_is_none_that_a_service_on_ipv6_loopback_has(
     recorded = [json.loads(path.read_text()) for path in (plugin.state_directory / "attachments").rglob("*.json")]
     assert [mapping["hostPort"] for record in recorded for mapping in record["portMappings"]] == [40001]
     assert host.ask("::1", 40001, protocol).server == "web"
-    assert os.listdir(plugin.state_directory / "attachments") == [container.id]
+    assert [path.name for path in (plugin.state_directory / "attachments").iterdir()] == [container.id]
