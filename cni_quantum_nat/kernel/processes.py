@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import posix
 
-_SHORTEST_ID = 12
+_SHORTEST_ID = 12  # that people and runtimes abbreviate an ID to
+_NERDCTL = "/run/nerdctl"
 _CHUNK_BYTES = 1 << 16
 
 
@@ -25,14 +26,29 @@ class Process:
         return f"{self.name} (process {self.number})"
 
     def serves_container(self, container_id: str) -> bool:
-        """Return whether it runs for this container: conmon (podman, CRI-O) has the container ID on its command line.
+        """Return whether it runs for this container: podman's and CRI-O's conmon, or what nerdctl reserves a port with."""
+        return self._has_id(container_id) or self.number == _port_reserver(container_id)
 
-        nerdctl's CNI container ID is the ID with its namespace as a prefix.
+    def _has_id(self, container_id: str) -> bool:
+        """Return whether the container ID is on its command line: alone, or in a path.
+
+        A short one is a word like others, and counts only for conmon. For CNI, nerdctl prefixes the ID with its namespace.
         """
+        if len(container_id) < _SHORTEST_ID and self.name != "conmon":
+            return False
+        words = {word for argument in self.arguments for word in (argument, *argument.split("/"))}
         return any(
-            container_id in argument or (len(argument) >= _SHORTEST_ID and container_id.endswith(f"-{argument}"))
-            for argument in self.arguments
+            word == container_id or (len(word) >= _SHORTEST_ID and container_id.endswith(f"-{word}")) for word in words
         )
+
+
+def _port_reserver(container_id: str) -> int:
+    """Return the ID of the process that nerdctl (2.1.6 and newer) holds the container's ports with: `sleep infinity`; 0 if none."""
+    namespace, _, own_id = container_id.rpartition("-")
+    try:
+        return int(_read(f"{_NERDCTL}/{namespace}/{own_id}/port-reserver.pid"))
+    except (OSError, ValueError):
+        return 0
 
 
 def holders_of(inode: int) -> list[Process]:
@@ -44,9 +60,8 @@ def holders_of(inode: int) -> list[Process]:
 
 def holders_of_lock(descriptor: int) -> list[Process]:
     """Return the visible processes that hold an flock(2) on an open file."""
-    status = posix.fstat(descriptor)
-    file = f"{posix.major(status.st_dev):02x}:{posix.minor(status.st_dev):02x}:{status.st_ino}"
     try:
+        file = f"{_file_system_of(descriptor)}:{posix.fstat(descriptor).st_ino}"
         lines = [line.split() for line in _read("/proc/locks").decode().splitlines()]
     except OSError:
         return []
@@ -54,6 +69,15 @@ def holders_of_lock(descriptor: int) -> list[Process]:
     # ID is 0 if it is in another PID namespace.
     numbers = {words[4] for words in lines if words[1] == "FLOCK" and words[5] == file and words[4] != "0"}
     return [_describe(number) for number in sorted(numbers)]
+
+
+def _file_system_of(descriptor: int) -> str:
+    """Return the device as /proc/locks has it: st_dev is another one on overlayfs and Btrfs."""
+    information = _read(f"/proc/self/fdinfo/{descriptor}").decode().split()
+    mount = information[information.index("mnt_id:") + 1]
+    mounts = (line.split() for line in _read("/proc/self/mountinfo").decode().splitlines())
+    major, minor = next(words[2].split(":") for words in mounts if words[0] == mount)
+    return f"{int(major):02x}:{int(minor):02x}"
 
 
 def _holds(number: str, target: str) -> bool:
