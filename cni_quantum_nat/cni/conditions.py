@@ -161,7 +161,7 @@ def _is_balanced(text: str) -> bool:
 
 
 def _check_iptables(words: list[str]) -> list[str]:
-    for option, value in zip(words, words[1:]):
+    for option, value in zip(words, words[1:], strict=False):  # noqa: RUF007 - itertools is one more module
         if option in _IPTABLES_ADDRESSES and not all(map(_is_literal, value.split(","))):
             raise ValueError(f"{value!r} is not an address: names are not looked up")
     for word in words:

@@ -41,7 +41,7 @@ def test_a_condition_that_is_looked_up_when_it_is_read_is_refused(
 @pytest.mark.parametrize("words", [["-s", "localhost"], ["!", "--source", "localhost,192.0.2.1"]])
 def test_iptables_looks_up_no_host_name_either(container: Container, plugin: Plugin, words: list[str]) -> None:
     """At 1.0.0 (defect 4) `iptables-restore` asked DNS for it, under the lock."""
-    with pytest.raises(PluginError, match="'localhost.*' is not an address") as caught:
+    with pytest.raises(PluginError, match=r"'localhost.*' is not an address") as caught:
         plugin.add(container, publish(8080), conditionsV4=words, backend="iptables")
     assert caught.value.code == 7
 

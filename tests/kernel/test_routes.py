@@ -85,7 +85,7 @@ def test_a_default_route_by_a_nexthop_object_is_found(
     host.set_sysctl("ipv4/nexthop_compat_mode", compatible)
     host.run(*IP[family].split(), *f"nexthop add id 10 {via(family, 'second')}".split())
     if group:
-        host.run(*"ip nexthop add id 20 group 10".split())
+        host.run(*["ip", "nexthop", "add", "id", "20", "group", "10"])
     route(host, family, f"route add default nhid {20 if group else 10}")
     plugin.add(container, **DEFAULT)
     assert container.ask(BEYOND[family], 80).source == SECOND_HOST[family]
@@ -106,10 +106,12 @@ def test_a_default_route_in_two_halves_is_found(
 
 def test_a_route_to_a_public_address_is_no_default_route(host: Host) -> None:
     host.run(*f"ip route add 9.9.9.0/24 {via(4, 'second')}".split())
-    host.run(*"ip route add blackhole 198.41.0.0/24".split())
+    host.run(*["ip", "route", "add", "blackhole", "198.41.0.0/24"])
     with inside(host.path):
-        assert default_route_interfaces(4) == ("second",)  # of two, both with a route of their own: it is all that is known
-    host.run(*"ip route del blackhole 198.41.0.0/24".split())
+        assert default_route_interfaces(4) == (
+            "second",
+        )  # of two, both with a route of their own: it is all that is known
+    host.run(*["ip", "route", "del", "blackhole", "198.41.0.0/24"])
     with inside(host.path):
         assert default_route_interfaces(4) == ("uplink",)
         assert default_route_interfaces(6) == ("uplink",)
