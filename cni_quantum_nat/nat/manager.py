@@ -197,6 +197,7 @@ class NatManager:
                 orphans = self._backend(name).owners(network) - known
                 if orphans:
                     self._apply(name, Change(orphans=orphans))
+        self.state.forget_networks()
         if failures:
             raise CniError(CLEAN_UP_INCOMPLETE, f"GC of network {network} failed in part: {'; '.join(failures)}")
 
