@@ -7,7 +7,6 @@ import shutil
 from typing import TYPE_CHECKING
 
 import pytest
-
 from cni_quantum_nat.backends.base import Applied
 from cni_quantum_nat.backends.nftables.provider import NftablesBackend
 from tests.sequences import Sequence, show

@@ -46,7 +46,7 @@ class Situation(NamedTuple):
         joined = "\n".join(texts)
         for pattern in (r'"sequence": ?(\d+)', r'"createdAt": ?([\d.]+)'):
             numbers = sorted({float(number) for number in re.findall(pattern, joined)})
-            joined = re.sub(pattern, lambda m, n=numbers: f"{m[0].split(':')[0]}:{n.index(float(m[1]))}", joined)  # type: ignore[misc]
+            joined = re.sub(pattern, lambda m, n=numbers: f"{m[0].split(':')[0]}:{n.index(float(m[1]))}", joined)
         table = None
         if self.table is not None:
             table = tuple(sorted((str(u), tuple(held.rules.items()), held.is_shared) for u, held in self.table.items()))
@@ -103,7 +103,7 @@ def test_after_every_sequence_of_five_events_all_invariants_hold(memory: str, ar
     found: dict[tuple[object, ...], tuple[str, ...]] = {}
     with host.here():
         start = capture(host)
-        frontier = [((), start)]
+        frontier: list[tuple[tuple[str, ...], Situation]] = [((), start)]
         found[start.key] = ()
         for _ in range(length):
             frontier = _next_round(host, sequence, frontier, found)
