@@ -39,9 +39,8 @@ def holders_of(inode: int) -> list[Process]:
 
 def holders_of_lock(descriptor: int) -> list[Process]:
     """Return the visible processes that hold an flock(2) on an open file."""
-    status = os.fstat(descriptor)
-    file = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     try:
+        file = f"{_file_system_of(descriptor)}:{os.fstat(descriptor).st_ino}"
         lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
     except OSError:
         return []
@@ -49,6 +48,15 @@ def holders_of_lock(descriptor: int) -> list[Process]:
     # ID is 0 if it is in another PID namespace.
     numbers = {words[4] for words in lines if words[1] == "FLOCK" and words[5] == file and words[4] != "0"}
     return [_describe(Path("/proc", number)) for number in sorted(numbers)]
+
+
+def _file_system_of(descriptor: int) -> str:
+    """Return the device as /proc/locks has it: st_dev is another one on overlayfs and Btrfs."""
+    information = Path(f"/proc/self/fdinfo/{descriptor}").read_text().split()
+    mount = information[information.index("mnt_id:") + 1]
+    mounts = (line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines())
+    major, minor = next(words[2].split(":") for words in mounts if words[0] == mount)
+    return f"{int(major):02x}:{int(minor):02x}"
 
 
 def _holds(directory: Path, target: str) -> bool:

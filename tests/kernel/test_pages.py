@@ -47,7 +47,7 @@ BLOCKS = [
 ]
 ELSEWHERE = [
     Elsewhere("README.md", "packaging/quickstart", "tests/run", "packaging/quickstart"),
-    Elsewhere("README.md", "tests/run", ".ci/run", "test_command"),
+    Elsewhere("README.md", "tests/run", ".ci/run", "readme_command"),
     Elsewhere("CONTRIBUTING.md", "packaging/check", ".ci/run", "packaging/check"),
     Elsewhere("docs/development/README.md", "tests/run tests/kernel", "tests/run", 'run_pytest "$@"'),
     Elsewhere("docs/getting-started.md", "packaging/build", "tests/run", "packaging/build"),

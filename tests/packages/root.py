@@ -24,19 +24,22 @@ _ENVIRON = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND": "noninte
 class Root:
     """The release's root directory, with this machine's processes, devices and network namespaces."""
 
+    shared = ("proc", "dev", "run/netns")
+
     def __init__(self, suite: str, directory: Path, stack: ExitStack) -> None:
         layers = directory / "layers"
         self.path = directory / "root"
+        self.changes = layers / "changes"
         for made in (layers, self.path):
             made.mkdir()
         self._mount(stack, layers, "-t", "tmpfs", "none")
-        for made in (layers / "changes", layers / "work"):
+        for made in (self.changes, layers / "work"):
             made.mkdir()
-        options = f"lowerdir={ROOTS / suite},upperdir={layers / 'changes'},workdir={layers / 'work'}"
+        options = f"lowerdir={ROOTS / suite},upperdir={self.changes},workdir={layers / 'work'}"
         self._mount(stack, self.path, "-t", "overlay", "-o", options, "overlay")
         self._mount(stack, self.path / "run", "-t", "tmpfs", "none")
         (self.path / "run/netns").mkdir()
-        for name in ("proc", "dev", "run/netns"):
+        for name in self.shared:
             self._mount(stack, self.path / name, "--rbind", f"/{name}")
 
     def _mount(self, stack: ExitStack, target: Path, *what: str) -> None:
