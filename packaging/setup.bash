@@ -69,6 +69,60 @@ unpacked() {
     printf '%s\n' "$directory"
 }
 
+# source_of PACKAGE VERSION FILE DIRECTORY: put a file of the sources of this upstream version of a Debian package into a directory. The archive
+# comes from the mirrors that this host's packages come from, with the hash that their index gives.
+source_of() {
+    local place=$CACHE/sources parts=$CACHE/sources/sources.list.d options file
+    say "Downloading the sources of $1 $2 ..." >&2
+    rm -rf "$place"
+    mkdir -p "$place/lists/partial" "$parts" "$4"
+    for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources; do
+        [ ! -f "$file" ] || sed 's/^deb /deb-src /; s/^Types:.*/Types: deb-src/' "$file" >"$parts/${file##*/}"
+    done
+    mv -T "$parts/sources.list" "$place/sources.list" 2>/dev/null || touch "$place/sources.list"
+    options=(-qq -o "Dir::Etc::SourceList=$place/sources.list" -o "Dir::Etc::SourceParts=$parts" -o "Dir::State::Lists=$place/lists" -o APT::Sandbox::User=root)
+    (
+        cd "$place"
+        apt-get "${options[@]}" update || true # not every mirror has sources, and one of them is enough
+        version=$(apt-cache "${options[@]}" showsrc "$1" | sed -n 's/^Version: //p' | grep -F "$2-" | head -n 1)
+        apt-get "${options[@]}" source --only-source --download-only --tar-only "$1=$version"
+    ) >"$place/log" 2>&1 || die "cannot download the sources of Debian's package $1 $2: see $place/log"
+    tar -xf "$place/$1_$2".orig.tar.* -C "$4" --strip-components=2 --wildcards "*/$3"
+    rm -rf "$place"
+}
+
+# in_debian_12 SCRIPT [ARGUMENT...]: the release is built from Debian 12's CPython 3.11. On another system, run the script in a root directory
+# of Debian 12, have what it makes in dist/, and exit.
+in_debian_12() {
+    local root=$CACHE/roots/build script=$1
+    apt_install python3
+    [ "$(/usr/bin/python3 -c 'import sys; print("{}.{}".format(*sys.version_info))')" != 3.11 ] || return 0
+    [ "$(id -u)" = 0 ] || die "needs root: it is Debian 12 that the release is built on, and here it takes a root directory of it"
+    apt_install debootstrap util-linux
+    if [ ! -d "$root" ]; then
+        say "Making a root directory of Debian 12 to build in ..."
+        mkdir -p "$CACHE/roots"
+        rm -rf "$root.new"
+        debootstrap --variant=minbase --include=ca-certificates bookworm "$root.new" "${MIRROR:-http://deb.debian.org/debian}" >"$root.log" ||
+            die "cannot make a root directory of Debian 12: see $root.log"
+        mv "$root.new" "$root"
+    fi
+    SOURCE_DATE_EPOCH=$(source_date)
+    export SOURCE_DATE_EPOCH
+    mkdir -p "$root/project"
+    find "$root/project" -mindepth 1 -maxdepth 1 ! -name .venv ! -name .cache ! -name dist -exec rm -rf {} +
+    tar -C "$PROJECT" --exclude=./.git --exclude=./.venv --exclude=./.cache --exclude=./dist -cf - . | tar -C "$root/project" -xf -
+    for file in /etc/resolv.conf /etc/pip.conf /etc/ssl/certs/ca-certificates.crt; do
+        [ ! -f "$file" ] || cp --dereference "$file" "$root$file" # mirrors, and who vouches for them
+    done
+    # shellcheck disable=SC2016
+    unshare --mount --pid --fork --kill-child sh -c 'mount -t proc proc "$0/proc"; mount --rbind /dev "$0/dev"; exec chroot "$0" "$@"' \
+        "$root" "/project/packaging/${script##*/}" "${@:2}"
+    mkdir -p "$PROJECT/dist"
+    cp -a "$root/project/dist/." "$PROJECT/dist"
+    exit 0
+}
+
 # make_venv [runtime]: a virtual environment in .venv with the project and what builds and tests it, or only with what it needs to run.
 # Made anew when pyproject.toml, a lock, CPython or the checkout's place changes, and when an earlier run was interrupted.
 make_venv() {

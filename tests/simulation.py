@@ -194,13 +194,15 @@ class Rejection(Exception):
 class Host:
     """A host on which nothing happens but calls.
 
-    lives: by path, what becomes of a container's network namespace. sees_namespaces: whether it can be told from here.
+    lives: by path, what becomes of a container's network namespace. starts: by path, how often the container was started again: each
+    time it has a new namespace. sees_namespaces: whether any can be seen from here.
     """
 
     def __init__(self, directory: str, *, backend: SimulatedBackend | None = None) -> None:
         self.directory = directory
         self.backend = backend or SimulatedBackend()
         self.lives: dict[str, str] = {}
+        self.starts: dict[str, int] = {}
         self.sees_namespaces = True
         self.clock = 0.0
         self.warnings: list[str] = []
@@ -224,8 +226,14 @@ class Host:
                 stack.enter_context(patch(target, replacement))
             yield
 
-    def _life(self, path: str, _identity: object, _directory: object) -> str:
-        return self.lives.get(path, ALIVE) if self.sees_namespaces else CANNOT_TELL
+    def _life(self, path: str, identity: tuple[int, int], _directory: object) -> str:
+        if not self.sees_namespaces:
+            return CANNOT_TELL
+        return self.lives.get(path, ALIVE) if identity == self.namespace_at(path) else GONE
+
+    def namespace_at(self, path: str) -> tuple[int, int]:
+        """Return the identity of what a path names."""
+        return 4, 5 + self.starts.get(path, 0)
 
     def flush(self) -> None:
         """Let somebody flush the ruleset."""
@@ -240,9 +248,6 @@ class Host:
     def dies(self, container_id: str) -> None:
         """Let a container die, without a DEL."""
         self.lives[netns_of(container_id)] = GONE
-
-    def is_dead(self, container_id: str) -> bool:
-        return self.lives.get(netns_of(container_id)) == GONE
 
     @contextmanager
     def manager(self) -> Iterator[NatManager]:
@@ -263,7 +268,10 @@ class Host:
     def add(self, attachment: Attachment) -> int:
         self.clock += 1
         attachment.created_at = self.clock
-        self.lives.setdefault(attachment.netns, ALIVE)
+        if self.lives.get(attachment.netns) == GONE:
+            del self.lives[attachment.netns]
+            self.starts[attachment.netns] = self.starts.get(attachment.netns, 0) + 1
+        attachment.netns_identity = self.namespace_at(attachment.netns)
         return self.call(lambda manager: manager.add(attachment, settings()))
 
     def remove(self, identity: AttachmentId, fallback: Attachment | None = None) -> int:

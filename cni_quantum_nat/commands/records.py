@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from ..state.directory import State
 
 
-def read_records(state: State) -> Records:
-    """Read them; CniError(7) when there is no such directory."""
+def read_records(state: State, *, progress: bool = False) -> Records:
+    """Read them; CniError(7) when there is no such directory. progress: show a person who waits how far it is."""
     require_directory(state)
-    return Records(state, here_of(state), lambda found, count: tracked(found, "Reading the records", count))
+    shown = (lambda found, count: tracked(found, "Reading the records", count)) if progress else None
+    return Records(state, here_of(state), shown)
 
 
 def require_directory(state: State, *, usual_too: bool = False) -> None:

@@ -22,6 +22,7 @@ from ..model.errors import (
     NEWER_VERSION,
     NOT_AVAILABLE,
     STATE_DAMAGED,
+    TRY_AGAIN_LATER,
     AlreadyThere,
     CniError,
     InvalidConfiguration,
@@ -57,6 +58,14 @@ if TYPE_CHECKING:
     from ..state.directory import State
 
 _ATTEMPTS = 3  # the kernel's rules can change between two looks at them, but not three times in a row
+
+
+class _HasHealed(Exception):
+    """The rules were made anew: what was known of them is no longer so."""
+
+
+class _Healed(Exception):
+    """The rules were made anew: what was decided before has to be decided again."""
 
 
 class NatManager:
@@ -100,9 +109,11 @@ class NatManager:
         try:
             self._choose_host_ports(attachment, facts, settings, numbers.last_ports)
             before = facts.before
-            is_same = before is not None and before.sequence and before.wishes == attachment.wishes
-            # Its place among its siblings stays, and with it the host ports that they wait for.
-            attachment.sequence = before.sequence if before and is_same else numbers.next_sequence()
+            if before is not None and before.wishes == attachment.wishes:
+                # Its place among its siblings stays, and with it the host ports that they wait for.
+                attachment.sequence, attachment.created_at = before.sequence, before.created_at
+            else:
+                attachment.sequence = numbers.next_sequence()
         finally:
             numbers.close()
         undo: list[Callable[[], None]] = []
@@ -259,7 +270,7 @@ class NatManager:
             decision = decide_add(attachment, facts)
             try:
                 self._apply_all(attachment, decision, generations, undo, is_new=is_new and decision.is_plain)
-            except AlreadyThere:
+            except (AlreadyThere, _HasHealed):
                 is_new = False
                 self._find_holders(attachment, facts, units)
                 continue
@@ -299,7 +310,7 @@ class NatManager:
                 is_new=is_new,
             )
             instead = generations[0] if generations and generations[0].backend == name else None
-            undo.append(self._apply(name, change, attachment.id, instead).undo)
+            undo.append(self._apply(name, change, attachment.id, instead, decides_again=not is_new).undo)
         addresses = [unit for former in decision.released.values() for unit in former.address_units]
         if decision.orphans:
             addresses += attachment.address_units
@@ -336,15 +347,33 @@ class NatManager:
             self._afterwards.append(lambda tracker: tracker.delete_of_addresses(list(addresses)))
 
     def _apply(
-        self, name: str, change: Change, without: AttachmentId | None = None, instead: Attachment | None = None
+        self,
+        name: str,
+        change: Change,
+        without: AttachmentId | None = None,
+        instead: Attachment | None = None,
+        *,
+        decides_again: bool = False,
     ) -> Applied:
-        """Make a change; heal first where the rules as a whole are not as they should be."""
+        """Make a change; heal first where the rules as a whole are not as they should be.
+
+        Raises: _HasHealed, where the change `decides_again`: it was decided by who held what, and nobody held anything then.
+        """
         backend = self._backend(name)
         try:
             return backend.apply(change)
         except RulesDamaged:
             self.heal(backend, change.install, without, instead)
+            if decides_again:
+                raise _HasHealed from None
+        try:
             return backend.apply(change)
+        except RulesDamaged as error:
+            raise CniError(
+                TRY_AGAIN_LATER,
+                f"the rules of {name} were made anew, and are not as they should be again: {error}",
+                "Find out what changes them: nft monitor.",
+            ) from error
 
     def _backend(self, name: str) -> Backend:
         if name not in self._backends:

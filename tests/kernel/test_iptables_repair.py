@@ -243,7 +243,8 @@ def test_host_programs_run_with_host_libraries(
     seen, wrapped = tmp_path / "seen", tmp_path / "wrapped"
     wrapped.mkdir()
     for program in ("iptables-restore", "ip6tables-restore"):
-        (wrapped / program).write_text(f'#!/bin/sh\necho "${{LD_LIBRARY_PATH-unset}}" >> {seen}\n')
+        real = f"/usr/sbin/{program.replace('tables-', 'tables-nft-')}"
+        (wrapped / program).write_text(f'#!/bin/sh\necho "${{LD_LIBRARY_PATH-unset}}" >> {seen}\nexec {real} "$@"\n')
         (wrapped / program).chmod(0o755)
     plugin.programs = wrapped
     environment: dict[str, Any] = {} if libraries is None else {"LD_LIBRARY_PATH": libraries}

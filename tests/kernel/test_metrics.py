@@ -102,7 +102,7 @@ def test_a_failed_call_is_counted_by_its_error_code(
 ) -> None:
     plugin.add(container, publish(8080))
     for _ in range(2):
-        with pytest.raises(PluginError, match="8080/tcp is held"):
+        with pytest.raises(PluginError, match="8080/tcp is already in use"):
             plugin.add(other_container, publish(8080))
     with pytest.raises(PluginError, match="masquerade"):
         plugin.add(other_container, masquerade="sometimes")

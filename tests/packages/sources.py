@@ -48,6 +48,11 @@ class SourceRoot(Root):
 
     shared = ("proc", "dev", "sys")
 
+    def line(self, *command: str) -> list[str]:
+        """Return how a command is run in it, as the root of a mount namespace, which nsenter(1) returns to; a chroot is not."""
+        pivot = 'cd "$0" && pivot_root . mnt && umount --lazy mnt && exec "$@"'
+        return ["unshare", "--mount", "sh", "-euc", pivot, str(self.path), *command]
+
     def prepare(self) -> None:
         """Put the checkout there, and the way out."""
         copy_sources(self.inside(CHECKOUT))
@@ -70,7 +75,7 @@ class SourceRoot(Root):
             **{name: os.environ[name] for name in _WAY_OUT if name in os.environ},
         }
         become = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"] if uid else []
-        settings = ["env", "-i", *(f"{name}={value}" for name, value in environment.items())]
+        settings = ["env", "-i", "--default-signal=INT", *(f"{name}={value}" for name, value in environment.items())]
         line = self.line(*settings, *become, "sh", "-c", f'cd "$0" && {script}', str(checkout))
         return subprocess.Popen(
             line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True

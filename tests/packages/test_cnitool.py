@@ -14,7 +14,7 @@ import pytest
 RUNTIME = Path(__file__).parents[2] / "packaging" / "cnitool.py"
 RESULT = {"cniVersion": "1.0.0", "ips": [{"address": "10.0.0.2/24"}]}
 # Writes down its call; the second one refuses what has "refuse" in its configuration.
-PLUGIN = f"""#!{sys.executable}
+PLUGIN = f"""#!/usr/bin/python3
 import json, os, sys
 configuration = json.load(sys.stdin)
 variables = {{key: value for key, value in os.environ.items() if key.startswith("CNI_") and key != "CNI_CACHE"}}

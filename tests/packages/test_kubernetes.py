@@ -20,7 +20,7 @@ from .test_install import PROGRAM, unpacked
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "packaging" / "kubernetes" / "Dockerfile"
 # The real command line; without arguments it prints its version.
-SCRIPT = f'{PROGRAM.rstrip()}\nexec {sys.executable} -I -m cni_quantum_nat "$@"\n'.replace(
+SCRIPT = f'{PROGRAM.rstrip()}\nexec {shlex.quote(sys.executable)} -I -m cni_quantum_nat "$@"\n'.replace(
     "cat", "[ $# -gt 0 ] || exec cat"
 )
 PORTMAP = {

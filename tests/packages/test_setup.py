@@ -126,7 +126,9 @@ def test_what_is_to_happen_at_the_end_happens(project: Path, tmp_path: Path) -> 
 
 def test_ctrl_c_ends_a_script_although_what_it_waits_for_ignores_it(project: Path) -> None:
     script = "source packaging/setup.bash; sh -c 'trap \"\" INT; touch begun; sleep 1'; touch went-on"
-    process = subprocess.Popen(["bash", "-c", script], cwd=project, start_new_session=True)
+    # In case this runs in the background, where SIGINT is ignored.
+    line = ["env", "--default-signal=INT", "bash", "-c", script]
+    process = subprocess.Popen(line, cwd=project, start_new_session=True)
     while not (project / "begun").exists():
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)

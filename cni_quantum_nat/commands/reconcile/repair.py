@@ -45,7 +45,7 @@ def reconcile(state: State, *, dry_run: bool = False) -> Outcome:
     require_directory(state, usual_too=True)  # without records, everything in the kernel would be removed
     deleted = 0
     with locked(state), _no_garbage_collection():
-        records = read_records(state)
+        records = read_records(state, progress=True)
         found = agreements(state, records)
         disagreements = [(agreement.backend, entry) for agreement in found for entry in agreement.disagreements]
         if not dry_run:
