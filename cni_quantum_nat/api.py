@@ -197,7 +197,9 @@ class NatManager:
     def _network_attachment(self, network: Network) -> model.Attachment:
         endpoint = Endpoint.parse(network.cidr)
         attachment = self._attachment(network.name, _NETWORK_CIDR, endpoint, is_network=True)
-        attachment.outbound = outbound_for(self._settings, [endpoint])
+        attachment.outbound = outbound_for(
+            self._settings, [endpoint], follows_default_route=self._settings.follows_default_route
+        )
         if not attachment.needs_rules:
             raise InvalidConfiguration(
                 f"network {network.name} is IPv{endpoint.address.family}, which is not masqueraded"

@@ -84,7 +84,10 @@ def _check(environment: Environment, configuration: dict[str, Any], _version: st
     namespace = protocol.find_namespace(environment)
     with _manager_of(configuration) as manager:
         settings = _settings_of(configuration, manager)
-        manager.check(read_attachment(environment, configuration, settings, namespace))
+        manager.check(
+            read_attachment(environment, configuration, settings, namespace),
+            follows_default_route=settings.follows_default_route,
+        )
 
 
 def _del(environment: Environment, configuration: dict[str, Any], _version: str) -> None:
@@ -175,7 +178,12 @@ def read_attachment(
         endpoints=endpoints,
         # The others are for addresses that the container does not have: nothing follows from them.
         port_mappings=[mapping for mapping in mappings if any(map(mapping.serves, families))],
-        outbound=outbound_for(settings, endpoints),
+        # Afterwards, the interfaces are on record; without a record, DEL finds rules by their owner.
+        outbound=outbound_for(
+            settings,
+            endpoints,
+            follows_default_route=settings.follows_default_route and environment.command == "ADD",
+        ),
         inbound=settings.inbound,
         established_timeout_s=settings.established_timeout_s,
         created_at=time.time(),

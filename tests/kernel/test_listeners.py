@@ -46,7 +46,7 @@ def reserved(host: Host, port: int) -> Iterator[int]:
 
 
 @pytest.fixture
-def nerdctl(host: Host, plugin: Plugin) -> Container:
+def nerdctl(host: Host) -> Container:
     """A container as nerdctl names it for CNI: namespace, dash, ID."""
     container = host.container()
     container.id = f"my-namespace-{NERDCTL_ID}"
@@ -104,7 +104,7 @@ def test_a_short_container_id_in_a_command_line_is_a_word_like_others(
 
 
 def test_without_sock_diag_a_port_is_published_with_a_warning(
-    host: Host, client: Namespace, container: Container, plugin: Plugin, tmp_path: Path
+    client: Namespace, container: Container, plugin: Plugin, tmp_path: Path
 ) -> None:
     """At 1.0.0 (defect 22) a kernel without it failed each ADD with a host port, with "try again"."""
     attachment = plugin.add(container, publish(8080))

@@ -6,7 +6,6 @@ Each test names a defect of 1.0.0, where ownership was decided element by elemen
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -163,7 +162,7 @@ def test_a_refused_add_again_leaves_what_the_container_has(
 @pytest.mark.behaviour
 @both_families
 def test_a_dead_sibling_does_not_keep_a_port(
-    host: Host, client: Namespace, container: Container, plugin: Plugin, stack: ExitStack, family: int
+    host: Host, client: Namespace, container: Container, plugin: Plugin, family: int
 ) -> None:
     """At 1.0.0 (defect 12) the port led to the old address: same container ID, its first namespace gone without DEL."""
     plugin.add(container, publish(8080), network="first")
@@ -424,4 +423,4 @@ def test_an_allocated_port_is_none_that_a_service_on_ipv6_loopback_has(
     recorded = [json.loads(path.read_text()) for path in (plugin.state_directory / "attachments").rglob("*.json")]
     assert [mapping["hostPort"] for record in recorded for mapping in record["portMappings"]] == [40001]
     assert host.ask("::1", 40001, protocol).server == "web"
-    assert os.listdir(plugin.state_directory / "attachments") == [container.id]
+    assert [path.name for path in (plugin.state_directory / "attachments").iterdir()] == [container.id]
