@@ -67,23 +67,25 @@ class _HasHealed(Exception):
 class NatManager:
     """Installs, checks and removes attachments, while it holds the lock of the state directory: use it in `with`."""
 
-    __slots__ = ("_afterwards", "_backends", "_here", "_sysctls", "state")
+    __slots__ = ("_afterwards", "_backends", "_gone", "_here", "_sysctls", "state")
 
     def __init__(self, state: State) -> None:
         self.state = state
         self._backends: dict[str, Backend] = {}
         self._sysctls = Sysctls()
         self._afterwards: list[Callable[[ConnectionTracker], object]] = []
+        self._gone: dict[Address, None] = {}  # addresses that connections may be left of
 
     def __enter__(self) -> Self:
         self.state.lock()
         self._here = here_of(self.state)
         return self
 
-    def __exit__(self, failure: object, *_: object) -> None:
+    def __exit__(self, *_: object) -> None:
         # The lock first: what follows may take its time, and nobody else need wait for it.
         self.state.unlock()
-        if failure is None and self._afterwards:
+        # After a failure too: each entry belongs to a step that was not undone, and whoever calls again does not find it.
+        if self._afterwards or self._gone:
             self._delete_entries()
         for backend in self._backends.values():
             backend.close()
@@ -120,6 +122,7 @@ class NatManager:
             raise
         for former in decision.released.values():
             self.state.remove(former.id)
+        self._note_released(attachment, decision)
         udp = [mapping for mapping in attachment.port_mappings if mapping.protocol == "udp"]
         if udp:
             self._afterwards.append(lambda tracker: tracker.delete_stale_udp(udp, attachment.published_families))
@@ -171,10 +174,11 @@ class NatManager:
             moved.had_earlier = True
             undo: list[Callable[[], None]] = []
             try:
-                self._install(moved, facts, undo)
+                decision = self._install(moved, facts, undo)
             except BaseException as error:
                 _run_all(undo, error)
                 raise
+            self._note_released(moved, decision)
 
     def collect_garbage(self, network: str, valid: set[tuple[str, str]] | None, backend_name: str) -> None:
         """Remove the attachments of a network that are not in `valid`; without it, those whose network namespace is gone.
@@ -303,6 +307,7 @@ class NatManager:
         ]
         if decision.orphans:
             concerned += self._backends_in_use()
+        self._load(concerned)
         for name in dict.fromkeys(concerned):
             change = Change(
                 install=[installed for installed in decision.installed if installed.attachment.backend == name],
@@ -313,12 +318,13 @@ class NatManager:
             )
             instead = generations[0] if generations and generations[0].backend == name else None
             undo.append(self._apply(name, change, attachment.id, instead, decides_again=not is_new).undo)
+
+    def _note_released(self, attachment: Attachment, decision: Decision) -> None:
+        """Have the conntrack entries deleted of the addresses that others had."""
         addresses = [unit for former in decision.released.values() for unit in former.address_units]
         if decision.orphans:
             addresses += attachment.address_units
-        taken = [address for address in addresses if isinstance(address, Address)]
-        if taken:
-            self._afterwards.append(lambda tracker: tracker.delete_of_addresses(taken))
+        self._gone.update((address, None) for address in addresses if isinstance(address, Address))
 
     def _remove(self, known: Attachment, facts: Facts) -> None:
         """Remove an attachment that has rules, or may have."""
@@ -328,8 +334,8 @@ class NatManager:
         decision = decide_remove([known], facts)
         # Without the record, what the call says may not be all: a port may have been allocated.
         orphans = set() if facts.before is not None else {known.id.owner}
-        addresses: dict[Address, None] = {}
         concerned = [*(g.backend for g in generations), *(i.attachment.backend for i in decision.installed)]
+        self._load(concerned)
         for name in dict.fromkeys(concerned):
             change = Change(
                 install=[installed for installed in decision.installed if installed.attachment.backend == name],
@@ -338,15 +344,13 @@ class NatManager:
                 members=decision.members,
             )
             try:
-                addresses.update(dict.fromkeys(self._apply(name, change, known.id).addresses))
+                self._gone.update(dict.fromkeys(self._apply(name, change, known.id).addresses))
             except CniError as error:
                 if error.code != NOT_AVAILABLE or decision.installed:
                     raise
                 warn(error)  # what makes the rules is gone: nothing can be looked at, and so nothing undone
         if self.state.rebuilt_at() > known.created_at:
-            addresses.update((unit, None) for unit in known.address_units if isinstance(unit, Address))
-        if addresses:
-            self._afterwards.append(lambda tracker: tracker.delete_of_addresses(list(addresses)))
+            self._gone.update((unit, None) for unit in known.address_units if isinstance(unit, Address))
 
     def _apply(
         self,
@@ -376,6 +380,11 @@ class NatManager:
                 f"the rules of {name} were made anew, and are not as they should be again: {error}",
                 "Find out what changes them: nft monitor.",
             ) from error
+
+    def _load(self, names: Iterable[str]) -> None:
+        """Load what makes these backends' rules, before any is changed: a release's plugin hands the call on for some of it."""
+        for name in names:
+            self._backend(name)
 
     def _backend(self, name: str) -> Backend:
         if name not in self._backends:
@@ -543,6 +552,8 @@ class NatManager:
             if not is_tracking():
                 return
             with ConnectionTracker() as tracker:
+                if self._gone:
+                    tracker.delete_of_addresses(list(self._gone))
                 for delete in self._afterwards:
                     delete(tracker)
         except (CniError, OSError) as error:
