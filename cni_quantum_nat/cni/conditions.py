@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from ipaddress import ip_network
+from itertools import pairwise
 
 _NFT_WORD = re.compile(r"[A-Za-z0-9_.:/!=<>&|^,{}()*\- ]+")
 # nft(8), STATEMENTS and VERDICT STATEMENT. Versions of nft differ, so the compiled conditions are checked again before use, in
@@ -161,7 +162,7 @@ def _is_balanced(text: str) -> bool:
 
 
 def _check_iptables(words: list[str]) -> list[str]:
-    for option, value in zip(words, words[1:], strict=False):  # noqa: RUF007 - itertools is one more module
+    for option, value in pairwise(words):
         if option in _IPTABLES_ADDRESSES and not all(map(_is_literal, value.split(","))):
             raise ValueError(f"{value!r} is not an address: names are not looked up")
     for word in words:

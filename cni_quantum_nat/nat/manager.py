@@ -64,10 +64,6 @@ class _HasHealed(Exception):
     """The rules were made anew: what was known of them is no longer so."""
 
 
-class _Healed(Exception):
-    """The rules were made anew: what was decided before has to be decided again."""
-
-
 class NatManager:
     """Installs, checks and removes attachments, while it holds the lock of the state directory: use it in `with`."""
 

@@ -60,7 +60,7 @@ ELSEWHERE = [
     Elsewhere("docs/metrics.md", "quantum-nat metrics --listen", "tests/kernel/test_exporter.py", '"--listen"'),
     Elsewhere("docs/migrating-from-portmap.md", "nft delete table", "conformance/peers/test_migration.py", "```bash"),
     Elsewhere(
-        "docs/operations.md", "systemctl enable", "tests/unit/project/test_service.py", "quantum-nat-reconcile.service"
+        "docs/operations.md", "systemctl enable", "tests/unit/project/test_service.py", 'DIRECTORY.glob("*.service")'
     ),
     Elsewhere(
         "docs/development/performance.md", "conformance/bench", "tests/unit/project/test_benchmark.py", "benchmark"

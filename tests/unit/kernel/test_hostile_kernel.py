@@ -19,7 +19,7 @@ from cni_quantum_nat.backends.nftables.rules import Element
 from cni_quantum_nat.backends.nftables.table import NftablesTable
 from cni_quantum_nat.connections.tracker import ConnectionTracker, Selection
 from cni_quantum_nat.kernel import netlink
-from cni_quantum_nat.kernel.routes import default_route_interface, interface_towards, local_addresses
+from cni_quantum_nat.kernel.routes import default_route_interfaces, interface_towards, local_addresses
 from cni_quantum_nat.model.addresses import Address
 from cni_quantum_nat.model.errors import CniError
 from cni_quantum_nat.ports.listeners import find_listeners
@@ -190,7 +190,7 @@ CALLS: dict[str, tuple[Callable[[], Any], list[list[bytes]]]] = {
         [[message(NEWFLOW, flow(10)), done()], [message(2, b"\0" * 20)]],
     ),
     "interface towards": (lambda: interface_towards(Address.parse("10.0.0.2")), [[message(NEWROUTE, route())]]),
-    "default route": (lambda: default_route_interface(4), [[message(NEWROUTE, route()), done()]]),
+    "default route": (lambda: default_route_interfaces(4), [[message(NEWROUTE, route()), done()]]),
     "local addresses": (lambda: local_addresses({4}), [[message(NEWADDRESS, address()), done()]]),
     "listeners": (lambda: list(find_listeners("tcp", 1, 65535)), [[message(SOCKET, listening()), done()], [done()]]),
 }

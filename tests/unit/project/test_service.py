@@ -11,6 +11,7 @@ import pytest
 
 DIRECTORY = Path(__file__).parents[3] / "packaging" / "systemd"
 SERVICES = sorted(DIRECTORY.glob("*.service"))
+UNITS = ["quantum-nat-gc.service", "quantum-nat-gc.timer", "quantum-nat-reconcile.service"]
 MOST_EXPOSURE = 2.2  # of 10, as rated by systemd
 
 
@@ -21,8 +22,8 @@ def analyze(*arguments: str) -> str:
 
 def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     there = str(shutil.which("true"))  # the program and its manual are not installed here
-    units = [tmp_path / unit.name for unit in (*SERVICES, *DIRECTORY.glob("*.timer"))]
-    assert len(units) == 3
+    assert sorted(file.name for file in DIRECTORY.iterdir() if file.suffix != ".conf") == UNITS
+    units = [tmp_path / name for name in UNITS]
     for unit in units:
         text = re.sub(r"/usr/lib/\S+", there, (DIRECTORY / unit.name).read_text())
         unit.write_text(re.sub(r"^Documentation=.*$", "", text, flags=re.MULTILINE))
