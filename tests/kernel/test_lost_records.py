@@ -19,6 +19,7 @@ from .topology import CLIENT, HOST, Container, Host, Namespace
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
+    from typing import Any
 
 both_families = pytest.mark.parametrize("family", [4, 6])
 ABSENT = "absent"
@@ -76,7 +77,9 @@ def test_a_del_is_answered_in_whatever_version(
 @pytest.mark.behaviour
 def test_null_is_as_absent(client: Namespace, container: Container, plugin: Plugin) -> None:
     """At 1.0.0 (defect 24) it was refused, with Python's `None` in the message; programs in Go write it."""
-    nulls = dict.fromkeys(("snat", "masqAll", "conditionsV4", "conditionsV6", "markMasqBit", "externalSetMarkChain"))
+    nulls: dict[str, Any] = dict.fromkeys(
+        ("snat", "masqAll", "conditionsV4", "conditionsV6", "markMasqBit", "externalSetMarkChain")
+    )
     plugin.add(container, publish(8080), **nulls).check()
     assert client.ask(HOST[4], 8080).server == "web"
 
@@ -88,8 +91,9 @@ def test_a_known_key_in_another_case_is_refused(
     container: Container, plugin: Plugin, key: str, value: object, right: str
 ) -> None:
     """At 1.0.0 (defect 24) it was ignored: with portmap the conditions guard the port, and here it was open."""
+    keys: dict[str, Any] = {key: value}
     with pytest.raises(PluginError, match=f"'{key}'.*'{right}'") as caught:
-        plugin.add(container, publish(8080), **{key: value})
+        plugin.add(container, publish(8080), **keys)
     assert caught.value.code == 7
 
 
