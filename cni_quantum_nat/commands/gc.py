@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ..model.errors import CniError
 from ..nat.manager import NatManager, left_alone
 from ..state.directory import State
+from ..state.program_lock import ProgramLock
 from .parser import add_command
 from .progress import tracked
 from .records import require_directory
@@ -39,7 +40,7 @@ def add_to(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Remove them, and print which they were; 1 when one could not be removed, or a record cannot be read."""
-    state = State(arguments.state_dir)
+    state = State(arguments.state_dir, ProgramLock)
     require_directory(state)
     if not state.exists():
         _print([], arguments)

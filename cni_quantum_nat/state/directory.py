@@ -59,16 +59,21 @@ class State:
 
     __slots__ = ("_boot_id", "_lock", "directory")
 
-    def __init__(self, directory: str = DEFAULT_DIRECTORY) -> None:
+    def __init__(self, directory: str = DEFAULT_DIRECTORY, lock: type[Lock] = Lock) -> None:
+        """Use a directory. lock: the kind of lock, see program_lock.py."""
         self.directory = directory
-        self._lock = Lock(f"{directory}/lock")
+        self._lock = lock(f"{directory}/lock")
         self._boot_id = ""
 
     def lock(self) -> None:
         """Wait for the lock; CniError(11) when it cannot be had in time, CniError(5) when the directory cannot be used."""
         self.make_directory()
         try:
-            self._lock.acquire()
+            try:
+                self._lock.acquire()
+            except FileNotFoundError:  # it was removed a moment ago
+                self.make_directory()
+                self._lock.acquire()
         except OSError as error:
             raise io_failure("lock the state directory", self.directory, error) from error
 

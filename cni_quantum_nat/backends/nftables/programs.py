@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import posix
+import sys
 from typing import TYPE_CHECKING
 
 from ...kernel.stderr import warn
 from ...model.errors import NOT_AVAILABLE, CniError, InvalidConfiguration
+from ...state.lock import held
 from .layout import CORE, DEFAULT_TIMEOUT_S, POLICIES, SETS, TABLE, timeout_part
 from .text import default_parts, elements_text, extension_text, parts_of, policies_text, table_text
 
@@ -20,6 +23,15 @@ if TYPE_CHECKING:
 
 _COVER = f"{TABLE}_cover"
 _REHEARSAL = f"{TABLE}_rehearsal"
+_FD_SETSIZE, _DESCRIPTORS_OF_LIBNFTABLES = 1024, 8
+_CHILD = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from cni_quantum_nat.backends.nftables.programs import open_libnftables
+nft = open_libnftables()
+nft.set_json_output(sys.argv[2] == "1")
+print(json.dumps(nft.cmd(sys.stdin.read())))
+"""
 _NFPROTO = {4: "ipv4", 6: "ipv6"}
 
 
@@ -53,6 +65,9 @@ def replace(elements: list[Element], boot_id: str, coming: Iterable[Element] = (
     old one's maps after it, which are empty by now: 1 of 100 replacements lost a connection. So a copy of the table,
     under another name, translates until the change is over; two that say the same are as good as one.
     """
+    if _is_crowded():
+        build(elements, boot_id, coming)
+        return
     nft = open_libnftables()  # the copy is owned by this socket: whatever becomes of this process, it goes
     try:
         text = table_text(_COVER, default_parts() | parts_of(elements), is_owned=True)
@@ -131,12 +146,42 @@ def _check_conditions(family: int, text: str) -> None:
 
 
 def _run(commands: list[str], nft: Nftables | None = None, *, as_json: bool = False) -> str:
-    nft = nft or open_libnftables()
-    nft.set_json_output(as_json)
-    status, output, error = nft.cmd("\n".join(commands) + "\n")
+    text = "\n".join(commands) + "\n"
+    if nft is None and _is_crowded():
+        status, output, error = _run_in_child(text, as_json=as_json)
+    else:
+        nft = nft or open_libnftables()
+        nft.set_json_output(as_json)
+        status, output, error = nft.cmd(text)
     if status:
         raise CniError(NOT_AVAILABLE, f"nftables cannot hold table inet {TABLE}", " ".join(error.split())[:1000])
     return str(output)
+
+
+def _is_crowded() -> bool:
+    """Return whether a descriptor that is opened next may be too high for select(2), by which libnftables would end this process."""
+    free = posix.open("/dev/null", posix.O_RDONLY | posix.O_CLOEXEC)
+    posix.close(free)
+    return free + _DESCRIPTORS_OF_LIBNFTABLES > _FD_SETSIZE
+
+
+def _run_in_child(text: str, *, as_json: bool) -> tuple[int, str, str]:
+    """Run commands in a process with few descriptors: a program that uses the Python API may have thousands."""
+    import subprocess  # rare: only a program with that many descriptors
+
+    # It holds the lock too: when this process is killed, nobody else may begin before the child has ended.
+    done = subprocess.run(
+        [sys.executable, "-c", _CHILD, json.dumps(sys.path), str(int(as_json))],
+        input=text,
+        capture_output=True,
+        text=True,
+        check=False,
+        pass_fds=tuple(held),
+    )
+    if done.returncode:
+        return 1, "", done.stderr
+    status, output, error = json.loads(done.stdout)
+    return status, output, error
 
 
 def open_libnftables() -> Nftables:

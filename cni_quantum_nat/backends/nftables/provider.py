@@ -19,7 +19,9 @@ from .table import MISSING, NftablesTable, rules_in
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Sequence
+
+    Distribution = dict[HostPort, Sequence[Element | None]]
 
     from ...connections.counts import Flows
     from ...model.attachments import Attachment, PortMapping
@@ -140,18 +142,20 @@ class NftablesBackend(Backend):
         from .programs import build, replace  # libnftables
 
         lost = self._count_flows()
-        elements = elements_of(plan)
+        is_there = self._table.exists()
+        held: Distribution = {port: self._table.find(buckets_of(port)) for port in plan.shared} if is_there else {}
+        elements = elements_of(plan, held)
         coming = [
             element for one in expected for element in (*plan_rules(one.attachment, one.units), *_first_buckets(one))
         ]
         try:
-            if self._table.exists():
+            if is_there:
                 elements += self._strangers(elements, known)
                 replace(self._commented(elements), self._state.boot_id, coming)
             else:
                 build(self._commented(elements), self._state.boot_id, coming)
         except CniError as error:
-            self._rebuild_in_part(plan, error)
+            self._rebuild_in_part(plan, held, error)
         self._note_made()
         note_lost(self._state, NFTABLES, lost)
 
@@ -292,7 +296,7 @@ class NftablesBackend(Backend):
         special = {element.key for element in listed if SETS[element.set_name].data == (GOTO,)}
         return [e for e in listed if e.key not in special and e.key[:-1] not in special and e.owner != SHARED]
 
-    def _rebuild_in_part(self, plan: Plan, cause: CniError) -> None:
+    def _rebuild_in_part(self, plan: Plan, held: Distribution, cause: CniError) -> None:
         """Build the table although the kernel refuses something: leave out the attachments that it is asked by."""
         from .programs import build
 
@@ -306,7 +310,7 @@ class NftablesBackend(Backend):
             except CniError as error:
                 warn(CniError(error.code, f"{installed.attachment.id} is left out: {error.message}", error.details))
         for port, attachments in plan.shared.items():
-            self._table.commit(add=_buckets(port, attachments))
+            self._table.commit(add=_buckets(port, attachments, held.get(port, ())))
 
     def _count_flows(self) -> Flows:
         """Count what is there before it is lost; to heal is worth more than to count."""
@@ -325,15 +329,27 @@ def _digest(fingerprint: bytes) -> str:
     return blake2b(fingerprint, digest_size=16).hexdigest()
 
 
-def elements_of(plan: Plan) -> list[Element]:
-    """Return the elements of all attachments, each key once, with the buckets of shared ports."""
+def elements_of(plan: Plan, held: Distribution | None = None) -> list[Element]:
+    """Return the elements of all attachments, each key once, with the buckets of shared ports.
+
+    held: the buckets as they are, by port, so that clients stay with their containers.
+    """
+    held = held or {}
     elements = {e.identity: e for i in plan.installed for e in plan_rules(i.attachment, i.units)}
-    return [*elements.values(), *(b for port, members in plan.shared.items() for b in _buckets(port, members))]
+    return [
+        *elements.values(),
+        *(b for port, members in plan.shared.items() for b in _buckets(port, members, held.get(port, ()))),
+    ]
 
 
-def _buckets(port: HostPort, members: list[Attachment]) -> list[Element]:
+def _buckets(port: HostPort, members: list[Attachment], held: Sequence[Element | None]) -> list[Element]:
+    """Return the buckets of a shared port: as they are where members have them, else as if the members had come one by one."""
     endpoints = {member.id.owner: endpoint_of(member, port, member.host_ports[port]) for member in members}
-    return [bucket for bucket in redistribute(port, [], list(endpoints), endpoints) if bucket]
+    owners = list(endpoints)
+    buckets = list(held) if any(held) else []
+    for count in range(len(owners) if any(held) else 1, len(owners) + 1):
+        buckets = redistribute(port, buckets, owners[:count], endpoints)
+    return [bucket for bucket in buckets if bucket]
 
 
 def _first_buckets(installed: Installed) -> list[Element]:
