@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,9 +42,9 @@ class Sequence:
     def __init__(self, host: Host) -> None:
         self.host = host
         self.events: dict[str, Callable[[], None]] = {}
-        for name in tuple(WANTED):
-            self.events[f"ADD {name}"] = lambda name=name: self._add(WANTED[name]())  # type: ignore[misc]
-        self.events["ADD web with another port"] = lambda: self._add(CHANGED())
+        for name, wanted in WANTED.items():
+            self.events[f"ADD {name}"] = partial(self._make, wanted)
+        self.events["ADD web with another port"] = partial(self._make, CHANGED)
         for name in ("web", "rival", "web, second network"):
             self.events[f"DEL {name}"] = lambda name=name: self._delete(WANTED[name]())  # type: ignore[misc]
         self.events["CHECK web"] = lambda: self._check(WANTED["web"]())
@@ -59,6 +60,9 @@ class Sequence:
         """Let an event happen, and see that all invariants hold."""
         self.events[event]()
         self.check_invariants()
+
+    def _make(self, make: Callable[[], Attachment]) -> None:
+        self._add(make())
 
     def _add(self, wanted: Attachment) -> None:
         before = self._in_kernel()

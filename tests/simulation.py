@@ -218,7 +218,7 @@ class Host:
             for target, replacement in (
                 ("cni_quantum_nat.nat.records.life", self._life),
                 ("cni_quantum_nat.nat.records.own_namespace", lambda: OWN_NAMESPACE),
-                ("cni_quantum_nat.nat.manager.interface_towards", lambda _: "cni0"),
+                ("cni_quantum_nat.nat.manager.container_interface", lambda _: "cni0"),
                 ("cni_quantum_nat.nat.manager.is_tracking", lambda: False),
                 ("cni_quantum_nat.nat.manager.warn", lambda error: self.warnings.append(str(error))),
                 ("cni_quantum_nat.nat.manager.Sysctls.enable_route_localnet", lambda *_: None),

@@ -155,9 +155,20 @@ def parse_configuration(raw: bytes) -> dict[str, Any]:
     return configuration
 
 
-def version_of(configuration: dict[str, Any]) -> str:
-    """Return the version that the configuration is in, for answers: without one, or with "", it is 0.1.0, as to libcni."""
-    version = configuration.get("cniVersion") or VERSIONS[0]
+def version_of(raw: bytes) -> str:
+    """Return the version to answer in: the configuration's, where it can be read and is one of ours.
+
+    Without a version, or with "", it is 0.1.0, as to libcni.
+    """
+    try:
+        configuration = loads(raw.decode())
+    except ValueError:
+        return LATEST
+    if not isinstance(configuration, dict):
+        return LATEST
+    version = configuration.get("cniVersion")
+    if version in (None, ""):
+        return VERSIONS[0]
     return version if version in VERSIONS else LATEST
 
 
@@ -167,7 +178,7 @@ def check_version(configuration: dict[str, Any], command: str) -> None:
     A DEL is answered in whatever version: libcni stops where one fails, and what other plugins made would stay.
     """
     given = configuration.get("cniVersion")
-    version = given or VERSIONS[0]
+    version = VERSIONS[0] if given in (None, "") else given
     if version not in VERSIONS:
         if command == "DEL":
             return

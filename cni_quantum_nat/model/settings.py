@@ -14,11 +14,14 @@ if TYPE_CHECKING:
 
     from .attachments import Attachment
 
+_DEFAULT_ROUTE = "default"
+
 
 class Settings:
     """The normalised configuration; NatConfig describes each key.
 
-    masquerade: address families. no_masquerade: destinations that are never masqueraded. external_interfaces: None is any, "default" in it the default route's.
+    masquerade: address families. no_masquerade: destinations that are never masqueraded. external_interfaces: any if empty.
+    follows_default_route: they are those of the default route at ADD.
     snat_addresses: by family. port_range: first and last. sharing: what a port in shared_ports is to be, see PortMapping.
     """
 
@@ -26,6 +29,7 @@ class Settings:
         "backend",
         "established_timeout_s",
         "external_interfaces",
+        "follows_default_route",
         "inbound",
         "ip_forwarding",
         "masquerade",
@@ -42,6 +46,9 @@ class Settings:
         self.ip_forwarding: bool = normalised["ipForwarding"]
         self.masquerade: tuple[int, ...] = tuple(normalised["masquerade"])
         self.external_interfaces: tuple[str, ...] = tuple(normalised["externalInterface"])
+        self.follows_default_route = self.external_interfaces == (_DEFAULT_ROUTE,)
+        if self.follows_default_route:
+            self.external_interfaces = ()
         addresses = [Address.parse(text) for text in normalised["snatAddress"]]
         self.snat_addresses = {address.family: address for address in addresses}
         self.no_masquerade = tuple(map(Subnet.parse, normalised["noMasqueradeTo"]))

@@ -11,7 +11,7 @@ from ..backends.base import Change, Installed, RulesDamaged
 from ..backends.nftables.layout import IPV6_LOCALHOST_ALIAS
 from ..backends.nftables.provider import NftablesBackend
 from ..connections.tracker import ConnectionTracker, is_tracking
-from ..kernel.routes import interface_towards
+from ..kernel.routes import container_interface
 from ..kernel.stderr import warn
 from ..kernel.sysctls import Sysctls
 from ..model.addresses import Address
@@ -136,12 +136,17 @@ class NatManager:
         if facts.elsewhere is None:
             self.state.remove(attachment_id)
 
-    def check(self, attachment: Attachment) -> None:
-        """Compare the call, the record and the kernel. CniError(103) lists all differences."""
+    def check(self, attachment: Attachment, *, follows_default_route: bool = False) -> None:
+        """Compare the call, the record and the kernel. CniError(103) lists all differences.
+
+        follows_default_route: use the external interfaces on record, which are those of the default route at ADD.
+        """
         self._find_host_interfaces(attachment)
         facts = self._gather(attachment.id)
         if facts.before is not None:
             recall_ports(attachment, [facts.before])
+            if follows_default_route:
+                attachment.outbound.external_interfaces = facts.before.outbound.external_interfaces
         problems = _differences_in_record(facts.before, attachment)
         if attachment.needs_rules:
             if facts.others:
@@ -192,6 +197,7 @@ class NatManager:
                 orphans = self._backend(name).owners(network) - known
                 if orphans:
                     self._apply(name, Change(orphans=orphans))
+        self.state.forget_networks()
         if failures:
             raise CniError(CLEAN_UP_INCOMPLETE, f"GC of network {network} failed in part: {'; '.join(failures)}")
 
@@ -477,7 +483,7 @@ class NatManager:
             family = endpoint.address.family
             is_published = endpoint is attachment.published_endpoint(family) and family in attachment.published_families
             if is_published or attachment.inbound.isolate:
-                endpoint.host_interface = interface_towards(endpoint.address)
+                endpoint.host_interface = container_interface(endpoint.address)
                 if not is_plain(endpoint.host_interface):
                     raise InvalidConfiguration(
                         f"interface {endpoint.host_interface!r}, which leads to {endpoint.address}, has a name that cannot be used in a rule"
@@ -493,7 +499,7 @@ class NatManager:
         """Let 127.0.0.1 reach the container. Chain `guard` is in place by now."""
         endpoint = attachment.published_endpoint(4)
         reachable = any(mapping.is_reached_from_loopback for mapping in attachment.port_mappings)
-        if endpoint is not None and attachment.inbound.snat and reachable:
+        if endpoint is not None and endpoint.host_interface and attachment.inbound.snat and reachable:
             self._sysctls.enable_route_localnet(endpoint.host_interface)
 
     def _enable_ipv6_localhost(self, attachment: Attachment) -> None:

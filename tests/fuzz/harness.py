@@ -46,7 +46,7 @@ class _Planner(NatManager):
         for rule in (rule for family in (4, 6) for rule in plan_iptables(attachment, family)):
             _check_line(rule.line(), attachment.inbound.conditions)
 
-    def check(self, attachment: Attachment) -> None:
+    def check(self, attachment: Attachment, *, follows_default_route: bool = False) -> None:  # noqa: ARG002
         self.add(attachment, None)  # type: ignore[arg-type]
 
     def remove(self, _id: object, fallback: Any = None) -> None:

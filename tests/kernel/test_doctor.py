@@ -13,6 +13,7 @@ from .plugin import Plugin, publish
 from .test_policies import listen
 from .test_watch import Watch
 from .topology import CLIENT, HOST, Container, Host, Namespace
+from .unprivileged import unprivileged
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -375,19 +376,8 @@ def test_a_service_on_the_host_shadowed_by_a_host_port(
 @pytest.mark.usefixtures("healthy")
 def test_a_failed_check_is_not_reported_as_ok(host: Host, plugin: Plugin) -> None:
     """Without root, neither the records nor the kernel can be read."""
-    line = [
-        "setpriv",
-        "--reuid",
-        "65534",
-        "--clear-groups",
-        "--bounding-set=-all",
-        *plugin.command,
-        "--state-dir",
-        str(plugin.state_directory),
-        "doctor",
-        "--json",
-    ]
-    done = plugin.operate_as(line)
+    line = [*plugin.command, "--state-dir", str(plugin.state_directory), "doctor", "--json"]
+    done = plugin.operate_as(unprivileged(line))
     assert done.stdout, done.stderr
     statuses = {entry["check"]: entry["status"] for entry in json.loads(done.stdout)}
     assert done.returncode == 1

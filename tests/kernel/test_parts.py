@@ -6,7 +6,6 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
-
 from cni_quantum_nat.backends.nftables.layout import CORE, TABLE
 from cni_quantum_nat.backends.nftables.text import extension_text, table_text
 from tests.unit.backends.nftables.test_text import PARTS
@@ -56,9 +55,7 @@ def test_an_ordinary_container_takes_few_lines(host: Host, container: Container,
     assert len(lines) <= MOST_LINES, "\n".join(lines)
 
 
-def test_the_first_container_takes_one_small_batch(
-    host: Host, container: Container, plugin: Plugin, tmp_path: Path
-) -> None:
+def test_the_first_container_takes_one_small_batch(container: Container, plugin: Plugin, tmp_path: Path) -> None:
     """A user namespace's socket takes no more than a few hundred kilobytes at once, and may not ask for more."""
     trace = tmp_path / "trace"
     real = plugin.command

@@ -7,7 +7,6 @@ import shutil
 from typing import TYPE_CHECKING
 
 import pytest
-
 from cni_quantum_nat.backends.base import Applied
 from cni_quantum_nat.backends.nftables.provider import NftablesBackend
 from tests.sequences import Sequence, show
@@ -128,4 +127,3 @@ def test_the_kernel_and_the_model_agree_on_a_sample_of_sequences(stack: ExitStac
                     pytest.fail(f"after {'; '.join(happened)}: {violation}")
         host.flush()
         shutil.rmtree(directory)
-

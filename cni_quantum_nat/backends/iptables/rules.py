@@ -220,14 +220,19 @@ def _plan_loopback_only(mappings: list[PortMapping], endpoint: Endpoint, comment
     open_ports = {(m.protocol, m.container_port) for m in mappings if not m.on_loopback_only}
     closed = {(m.protocol, m.container_port) for m in mappings if m.on_loopback_only} - open_ports
     for protocol, port in sorted(closed):
-        match = f"-d {_host(endpoint)} ! -i {endpoint.host_interface} -p {protocol} -m {protocol} --dport {port}"
+        match = f"-d {_host(endpoint)}{_not_from_home(endpoint)} -p {protocol} -m {protocol} --dport {port}"
         yield Rule("filter", "QUANTUM-FORWARD", f"{match} {comment} -j DROP")
+
+
+def _not_from_home(endpoint: Endpoint) -> str:
+    """Return the match for packets that do not come from the container's own network; without a route of its own, all do not."""
+    return f" ! -i {endpoint.host_interface}" if endpoint.host_interface else ""
 
 
 def _plan_isolation(attachment: Attachment, family: int) -> Iterator[Rule]:
     for endpoint in attachment.endpoints if attachment.inbound.isolate else ():
         if endpoint.address.family == family:
-            match = f"-d {_host(endpoint)} ! -i {endpoint.host_interface} {_comment(attachment)}"
+            match = f"-d {_host(endpoint)}{_not_from_home(endpoint)} {_comment(attachment)}"
             yield Rule("filter", "QUANTUM-FORWARD", f"{match} -j DROP")
 
 

@@ -193,7 +193,8 @@ def _plan_address(attachment: Attachment, endpoint: Endpoint) -> Iterator[Elemen
     yield from closed
     if attachment.inbound.isolate:
         yield Element(f"isolated{family}", (address,), (), owner)
-    if attachment.inbound.isolate or any(element.set_name.startswith("loopback_only") for element in closed):
+    is_closed = attachment.inbound.isolate or any(element.set_name.startswith("loopback_only") for element in closed)
+    if is_closed and endpoint.host_interface:  # without one, nobody is on the container's own network
         yield home
 
 

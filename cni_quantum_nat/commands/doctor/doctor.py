@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, NamedTuple
 
-from ...model.errors import CniError
+from ...model.errors import IO_FAILURE, CniError
 from ...state.directory import State
 from ..parser import add_command
 
@@ -57,7 +57,11 @@ def run(arguments: argparse.Namespace) -> int:
     from ..records import require_directory
     from .snapshot import Snapshot  # libnftables, pyroute2
 
-    require_directory(State(arguments.state_dir))
+    try:
+        require_directory(State(arguments.state_dir))
+    except CniError as error:
+        if error.code != IO_FAILURE:  # what is wrong with a directory that is there is a finding like others
+            raise
 
     reports = [_do(name, check, host) for host in [Snapshot(State(arguments.state_dir))] for name, check in _checks()]
     if arguments.json:

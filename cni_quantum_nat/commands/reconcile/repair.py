@@ -73,6 +73,7 @@ def _establish(found: list[Agreement], state: State, records: Records) -> int:
         state.note_rebuild()
     for attachment in records.leftovers:
         state.remove(attachment.id)
+    state.forget_networks()
     if not differing or not is_tracking():
         return 0
     with ConnectionTracker() as tracker:

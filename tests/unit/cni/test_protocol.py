@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any
 
@@ -87,13 +88,13 @@ def test_a_version_without_the_command_is_refused(command: str, version: str | N
 def test_a_list_of_the_first_versions_is_served(version: str | None) -> None:
     protocol.check_version({"cniVersion": version}, "ADD")
     protocol.check_version({"cniVersion": version}, "DEL")
-    assert protocol.version_of({"cniVersion": version}) == (version or "0.1.0")
+    assert protocol.version_of(json.dumps({"cniVersion": version}).encode()) == (version or "0.1.0")
 
 
 @pytest.mark.parametrize("version", ["2.0.0", 5, "1"])
 def test_a_del_is_answered_in_whatever_version(version: object) -> None:
     protocol.check_version({"cniVersion": version}, "DEL")
-    assert protocol.version_of({"cniVersion": version}) == protocol.LATEST
+    assert protocol.version_of(json.dumps({"cniVersion": version}).encode()) == protocol.LATEST
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"\xff", b"null", b'{"a": 1e999}'])

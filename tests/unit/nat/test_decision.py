@@ -216,7 +216,7 @@ def test_what_is_decided_depends_on_no_order_of_the_facts() -> None:
     first, second = attachment("a", "10.0.0.2/24", 1, sequence=1), attachment("b", "10.0.0.3/24", 2, sequence=2)
     wanted = attachment("c", "10.0.0.2/24", 2)
     port = HostPort(4, "tcp", 2)
-    held = {
+    held: dict[Unit, list[Holder]] = {
         Address.parse("10.0.0.2"): [Holder(first.id.owner, IN_FORCE, first)],
         port: [Holder(second.id.owner, OVER, second)],
     }

@@ -46,7 +46,7 @@ class Situation(NamedTuple):
         joined = "\n".join(texts)
         for pattern in (r'"sequence": ?(\d+)', r'"createdAt": ?([\d.]+)'):
             numbers = sorted({float(number) for number in re.findall(pattern, joined)})
-            joined = re.sub(pattern, lambda m, n=numbers: f"{m[0].split(':')[0]}:{n.index(float(m[1]))}", joined)  # type: ignore[misc]
+            joined = re.sub(pattern, lambda m, n=numbers: f"{m[0].split(':')[0]}:{n.index(float(m[1]))}", joined)
         table = None
         if self.table is not None:
             table = tuple(sorted((str(u), tuple(held.rules.items()), held.is_shared) for u, held in self.table.items()))
@@ -94,14 +94,16 @@ def memory() -> Iterator[str]:
     shutil.rmtree(directory)
 
 
-@pytest.mark.parametrize(("arbitrates", "length"), [(True, LENGTH), (False, LENGTH - 1)], ids=["like nftables", "like iptables"])
+@pytest.mark.parametrize(
+    ("arbitrates", "length"), [(True, LENGTH), (False, LENGTH - 1)], ids=["like nftables", "like iptables"]
+)
 def test_after_every_sequence_of_five_events_all_invariants_hold(memory: str, arbitrates: bool, length: int) -> None:
     host = Host(f"{memory}/state", backend=SimulatedBackend(arbitrates=arbitrates))
     sequence = Sequence(host)
     found: dict[tuple[object, ...], tuple[str, ...]] = {}
     with host.here():
         start = capture(host)
-        frontier = [((), start)]
+        frontier: list[tuple[tuple[str, ...], Situation]] = [((), start)]
         found[start.key] = ()
         for _ in range(length):
             frontier = _next_round(host, sequence, frontier, found)

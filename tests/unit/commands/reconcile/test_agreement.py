@@ -26,6 +26,7 @@ from cni_quantum_nat.nat.decision import decide_all
 
 if TYPE_CHECKING:
     from cni_quantum_nat.backends.base import Plan
+    from cni_quantum_nat.backends.nftables.rules import Fields
 
 SHARED_PORTS = (1, 2)
 
@@ -81,9 +82,9 @@ def after(plan: Plan, held: list[Element], unreadable: set[str]) -> list[Element
     return list(elements.values())
 
 
-def buckets_of(elements: list[Element]) -> dict[object, Counter[str]]:
+def buckets_of(elements: list[Element]) -> dict[Fields, Counter[str]]:
     """Return the number of buckets of each owner, by port."""
-    counts: dict[object, Counter[str]] = {}
+    counts: dict[Fields, Counter[str]] = {}
     for element in elements:
         if BUCKET in SETS[element.set_name].key:
             counts.setdefault(element.key[:-1], Counter())[element.owner] += 1
@@ -98,7 +99,9 @@ def test_afterwards_the_kernel_holds_exactly_the_plan(records: list[Attachment],
     placed = {e.identity: e for e in elements_of(plan) if BUCKET not in SETS[e.set_name].key}
     assert others.keys() == placed.keys()
     assert all(element.is_same(placed[identity]) for identity, element in others.items())
-    members = {lead_of(port).key: {member.id.owner for member in shared} for port, shared in plan.shared.items()}
+    members: dict[object, set[str]] = {
+        lead_of(port).key: {member.id.owner for member in shared} for port, shared in plan.shared.items()
+    }
     assert buckets_of(result).keys() == members.keys()
     for port, counts in buckets_of(result).items():
         assert set(counts) == members[port]
