@@ -30,8 +30,8 @@ def add_to(commands: Commands) -> None:
         "gc",
         run,
         summary="remove attachments whose network namespace is gone",
-        description="Remove what is on record of containers whose network namespace is gone: a runtime that died did not say "
-        "DEL; and what is on record of earlier boots of the host.",
+        description="Remove the attachments of containers whose network namespace is gone, because their runtime never called DEL; and those "
+        "of earlier boots of the host.",
         examples=("gc --dry-run",),
     )
     parser.add_argument("--dry-run", action="store_true", help="only say which they are")

@@ -1,4 +1,4 @@
-"""Table `inet quantum` through libnftables: built when it is not there, rehearsed, and given parts that it lacks."""
+"""Build, rehearse and extend table `inet quantum` through libnftables."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _NFPROTO = {4: "ipv4", 6: "ipv6"}
 
 
 def build(elements: list[Element], boot_id: str, coming: Iterable[Element] = ()) -> None:
-    """Build the table and its elements in one transaction, in place of what there is; CniError(50) when refused.
+    """Build the table and its elements in one transaction, in place of any present one. CniError(50) if refused.
 
     coming: elements that will be added next: the table gets the parts that they need.
     """
@@ -44,7 +44,7 @@ def build(elements: list[Element], boot_id: str, coming: Iterable[Element] = ())
     try:
         _build(elements, parts, boot_id)
     except CniError as error:
-        # Time-outs are a part: a kernel without nfnetlink_cttimeout does without its default.
+        # Time-outs are a part: on a kernel without nfnetlink_cttimeout, the table has none.
         try:
             _build(elements, parts - {timeout_part(DEFAULT_TIMEOUT_S)}, boot_id)
         except CniError:
@@ -53,13 +53,13 @@ def build(elements: list[Element], boot_id: str, coming: Iterable[Element] = ())
 
 
 def _build(elements: list[Element], parts: set[str], boot_id: str) -> None:
-    # "add, delete, add" replaces the table whether it is there or not.
+    # "add, delete, add" replaces the table whether it exists or not.
     text = table_text(TABLE, parts, boot_id=boot_id)
     _run([f"add table inet {TABLE}", f"delete table inet {TABLE}", text, *_content(elements, TABLE)])
 
 
 def replace(elements: list[Element], boot_id: str, coming: Iterable[Element] = ()) -> None:
-    """Build the table in place of one that is in use, and lose no connection that begins meanwhile; CniError(50).
+    """Replace a table that is in use, without losing connections that begin meanwhile. CniError(50) if refused.
 
     To a packet, a transaction is not one moment. It may ask the new chain before the commit, which is empty then, and the
     old one's maps after it, which are empty by now: 1 of 100 replacements lost a connection. So a copy of the table,
@@ -68,11 +68,11 @@ def replace(elements: list[Element], boot_id: str, coming: Iterable[Element] = (
     if _is_crowded():
         build(elements, boot_id, coming)
         return
-    nft = open_libnftables()  # the copy is owned by this socket: whatever becomes of this process, it goes
+    nft = open_libnftables()  # this socket owns the copy, so it goes when the process ends, however that happens
     try:
         text = table_text(_COVER, default_parts() | parts_of(elements), is_owned=True)
         _run([text, *_content(elements, _COVER)], nft)
-    except CniError:  # Linux before 5.12 has no owned tables; if it is anything else, build() will meet it too
+    except CniError:  # Linux before 5.12 has no owner tables; any other problem will also occur in build()
         build(elements, boot_id, coming)
         return
     try:
@@ -90,7 +90,7 @@ def _policies_of(elements: Iterable[Element]) -> list[Policy]:
 
 
 def add_parts(set_names: list[str], elements: list[Element]) -> None:
-    """Make the parts that the elements need and the table lacks, and the chains of their policies.
+    """Add the parts that the elements need and the table lacks, and the chains of their policies.
 
     set_names: the sets that the table has. Raises: CniError(7) when conditions are no conditions, (50) when the kernel refuses.
     """
@@ -98,7 +98,7 @@ def add_parts(set_names: list[str], elements: list[Element]) -> None:
     for family, words in {(f, words) for policy in policies for f, words in policy.conditions.items()}:
         _check_conditions(family, " ".join(words))
     present = {SETS[name].part for name in set_names} | {CORE}
-    # A part without sets of its own is known by the chain that it brings.
+    # A part without sets of its own is recognised by its chain.
     if _has_default_timeout():
         present.add(timeout_part(DEFAULT_TIMEOUT_S))
     wanted = present | parts_of(elements)
@@ -115,7 +115,7 @@ def _has_default_timeout() -> bool:
 
 
 def rehearse() -> None:
-    """Let the kernel take the table under another name and drop it, in one transaction; CniError(50) when refused."""
+    """Let the kernel create the table under another name and delete it, in one transaction. CniError(50) if refused."""
     _run([table_text(_REHEARSAL, {CORE, POLICIES}), f"delete table inet {_REHEARSAL}"])
 
 
@@ -185,7 +185,7 @@ def _run_in_child(text: str, *, as_json: bool) -> tuple[int, str, str]:
 
 
 def open_libnftables() -> Nftables:
-    """Return a handle of the library, with a netlink socket of its own; CniError(50) where it cannot be loaded."""
+    """Return a handle of the library, with its own netlink socket. CniError(50) if it cannot be loaded."""
     from nftables import Nftables  # loads the library, which may not be installed
 
     try:

@@ -163,7 +163,7 @@ class Trace:
             if found is not None:
                 self.steps.append(f"{found} matches: host port {port} is {_owner(found)}")
                 if policy is not None:
-                    self.steps.append(f"{policy}: chain {policy.data[0]} says what becomes of it")
+                    self.steps.append(f"{policy}: chain {policy.data[0]} decides")
                 return found
         self.steps.append(f"no element of host_ip_endpoints{self._family} and endpoints{self._family} matches")
         return None
