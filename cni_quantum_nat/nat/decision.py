@@ -185,7 +185,7 @@ def decide_all(attachments: Iterable[Attachment]) -> Plan:
         for unit in (*attachment.address_units, *ports):
             holding = [holder for holder in holders.get(unit, ()) if holder.id in standing]
             if holding and isinstance(unit, HostPort):
-                if holding[0].id.container_id == attachment.id.container_id:
+                if any(holder.id.container_id == attachment.id.container_id for holder in holding):
                     continue  # it waits
                 if may_share(unit, attachment, holding):
                     holders[unit] = _with_member(holding, attachment)
