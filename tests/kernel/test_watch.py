@@ -32,8 +32,9 @@ class Watch:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
             notify.bind(str(directory / "ready"))
             notify.settimeout(20)
-            self._output = (directory / "watch").open("w+")
-            self._errors = (directory / "watch-errors").open("w+")
+            # Appending: reading moves the file offset that the process shares.
+            self._output = (directory / "watch").open("a+")
+            self._errors = (directory / "watch-errors").open("a+")
             self.process = subprocess.Popen(
                 [*before, *plugin.operator_line("reconcile", "--watch", "--json", *arguments)],
                 env={**plugin.environ, "NOTIFY_SOCKET": str(directory / "ready")},
