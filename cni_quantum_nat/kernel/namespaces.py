@@ -13,7 +13,7 @@ _OWN_NAMESPACE = "/proc/self/ns/net"
 
 
 def identity(path: str) -> tuple[int, int] | None:
-    """Return device and inode of what a path names, None where nothing is there."""
+    """Return the device and inode of a path; None if it does not exist."""
     try:
         status = posix.stat(path)
     except (OSError, ValueError):

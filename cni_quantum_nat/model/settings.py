@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 class Settings:
     """The normalised configuration; NatConfig describes each key.
 
-    masquerade: address families. no_masquerade: destinations that are never masqueraded. external_interfaces: None is any, "default" in it the default route's.
-    snat_addresses: by family. port_range: first and last. sharing: what a port in shared_ports is to be, see PortMapping.
+    masquerade: address families. no_masquerade: destinations that are never masqueraded. external_interfaces: empty for any;
+    "default" stands for the default route's. snat_addresses: by family. port_range: first and last. sharing: how the ports in
+    shared_ports are shared, see PortMapping.
     """
 
     __slots__ = (
