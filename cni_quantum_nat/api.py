@@ -20,8 +20,9 @@ from .model import attachments as model
 from .model.addresses import Address, Endpoint
 from .model.errors import INTERNAL, CniError, HostPortConflict, InvalidConfiguration
 from .model.settings import Settings
+from .nat.decision import IN_FORCE, UNCERTAIN
 from .nat.manager import NatManager as Manager
-from .nat.records import Records, here_of
+from .nat.records import Records, here_of, standing
 from .nat.rules import ANY_NETWORK, NatRule, NatType, Protocol, rules_of
 from .ports.mappings import check_localhost, parse_entry
 from .state.counters import CallCounter, CounterFile
@@ -189,6 +190,8 @@ class NatManager:
         kept = record.port_mappings if record else []
         if wanted.host_port and any(wanted.is_same_port(other, {endpoint.address.family}) for other in kept):
             raise HostPortConflict(f"{wanted} is already published by {attachment.id}")
+        if wanted.host_port:
+            _refuse_siblings_port(wanted, attachment, manager.state)
         attachment.port_mappings = [*kept, wanted]
         self._settings.apply_to(attachment)
         manager.add(attachment, self._settings)
@@ -197,7 +200,9 @@ class NatManager:
     def _network_attachment(self, network: Network) -> model.Attachment:
         endpoint = Endpoint.parse(network.cidr)
         attachment = self._attachment(network.name, _NETWORK_CIDR, endpoint, is_network=True)
-        attachment.outbound = outbound_for(self._settings, [endpoint])
+        attachment.outbound = outbound_for(
+            self._settings, [endpoint], follows_default_route=self._settings.follows_default_route
+        )
         if not attachment.needs_rules:
             raise InvalidConfiguration(
                 f"network {network.name} is IPv{endpoint.address.family}, which is not masqueraded"
@@ -264,6 +269,18 @@ def _refuse_overlap(network: Network, own: model.AttachmentId, state: State) -> 
             raise HostPortConflict(
                 f"network {network.name} ({network.cidr}) overlaps network {identity.container_id} ({other})",
                 "Disable the other network first, or enable only the larger of the two.",
+            )
+
+
+def _refuse_siblings_port(wanted: model.PortMapping, attachment: model.Attachment, state: State) -> None:
+    """Refuse a port that leads to another address of the container: it would go on leading there."""
+    here = here_of(state)
+    for sibling in state.siblings(attachment.id):
+        if standing(sibling, here) in (IN_FORCE, UNCERTAIN) and any(
+            wanted.is_same_port(other, {attachment.endpoints[0].address.family}) for other in sibling.port_mappings
+        ):
+            raise HostPortConflict(
+                f"{wanted} is already published by {sibling.id}, on another address of the container"
             )
 
 

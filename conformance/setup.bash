@@ -31,7 +31,7 @@ cni_plugins() {
     mkdir -p "$directory"
     for name in "$@"; do
         case $name in
-        portmap | firewall | tuning) folder=meta ;;
+        portmap | firewall | tuning | bandwidth) folder=meta ;;
         host-local | static) folder=ipam ;;
         *) folder=main ;;
         esac
@@ -85,5 +85,14 @@ netavark_program() {
             return 0
         }
     fi
+    printf '%s\n' "$program"
+}
+
+# own_go_program NAME: build the program in conformance/NAME, a Go module, where it has changed; print where it is.
+own_go_program() {
+    local source=$PROJECT/conformance/$1 program=$GO_PROGRAMS/$1
+    command -v go >/dev/null || die "needs Go 1.21 or newer, to build conformance/$1"
+    mkdir -p "$GO_PROGRAMS"
+    GOFLAGS='' GOTOOLCHAIN=auto GOWORK=off go build -C "$source" -trimpath -o "$program" . >&2 || die "cannot build conformance/$1"
     printf '%s\n' "$program"
 }

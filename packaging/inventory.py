@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 OURS = "cni-quantum-nat"
 # In the program itself: the interpreter, the libraries that are linked into it, PyInstaller's importer.
-LINKED_IN = ("libpython3.11-dev", "libexpat1-dev", "zlib1g-dev")
+LINKED_IN = ("libpython3.11-dev", "libexpat1-dev", "zlib1g-dev", "libc6-dev")
 IMPORTER = "pyinstaller"
 _COMMON_LICENCE = re.compile(r"/usr/share/common-licenses/([A-Za-z0-9][A-Za-z0-9.-]*[A-Za-z0-9])")
 _DEP5_LICENCE = re.compile(r"^License: *(\S.*)$", re.MULTILINE)
@@ -51,7 +51,7 @@ def components(frozen: Path) -> list[Component]:
 
 def _of_debian(internal: Path) -> Iterable[Component]:
     packages: dict[str, dict[str, str]] = {package: {} for package in LINKED_IN}
-    for library in sorted(internal.glob("lib*.so*")):
+    for library in sorted((*internal.glob("lib*.so*"), *internal.glob("ld-*.so*"))):
         packages.setdefault(_owner(library.name), {})[library.name] = hashlib.sha256(library.read_bytes()).hexdigest()
     for package, files in packages.items():
         shown = _printed("dpkg-query", "-W", "-f", "${Version} ${Architecture}\n", package)

@@ -15,11 +15,20 @@ refuse_older() {
     fi
 }
 
-# calls: what runtimes called of the program that has been replaced. A call has no arguments, a person's command has.
+# calls: what runtimes called of the version that has been replaced: its plugin, or its full program, which the loader beside it runs. That of the
+# version that is in place now is named in its plugin.
 calls() {
     for process in /proc/[0-9]*; do
-        [ "$(readlink "$process/exe" 2>/dev/null)" = "$program (deleted)" ] || continue
-        [ "$(tr -dc '\000' <"$process/cmdline" 2>/dev/null | wc -c)" -ne 1 ] || echo "$process"
+        executed=$(readlink "$process/exe" 2>/dev/null) || continue
+        case $executed in
+        "$program (deleted)") ;;
+        "${program%/*}"/_internal-*/*)
+            internal=${executed#"${program%/*}/"}
+            ! grep -q "${internal%%/*}" "$program" || continue
+            ;;
+        *) continue ;;
+        esac
+        ! grep -qz '^CNI_COMMAND=' "$process/environ" 2>/dev/null || echo "$process"
     done
 }
 

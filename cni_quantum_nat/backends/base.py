@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from ..model.units import HostPort, Unit
 
 
+MOST_MEMBERS = 64  # of a shared port
+
+
 class Installed:
     """An attachment, and of its units those that it holds. in_addition: to others that it has."""
 
@@ -128,7 +131,7 @@ class Backend:
         """Make all rules anew, as the plan says, and ready for what is expected to be installed next.
 
         An attachment that the kernel refuses is left out with a warning. Rules of owners who are not in `known` stay: another state
-        directory may know them.
+        directory may know them, or their record cannot be read.
         """
         raise NotImplementedError
 

@@ -7,6 +7,8 @@ rule and starts another.
 from __future__ import annotations
 
 import re
+from ipaddress import ip_network
+from itertools import pairwise
 
 _NFT_WORD = re.compile(r"[A-Za-z0-9_.:/!=<>&|^,{}()*\- ]+")
 # nft(8), STATEMENTS and VERDICT STATEMENT. Versions of nft differ, so the compiled conditions are checked again before use, in
@@ -52,7 +54,17 @@ _NFT_STATEMENTS = frozenset(
     ]
 )
 
+# Interface indexes, and what else is looked up by a name when a rule is read: the values of these.
+_NFT_INDEXES = ("iif", "oif", "sdif")
+_NFT_VALUES = re.compile(
+    r"\b(?:saddr|daddr|nexthop|gateway|skuid|skgid)\b(?:\s*\.\s*[a-z0-9 ]+?(?=\s*[{=!<>]))?\s*(?P<values>(?:[=!<>&|^]+\s*)*"
+    r"(?:\{[^{}]*\}|\([^()]*\)|[A-Za-z0-9_.:/\-]+)(?:\s*(?:[=!<>&|^]+)\s*[A-Za-z0-9_.:/\-]+)*)"
+)
+_NFT_FIB = re.compile(r"\bfib\s+[a-z .]+?\s(?:type|oifname)\b")  # asks the routing table: the fields have no values
+_PROTOCOLS = ("tcp", "udp", "sctp", "icmp", "icmpv6")
+
 _IPTABLES_WORD = re.compile(r"[A-Za-z0-9_.:/,!+\-]+")
+_IPTABLES_ADDRESSES = ("-s", "-d", "--src", "--dst", "--source", "--destination")
 _IPTABLES_SHORT = frozenset(("-s", "-d", "-i", "-o", "-m", "-f"))
 # Options that are not matches: commands and targets, iptables(8). Long options may be abbreviated.
 _IPTABLES_COMMANDS = [
@@ -110,9 +122,34 @@ def _check_nft(words: list[str]) -> list[str]:
     for word in re.findall(r"[A-Za-z0-9_]+", text):
         if word in _NFT_STATEMENTS:
             raise ValueError(f"{word!r} is not part of a match expression")
+        if word in _NFT_INDEXES:
+            raise ValueError(
+                f"{word!r} is the index of an interface that must exist whenever the rules are made: use {word}name, which matches by name"
+            )
     if not _is_balanced(text):
         raise ValueError(f"{text!r} has unbalanced braces or parentheses")
+    _refuse_names(text)
     return words
+
+
+def _refuse_names(text: str) -> None:
+    """Refuse names that nft looks up when it reads a rule: what they stand for changes, and DNS takes its time."""
+    for values in _NFT_VALUES.finditer(_NFT_FIB.sub(" ", text)):
+        for value in re.findall(r"[A-Za-z0-9_.:/\-]+", values["values"]):
+            if value not in (".", "-") and not _is_literal(value):
+                raise ValueError(f"{value!r} is not an address or a number: names are not looked up")
+
+
+def _is_literal(value: str) -> bool:
+    """Return whether it is an address, a network, a range of either, a MAC address or a number."""
+    if re.fullmatch(r"[0-9]+(-[0-9]+)?|0x[0-9a-fA-F]+|([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}", value):
+        return True
+    try:
+        for part in value.split("-"):
+            ip_network(part, strict=False)
+    except ValueError:
+        return value in _PROTOCOLS
+    return True
 
 
 def _is_balanced(text: str) -> bool:
@@ -125,6 +162,9 @@ def _is_balanced(text: str) -> bool:
 
 
 def _check_iptables(words: list[str]) -> list[str]:
+    for option, value in pairwise(words):
+        if option in _IPTABLES_ADDRESSES and not all(map(_is_literal, value.split(","))):
+            raise ValueError(f"{value!r} is not an address: names are not looked up")
     for word in words:
         if not _IPTABLES_WORD.fullmatch(word):
             raise ValueError(f"{word!r} has characters that are not allowed in a match")

@@ -212,6 +212,10 @@ class NatConfig(BaseModel):
         for key, words in (("conditionsV4", self.conditions_v4), ("conditionsV6", self.conditions_v6)):
             if words and backend_of(words) != self.backend:
                 raise ValueError(f'{key} is in {backend_of(words)} syntax, but backend is "{self.backend}"')
+        interfaces = self.external_interface or []
+        wild = [name for name in ([interfaces] if isinstance(interfaces, str) else interfaces) if name.endswith("+")]
+        if self.backend == "iptables" and wild:
+            raise ValueError(f"externalInterface {wild[0]!r} is a pattern to iptables, for all names that begin so")
         foreign = _ONLY_NFTABLES if self.backend == "iptables" else _ONLY_IPTABLES
         for name in sorted(foreign & self.model_fields_set):
             if getattr(self, name) not in (None, False, []):

@@ -9,7 +9,7 @@ import time
 
 from ..kernel.stderr import warn
 from ..model.attachments import NOWHERE, Attachment
-from ..model.errors import INTERNAL, IO_FAILURE, CniError
+from ..model.errors import INTERNAL, IO_FAILURE, NOT_AVAILABLE, CniError, NeedsFullProgram
 from ..nat.manager import NatManager
 from ..ports.mappings import parse_port_mappings
 from ..state.counters import CallCounter, CounterFile
@@ -30,15 +30,16 @@ _NO_NAMESPACE = protocol.Namespace("", NOWHERE, NOWHERE)  # DEL may come after i
 def run() -> int:
     """Run one call, and return the exit status: 0, or 1 after printing an error."""
     started_at = time.monotonic()
-    version, code, counter = protocol.LATEST, 0, None
+    version, code, counter, raw = protocol.LATEST, 0, None, b""
     try:
-        environment = protocol.read_environment()
         raw = protocol.read_standard_input()
+        # First of all: every answer is in this version, also that the environment is wrong.
+        version = protocol.version_of(raw)
+        environment = protocol.read_environment()
         if environment.command == "VERSION":
             protocol.print_result(protocol.encode_result(protocol.version_report(raw)))
             return 0
         configuration = protocol.parse_configuration(raw)
-        version = protocol.version_of(configuration)
         counter = counter_of(configuration, environment.command, started_at)
         protocol.check_version(configuration, environment.command)
         _VERBS[environment.command](environment, configuration, version)
@@ -51,19 +52,31 @@ def run() -> int:
     except Exception as error:  # noqa: BLE001 - a runtime reads an error object, never a traceback
         code = INTERNAL
         protocol.print_result(protocol.encode_result(_internal(error).as_result(version)))
+    except NeedsFullProgram as needed:
+        needed.request, needed.version = raw, version
+        counter = None  # the full program counts the call
+        raise
     finally:
         if counter is not None:
             counter.count(code)
     return 1 if code else 0
 
 
+def refuse(error: CniError, version: str) -> int:
+    """Answer with an error in the caller's version, and return the exit status."""
+    protocol.print_result(protocol.encode_result(error.as_result(version)))
+    return 1
+
+
 def _add(environment: Environment, configuration: dict[str, Any], version: str) -> None:
     result = protocol.previous_result(configuration, "ADD")
-    answer = protocol.encode_result(protocol.result_in_version(result, version))
     namespace = protocol.find_namespace(environment)
     with _manager_of(configuration) as manager:
         settings = _settings_of(configuration, manager)
-        manager.add(read_attachment(environment, configuration, settings, namespace), settings)
+        attachment = read_attachment(environment, configuration, settings, namespace)
+        # Before anything changes: what cannot be written must not be found out afterwards.
+        answer = protocol.encode_result(protocol.result_in_version(result, version))
+        manager.add(attachment, settings)
     protocol.print_result(answer)
 
 
@@ -71,7 +84,10 @@ def _check(environment: Environment, configuration: dict[str, Any], _version: st
     namespace = protocol.find_namespace(environment)
     with _manager_of(configuration) as manager:
         settings = _settings_of(configuration, manager)
-        manager.check(read_attachment(environment, configuration, settings, namespace))
+        manager.check(
+            read_attachment(environment, configuration, settings, namespace),
+            follows_default_route=settings.follows_default_route,
+        )
 
 
 def _del(environment: Environment, configuration: dict[str, Any], _version: str) -> None:
@@ -93,8 +109,14 @@ def _gc(_environment: Environment, configuration: dict[str, Any], _version: str)
 
 
 def _status(_environment: Environment, configuration: dict[str, Any], _version: str) -> None:
-    with _manager_of(configuration) as manager:
-        manager.require_backend(_settings_of(configuration, manager).backend)
+    try:
+        with _manager_of(configuration) as manager:
+            manager.require_backend(_settings_of(configuration, manager).backend)
+    except CniError as error:
+        if error.code != IO_FAILURE:
+            raise
+        # To STATUS, whatever keeps an ADD from working is one and the same: "not available".
+        raise CniError(NOT_AVAILABLE, error.message, error.details) from error
 
 
 _VERBS: dict[str, Callable[[Environment, dict[str, Any], str], None]] = {
@@ -108,7 +130,8 @@ _VERBS: dict[str, Callable[[Environment, dict[str, Any], str], None]] = {
 
 def counter_of(configuration: dict[str, Any], verb: str, started_at: float) -> CallCounter | None:
     """Return the call's counter; None if the network is not named, or `metrics` is not true."""
-    if configuration.get("metrics") not in (True, None):
+    metrics = configuration.get("metrics")
+    if metrics is not None and metrics is not True:
         return None
     try:
         file = CounterFile(state_of(configuration), protocol.network_name(configuration))
@@ -155,7 +178,12 @@ def read_attachment(
         endpoints=endpoints,
         # The others are for addresses that the container does not have: nothing follows from them.
         port_mappings=[mapping for mapping in mappings if any(map(mapping.serves, families))],
-        outbound=outbound_for(settings, endpoints),
+        # Afterwards, the interfaces are on record; without a record, DEL finds rules by their owner.
+        outbound=outbound_for(
+            settings,
+            endpoints,
+            follows_default_route=settings.follows_default_route and environment.command == "ADD",
+        ),
         inbound=settings.inbound,
         established_timeout_s=settings.established_timeout_s,
         created_at=time.time(),

@@ -159,9 +159,20 @@ def parse_configuration(raw: bytes) -> dict[str, Any]:
     return configuration
 
 
-def version_of(configuration: dict[str, Any]) -> str:
-    """Return the version for the answer; as in libcni, a missing or empty cniVersion is 0.1.0."""
-    version = configuration.get("cniVersion") or VERSIONS[0]
+def version_of(raw: bytes) -> str:
+    """Return the version for the answer: the configuration's if it can be read and is supported, else the latest.
+
+    As in libcni, a missing or empty cniVersion is 0.1.0.
+    """
+    try:
+        configuration = loads(raw.decode())
+    except ValueError:
+        return LATEST
+    if not isinstance(configuration, dict):
+        return LATEST
+    version = configuration.get("cniVersion")
+    if version in (None, ""):
+        return VERSIONS[0]
     return version if version in VERSIONS else LATEST
 
 
@@ -171,7 +182,7 @@ def check_version(configuration: dict[str, Any], command: str) -> None:
     DEL accepts any version: libcni stops at the first plugin that fails, and would leave behind what the others made.
     """
     given = configuration.get("cniVersion")
-    version = given or VERSIONS[0]
+    version = VERSIONS[0] if given in (None, "") else given
     if version not in VERSIONS:
         if command == "DEL":
             return

@@ -5,7 +5,7 @@ A pod's start waits for this module.
 
 from __future__ import annotations
 
-from ..kernel.routes import default_route_interface
+from ..kernel.routes import default_route_interfaces
 from ..model.attachments import NFTABLES, Outbound
 from ..model.errors import InvalidConfiguration
 from ..model.settings import Settings
@@ -23,25 +23,29 @@ if TYPE_CHECKING:
 _VOLATILE = ("prevResult", "runtimeConfig", "args", "cni.dev/valid-attachments", "cni.dev/attachments")
 
 
-def outbound_for(settings: Settings, endpoints: list[Endpoint]) -> Outbound:
-    """Return the outbound NAT for these addresses; raise CniError(7) if it needs a default route that the host lacks."""
+def outbound_for(settings: Settings, endpoints: list[Endpoint], *, follows_default_route: bool) -> Outbound:
+    """Return the outbound NAT for these addresses.
+
+    follows_default_route: look up the interfaces of the default route; raise CniError(7) if the host has none.
+    """
     present = {endpoint.address.family for endpoint in endpoints}
     families = tuple(family for family in settings.masquerade if family in present)
-    external = {family: _external_interfaces(settings.external_interfaces, family) for family in families}
+    external = {
+        family: _default_interfaces(family) if follows_default_route else settings.external_interfaces
+        for family in families
+    }
     addresses = {family: address for family, address in settings.snat_addresses.items() if family in families}
     return Outbound(families, external, addresses, settings.no_masquerade)
 
 
-def _external_interfaces(configured: tuple[str, ...], family: int) -> tuple[str, ...]:
-    if configured != ("default",):
-        return configured
-    interface = default_route_interface(family)
-    if not interface:
+def _default_interfaces(family: int) -> tuple[str, ...]:
+    interfaces = default_route_interfaces(family)
+    if not interfaces:
         raise InvalidConfiguration(
             f'externalInterface is "default", but the host has no IPv{family} default route',
             'Name the interface, or set masquerade to "ipv4" or "ipv6", whichever has a default route.',
         )
-    return (interface,)
+    return interfaces
 
 
 def state_of(configuration: dict[str, Any]) -> State:

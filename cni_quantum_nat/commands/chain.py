@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from ..model.errors import InvalidConfiguration
 from .jsonfile import SyntaxProblem, decode, line_and_column
-from .netconf import ERROR, OURS, check
+from .netconf import ERROR, INTERFACE_PLUGINS, OURS, check
 from .parser import add_command
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Sequence
 
     from .parser import Commands
 
 _PORTMAP = "portmap"
+_FLANNEL = "/run/flannel/subnet.env"
 _BEFORE = ".before-quantum-nat"  # no runtime reads a file with this suffix
 
 
@@ -38,6 +40,12 @@ def add_to(commands: Commands) -> None:
         ),
     )
     parser.add_argument("file", metavar="FILE", help="a .conflist file")
+    parser.add_argument(
+        "--pod-network",
+        metavar="CIDR",
+        action="append",
+        help="never masquerade to this network, other nodes' pods; may be repeated. The default is flannel's, if the host has one",
+    )
     parser.add_argument("--dry-run", action="store_true", help="only print the changes; exit status 1 if there are any")
     parser.add_argument("--undo", action="store_true", help="restore the original list")
     parser.add_argument("--json", action="store_true", help="print a JSON object with file, changed, before and after")
@@ -47,7 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Change the list, and print the changes."""
     file = Path(os.path.realpath(arguments.file))
     before = _read(file)
-    after = _undone(file, before) if arguments.undo else _write_list(chained(_list(file, before)), before)
+    networks = _flannel_networks() if arguments.pod_network is None else arguments.pod_network
+    after = _undone(file, before) if arguments.undo else _write_list(chained(_list(file, before), networks), before)
     if not arguments.undo:
         _refuse_faults(file, after)
     changed = after != before
@@ -57,8 +66,12 @@ def run(arguments: argparse.Namespace) -> int:
     return int(changed and arguments.dry_run)
 
 
-def chained(configuration: dict[str, Any]) -> dict[str, Any]:
-    """Return the list with the plugin added; raise InvalidConfiguration if portmap is there more than once."""
+def chained(configuration: dict[str, Any], pod_networks: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the list with the plugin added; raise InvalidConfiguration if portmap is there more than once.
+
+    It masquerades only what the list masqueraded before, by `ipMasq`: instead of portmap, or after a plugin with outbound NAT of its
+    own, such as flannel. pod_networks: CIDRs that are never masqueraded to.
+    """
     plugins = configuration["plugins"]
     types = [plugin.get("type") for plugin in plugins]
     if OURS in types:
@@ -66,10 +79,39 @@ def chained(configuration: dict[str, Any]) -> dict[str, Any]:
     if types.count(_PORTMAP) > 1:
         raise InvalidConfiguration("portmap is in the list more than once", "Remove all but one.")
     if _PORTMAP in types:
-        replaced = [_in_place_of(plugin) if plugin.get("type") == _PORTMAP else plugin for plugin in plugins]
+        replaced = [
+            {**_in_place_of(plugin), **_outbound(plugins, pod_networks)} if plugin.get("type") == _PORTMAP else plugin
+            for plugin in plugins
+        ]
         return {**configuration, "plugins": replaced}
-    ours = {"type": OURS, "capabilities": {"portMappings": True}}
+    outbound = _outbound(plugins, pod_networks) if types[0] not in INTERFACE_PLUGINS else _spared(pod_networks)
+    ours = {"type": OURS, "capabilities": {"portMappings": True}, **outbound}
     return {**configuration, "plugins": [plugins[0], ours, *plugins[1:]]}
+
+
+def _outbound(plugins: list[dict[str, Any]], pod_networks: Sequence[str]) -> dict[str, Any]:
+    """Return our keys for outbound NAT, so that no other traffic is masqueraded than before."""
+    is_masqueraded = any(plugin.get("ipMasq") is True for plugin in plugins)
+    return _spared(pod_networks) if is_masqueraded else {"masquerade": False}
+
+
+def _spared(pod_networks: Sequence[str]) -> dict[str, Any]:
+    return {"noMasqueradeTo": list(pod_networks)} if pod_networks else {}
+
+
+def _flannel_networks() -> list[str]:
+    """Return the pod networks of the cluster that flannel has written down for this host."""
+    try:
+        lines = Path(_FLANNEL).read_text().splitlines()
+    except OSError:
+        return []
+    variables = dict(line.partition("=")[::2] for line in lines)
+    return [
+        network
+        for name in ("FLANNEL_NETWORK", "FLANNEL_IPV6_NETWORK")
+        for network in variables.get(name, "").split(",")
+        if network
+    ]
 
 
 def _in_place_of(portmap: dict[str, Any]) -> dict[str, Any]:
@@ -122,11 +164,22 @@ def _undone(file: Path, now: str) -> str:
             f"{kept} does not exist", "`quantum-nat chain` has not changed the list, or that is already undone."
         )
     before = _read(kept)
-    if _write_list(chained(_list(kept, before)), before) != now:
+    if _without_outbound(chained(_list(kept, before))) != _without_outbound(_list(file, now)):
         raise InvalidConfiguration(
             f"{file} has changed since", f"Edit it by hand, then remove the original: `rm {kept}`."
         )
     return before
+
+
+def _without_outbound(configuration: dict[str, Any]) -> dict[str, Any]:
+    """Return the list without what `chain` adds for outbound NAT: 1.0.0 did not, and a pod network may have changed."""
+    plugins = [
+        {key: value for key, value in plugin.items() if key not in ("masquerade", "noMasqueradeTo")}
+        if plugin.get("type") == OURS
+        else plugin
+        for plugin in configuration["plugins"]
+    ]
+    return {**configuration, "plugins": plugins}
 
 
 def _kept(file: Path) -> Path:

@@ -49,6 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
         gone = sorted(records.over, key=lambda attachment: (attachment.sequence, attachment.created_at))
         going = tracked(gone, "Removing", len(gone))
         removed = [(attachment, _remove(manager, attachment, arguments)) for attachment in going]
+        if not arguments.dry_run:
+            state.forget_networks()
     _print(removed, arguments)
     complain([*records.damaged, *map(left_alone, records.uncertain)])
     return 1 if records.damaged or records.uncertain or any(error for _, error in removed) else 0

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 ERROR, WARNING = "error", "warning"
 OURS = "quantum-nat"
-_INTERFACE_PLUGINS = ("bridge", "ptp", "ipvlan", "macvlan", "vlan", "host-device", "dummy", "tap")
+INTERFACE_PLUGINS = ("bridge", "ptp", "ipvlan", "macvlan", "vlan", "host-device", "dummy", "tap")
 _CNI_KEYS = (
     "type", "name", "cniVersion", "ipam", "dns", "args", "runtimeConfig", "prevResult", "capabilities", "disableCheck",
 )  # fmt: skip
@@ -110,9 +110,7 @@ def _missing(named: list[tuple[int, dict[str, Any]]]) -> Finding:
 
 
 def _check_order(named: list[tuple[int, dict[str, Any]]], ours: int) -> Iterator[Finding]:
-    later = [
-        (index, plugin["type"]) for index, plugin in named if index > ours and plugin["type"] in _INTERFACE_PLUGINS
-    ]
+    later = [(index, plugin["type"]) for index, plugin in named if index > ours and plugin["type"] in INTERFACE_PLUGINS]
     if later:
         yield Finding(
             ("plugins", ours), ERROR, f"{OURS} is before {later[0][1]}, which creates the interface; move it after that"

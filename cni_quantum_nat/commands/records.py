@@ -15,19 +15,24 @@ if TYPE_CHECKING:
     from ..state.directory import State
 
 
-def read_records(state: State) -> Records:
-    """Read them; CniError(7) when there is no such directory."""
+def read_records(state: State, *, progress: bool = False) -> Records:
+    """Read them; CniError(7) when there is no such directory. progress: show a person who waits how far it is."""
     require_directory(state)
-    return Records(state, here_of(state), lambda found, count: tracked(found, "Reading the records", count))
+    shown = (lambda found, count: tracked(found, "Reading the records", count)) if progress else None
+    return Records(state, here_of(state), shown)
 
 
-def require_directory(state: State) -> None:
-    """Refuse a directory that is none: a mistyped name would look like a host without containers."""
+def require_directory(state: State, *, usual_too: bool = False) -> None:
+    """Refuse a directory that does not exist: a mistyped name would look like a host without containers.
+
+    usual_too: also the usual one, which is not there before the first container.
+    """
     state.check()
-    if not state.exists() and state.option:
+    if not state.exists() and (state.option or usual_too):
         raise InvalidConfiguration(
-            f"there are no records in {state.directory}",
-            "Name the networks' stateDir: quantum-nat --state-dir DIRECTORY. Without the option it is the usual one.",
+            f"there is no state directory {state.directory}",
+            "If the networks have another stateDir, name it: quantum-nat --state-dir DIRECTORY. "
+            "If nothing was ever added, there is nothing to do.",
         )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import posix
 
 from ..model.errors import HOST_SETTING_REFUSED, CniError
-from .routes import add_loopback_address, interface_or_none, remove_loopback_address
+from .routes import add_loopback_address, container_interface_or_none, remove_loopback_address
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,11 +39,14 @@ class Sysctls:
         route; 2 keeps it. Interfaces towards containers keep 1: a container must not become the host's router.
         """
         if family == 6:
-            towards_containers = {interface_or_none(address) for address in container_addresses}
+            towards_containers = {container_interface_or_none(address) for address in container_addresses}
             for interface in set(posix.listdir(f"{_NET}/ipv6/conf")) - towards_containers - {"all", "default", "lo"}:
                 accept_ra = f"{_NET}/ipv6/conf/{interface}/accept_ra"
-                if _read(accept_ra) == "1":
-                    self._set(accept_ra, "2")
+                try:
+                    if _read(accept_ra) == "1":
+                        self._set(accept_ra, "2")
+                except _NoSuchSysctl:
+                    pass  # the interface has gone since they were listed
         self._set(_FORWARDING[family], "1")
 
     def enable_route_localnet(self, interface: str) -> None:
@@ -58,7 +61,10 @@ class Sysctls:
     def restore(self) -> None:
         """Restore the previous values, in reverse order."""
         while self._undo:
-            self._undo.pop()()
+            try:
+                self._undo.pop()()
+            except _NoSuchSysctl:
+                pass  # the interface has gone, and its sysctls with it
 
     def _set(self, path: str, value: str) -> None:
         before = _read(path)
@@ -68,11 +74,19 @@ class Sysctls:
         self._undo.append(lambda: _write(path, before))
 
 
+class _NoSuchSysctl(CniError):
+    """The sysctl does not exist: of an interface that has gone, or of a module that is not loaded."""
+
+
+def _failure(error: OSError) -> type[CniError]:
+    return _NoSuchSysctl if isinstance(error, FileNotFoundError) else CniError
+
+
 def _read(path: str, most_bytes: int = 64) -> str:
     try:
         descriptor = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
     except OSError as error:
-        raise CniError(
+        raise _failure(error)(
             HOST_SETTING_REFUSED,
             f"cannot read {path}: {posix.strerror(error.errno or 0)}",
             "Make /proc/sys/net readable for the plugin.",
@@ -112,7 +126,7 @@ def _write(path: str, value: str) -> None:
         finally:
             posix.close(descriptor)
     except OSError as error:
-        raise CniError(
+        raise _failure(error)(
             HOST_SETTING_REFUSED,
             f"cannot set {path} to {value}: {posix.strerror(error.errno or 0)}",
             f"Run `sysctl -w {path.removeprefix('/proc/sys/')}={value}` on the host first, or make /proc/sys/net writable for "

@@ -85,3 +85,16 @@ class NotThere(KernelRefused):
 
 class AlreadyThere(KernelRefused):
     """EEXIST: an element with one of the keys already exists."""
+
+
+class NeedsFullProgram(BaseException):
+    """The call needs a module that only the full program of the release has: raised by an import, never from source.
+
+    On its way up it undoes what the call changed, as any failure does. locks: duplicates of the descriptors of the locks that are held.
+    """
+
+    def __init__(self, module: str, locks: list[int]) -> None:
+        super().__init__(module)
+        self.locks = locks
+        self.request = b""
+        self.version = ""

@@ -14,19 +14,22 @@ if TYPE_CHECKING:
 
     from .attachments import Attachment
 
+_DEFAULT_ROUTE = "default"
+
 
 class Settings:
     """The normalised configuration; NatConfig describes each key.
 
-    masquerade: address families. no_masquerade: destinations that are never masqueraded. external_interfaces: empty for any;
-    "default" stands for the default route's. snat_addresses: by family. port_range: first and last. sharing: how the ports in
-    shared_ports are shared, see PortMapping.
+    masquerade: address families. no_masquerade: destinations that are never masqueraded. external_interfaces: empty for any.
+    follows_default_route: whether they are those of the default route at ADD. snat_addresses: by family. port_range: first and
+    last. sharing: how the ports in shared_ports are shared, see PortMapping.
     """
 
     __slots__ = (
         "backend",
         "established_timeout_s",
         "external_interfaces",
+        "follows_default_route",
         "inbound",
         "ip_forwarding",
         "masquerade",
@@ -43,6 +46,9 @@ class Settings:
         self.ip_forwarding: bool = normalised["ipForwarding"]
         self.masquerade: tuple[int, ...] = tuple(normalised["masquerade"])
         self.external_interfaces: tuple[str, ...] = tuple(normalised["externalInterface"])
+        self.follows_default_route = self.external_interfaces == (_DEFAULT_ROUTE,)
+        if self.follows_default_route:
+            self.external_interfaces = ()
         addresses = [Address.parse(text) for text in normalised["snatAddress"]]
         self.snat_addresses = {address.family: address for address in addresses}
         self.no_masquerade = tuple(map(Subnet.parse, normalised["noMasqueradeTo"]))

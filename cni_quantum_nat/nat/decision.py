@@ -14,7 +14,7 @@ A pod's start waits for this module.
 
 from __future__ import annotations
 
-from ..backends.base import Installed, Plan
+from ..backends.base import MOST_MEMBERS, Installed, Plan
 from ..model.attachments import ALIVE, CANNOT_TELL, NOWHERE
 from ..model.errors import HostPortConflict
 from ..model.units import HostPort
@@ -77,13 +77,13 @@ class Holder:
 class Facts:
     """What is known before anything changes.
 
-    before: the attachment's own record.
+    before: the attachment's own record. elsewhere: the same, where it is of another host network namespace.
     others: the records in force of the containers concerned: the attachment's own, and those that would lose something.
     holders: by unit, who has it in the kernel. A unit that is not here is free.
     shared: the units that several attachments may share, as the kernel has it.
     """
 
-    __slots__ = ("before", "holders", "others", "shared")
+    __slots__ = ("_ports", "before", "elsewhere", "holders", "others", "shared")
 
     def __init__(
         self,
@@ -93,9 +93,17 @@ class Facts:
         shared: Iterable[Unit] = (),
     ) -> None:
         self.before = before
+        self.elsewhere: Attachment | None = None
         self.others = list(others)
         self.holders = holders or {}
         self.shared = set(shared)
+        self._ports: dict[AttachmentId, dict[HostPort, PortMapping]] = {}
+
+    def ports_of(self, attachment: Attachment) -> dict[HostPort, PortMapping]:
+        """Return the host ports that one of `others` wants; a container may have tens of thousands."""
+        if attachment.id not in self._ports:
+            self._ports[attachment.id] = attachment.host_ports
+        return self._ports[attachment.id]
 
 
 class Decision:
@@ -126,12 +134,14 @@ class Decision:
 def decide_add(wanted: Attachment, facts: Facts) -> Decision:
     """Decide what an attachment gets, and from whom; HostPortConflict when a host port is another container's."""
     decision = Decision()
+    if facts.before is None and any(h.owner == wanted.id.owner for held in facts.holders.values() for h in held):
+        decision.orphans.add(wanted.id.owner)  # its record is lost: what it had besides is known to the kernel alone
     units: list[Unit] = list(wanted.address_units)
     for unit in wanted.address_units:
         for holder in _others(facts, unit, wanted.id):
             _release(decision, holder)
     for port, mapping in wanted.host_ports.items():
-        holders = _others(facts, port, wanted.id)
+        holders = _staying(facts, decision, port, wanted.id)
         if any(_is_sibling(holder, wanted.id) for holder in holders):
             decision.waiting.append(port)
         else:
@@ -167,8 +177,11 @@ def decide_all(attachments: Iterable[Attachment]) -> Plan:
     plan = Plan()
     standing = {attachment.id: attachment for attachment in ordered}
     holders: dict[Unit, list[Attachment]] = {}
+    shared: set[Unit] = set()
     for attachment in ordered:
-        for unit in (*attachment.address_units, *attachment.host_ports):
+        ports = attachment.host_ports
+        shared.update(port for port, mapping in ports.items() if mapping.sharing)
+        for unit in (*attachment.address_units, *ports):
             holding = [holder for holder in holders.get(unit, ()) if holder.id in standing]
             if holding and isinstance(unit, HostPort):
                 if holding[0].id.container_id == attachment.id.container_id:
@@ -183,7 +196,7 @@ def decide_all(attachments: Iterable[Attachment]) -> Plan:
     for unit, holding in _settle(ordered, standing, holders).items():
         for holder in holding:
             held[holder.id].append(unit)
-        if isinstance(unit, HostPort) and holding[0].host_ports[unit].sharing:
+        if isinstance(unit, HostPort) and unit in shared and holding[0].host_ports[unit].sharing:
             plan.shared[unit] = holding
     plan.installed = [Installed(standing[identity], units) for identity, units in held.items()]
     return plan
@@ -235,6 +248,32 @@ def _others(facts: Facts, unit: Unit, identity: AttachmentId) -> list[Holder]:
     return [holder for holder in facts.holders.get(unit, ()) if holder.owner != identity.owner]
 
 
+def _staying(facts: Facts, decision: Decision, port: HostPort, identity: AttachmentId) -> list[Holder]:
+    """Return who else has a host port, when those who lose their address are gone: whoever waits for it, in their place."""
+    staying = []
+    for holder in _others(facts, port, identity):
+        if holder.owner in decision.orphans:
+            continue
+        if holder.attachment is None or holder.attachment.id not in decision.released:
+            staying.append(holder)
+        elif successor := _successor(facts, decision, port, holder.attachment.id):
+            staying.append(Holder(successor.id.owner, IN_FORCE, successor))
+    return [holder for holder in staying if holder.owner != identity.owner]
+
+
+def _successor(facts: Facts, decision: Decision, port: HostPort, loser: AttachmentId) -> Attachment | None:
+    """Return the oldest attachment of the same container that waits for a host port."""
+    waiting = [
+        a
+        for a in facts.others
+        if a.id.container_id == loser.container_id
+        and a.id != loser
+        and a.id not in decision.released
+        and port in facts.ports_of(a)
+    ]
+    return min(waiting, key=_age, default=None)
+
+
 def _is_sibling(holder: Holder, identity: AttachmentId) -> bool:
     """Whether it is another attachment of the same container, and may still be in force."""
     if holder.attachment is None or holder.standing not in (IN_FORCE, UNCERTAIN):
@@ -261,8 +300,12 @@ def _take_port(  # noqa: PLR0913 - the facts of one port
         if holder not in staying:
             _release(decision, holder)
     if mapping.sharing:
-        owners = [holder.owner for holder in staying]
-        decision.members[port] = [*owners, wanted.id.owner]
+        decision.members[port] = [*(holder.owner for holder in staying), wanted.id.owner]
+        if len(decision.members[port]) > MOST_MEMBERS:
+            raise HostPortConflict(
+                f"host port {port} is shared by {MOST_MEMBERS} containers already",
+                "Publish another port, or remove one of them.",
+            )
 
 
 def _release(decision: Decision, holder: Holder) -> None:
@@ -284,22 +327,19 @@ def _leave_shared(decision: Decision, facts: Facts, losers: list[Attachment], ke
 
 def _give_to_successors(decision: Decision, facts: Facts, losers: list[Attachment], taken: set[Unit]) -> None:
     """Give the host ports that are given up to attachments of the same container that wait for them, the oldest first."""
-    candidates = [a for a in sorted(facts.others, key=_age) if a.id not in decision.released]
+    if not facts.others:
+        return
     gains: dict[AttachmentId, tuple[Attachment, list[Unit]]] = {}
     for loser in losers:
         for port in loser.host_ports:
             if port in taken or not _has(facts, port, loser):
                 continue
-            heirs = [
-                a
-                for a in candidates
-                if a.id.container_id == loser.id.container_id and a.id != loser.id and port in a.host_ports
-            ]
-            if heirs:
+            successor = _successor(facts, decision, port, loser.id)
+            if successor is not None:
                 taken.add(port)
-                gains.setdefault(heirs[0].id, (heirs[0], []))[1].append(port)
+                gains.setdefault(successor.id, (successor, []))[1].append(port)
                 if port in decision.members:
-                    decision.members[port].append(heirs[0].id.owner)
+                    decision.members[port].append(successor.id.owner)
     decision.installed += [Installed(attachment, units, in_addition=True) for attachment, units in gains.values()]
 
 

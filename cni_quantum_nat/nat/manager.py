@@ -11,7 +11,7 @@ from ..backends.base import Change, Installed, RulesDamaged
 from ..backends.nftables.layout import IPV6_LOCALHOST_ALIAS
 from ..backends.nftables.provider import NftablesBackend
 from ..connections.tracker import ConnectionTracker, is_tracking
-from ..kernel.routes import interface_towards
+from ..kernel.routes import container_interface
 from ..kernel.stderr import warn
 from ..kernel.sysctls import Sysctls
 from ..model.addresses import Address
@@ -22,6 +22,7 @@ from ..model.errors import (
     NEWER_VERSION,
     NOT_AVAILABLE,
     STATE_DAMAGED,
+    TRY_AGAIN_LATER,
     AlreadyThere,
     CniError,
     InvalidConfiguration,
@@ -57,6 +58,10 @@ if TYPE_CHECKING:
     from ..state.directory import State
 
 _ATTEMPTS = 3  # the kernel's rules can change between two looks at them, but not three times in a row
+
+
+class _HasHealed(Exception):
+    """The rules were made anew: what was known of them is no longer so."""
 
 
 class NatManager:
@@ -99,7 +104,12 @@ class NatManager:
         numbers = self.state.numbers()
         try:
             self._choose_host_ports(attachment, facts, settings, numbers.last_ports)
-            attachment.sequence = numbers.next_sequence()
+            before = facts.before
+            if before is not None and before.wishes == attachment.wishes:
+                # Its place among its siblings stays, and with it the host ports that they wait for.
+                attachment.sequence, attachment.created_at = before.sequence, before.created_at
+            else:
+                attachment.sequence = numbers.next_sequence()
         finally:
             numbers.close()
         undo: list[Callable[[], None]] = []
@@ -123,15 +133,20 @@ class NatManager:
         known = facts.before or (fallback() if fallback else None)
         if known is not None and (facts.before is not None or known.needs_rules):
             self._remove(known, facts)
-        if facts.before is not None or not self._is_elsewhere(attachment_id):
+        if facts.elsewhere is None:
             self.state.remove(attachment_id)
 
-    def check(self, attachment: Attachment) -> None:
-        """Compare the call, the record and the kernel; CniError(103) lists all that differs."""
+    def check(self, attachment: Attachment, *, follows_default_route: bool = False) -> None:
+        """Compare the call, the record and the kernel; CniError(103) lists all that differs.
+
+        follows_default_route: the external interfaces are those on record, of the default route at ADD.
+        """
         self._find_host_interfaces(attachment)
         facts = self._gather(attachment.id)
         if facts.before is not None:
             recall_ports(attachment, [facts.before])
+            if follows_default_route:
+                attachment.outbound.external_interfaces = facts.before.outbound.external_interfaces
         problems = _differences_in_record(facts.before, attachment)
         if attachment.needs_rules:
             if facts.others:
@@ -182,6 +197,7 @@ class NatManager:
                 orphans = self._backend(name).owners(network) - known
                 if orphans:
                     self._apply(name, Change(orphans=orphans))
+        self.state.forget_networks()
         if failures:
             raise CniError(CLEAN_UP_INCOMPLETE, f"GC of network {network} failed in part: {'; '.join(failures)}")
 
@@ -222,7 +238,7 @@ class NatManager:
             warn(error)
         attachments = [attachment for attachment in records.in_force if attachment.id != without]
         plan = decide_all([*attachments, *([instead] if instead is not None else [])])
-        backend.rebuild(plan.of_backend(backend.name), records.owners, expected)
+        backend.rebuild(plan.of_backend(backend.name), records.owners - records.unreadable, expected)
         self.state.note_rebuild()
         for attachment in (*plan.superseded, *records.leftovers):
             self.state.remove(attachment.id)
@@ -249,14 +265,14 @@ class NatManager:
         units = dict.fromkeys((*attachment.address_units, *attachment.host_ports, *former_ports))
         if not is_new or self._other_backends(attachment):
             self._find_holders(attachment, facts, units)
-        undo.append(lambda: self._restore_record(attachment.id, facts.before))
+        undo.append(lambda: self._restore_record(attachment.id, facts.before or facts.elsewhere))
         attachment.replaces = [former for former in generations if former.wishes != attachment.wishes]
         self.state.write(attachment)
         for _ in range(_ATTEMPTS):
             decision = decide_add(attachment, facts)
             try:
                 self._apply_all(attachment, decision, generations, undo, is_new=is_new and decision.is_plain)
-            except AlreadyThere:
+            except (AlreadyThere, _HasHealed):
                 is_new = False
                 self._find_holders(attachment, facts, units)
                 continue
@@ -296,7 +312,7 @@ class NatManager:
                 is_new=is_new,
             )
             instead = generations[0] if generations and generations[0].backend == name else None
-            undo.append(self._apply(name, change, attachment.id, instead).undo)
+            undo.append(self._apply(name, change, attachment.id, instead, decides_again=not is_new).undo)
         addresses = [unit for former in decision.released.values() for unit in former.address_units]
         if decision.orphans:
             addresses += attachment.address_units
@@ -333,15 +349,33 @@ class NatManager:
             self._afterwards.append(lambda tracker: tracker.delete_of_addresses(list(addresses)))
 
     def _apply(
-        self, name: str, change: Change, without: AttachmentId | None = None, instead: Attachment | None = None
+        self,
+        name: str,
+        change: Change,
+        without: AttachmentId | None = None,
+        instead: Attachment | None = None,
+        *,
+        decides_again: bool = False,
     ) -> Applied:
-        """Make a change; heal first where the rules as a whole are not as they should be."""
+        """Make a change; heal first where the rules as a whole are not as they should be.
+
+        Raises: _HasHealed, where the change `decides_again`: it was decided by who held what, and nobody held anything then.
+        """
         backend = self._backend(name)
         try:
             return backend.apply(change)
         except RulesDamaged:
             self.heal(backend, change.install, without, instead)
+            if decides_again:
+                raise _HasHealed from None
+        try:
             return backend.apply(change)
+        except RulesDamaged as error:
+            raise CniError(
+                TRY_AGAIN_LATER,
+                f"the rules of {name} were made anew, and are not as they should be again: {error}",
+                "Find out what changes them: nft monitor.",
+            ) from error
 
     def _backend(self, name: str) -> Backend:
         if name not in self._backends:
@@ -364,21 +398,15 @@ class NatManager:
     def _gather(self, attachment_id: AttachmentId) -> Facts:
         """Read the records of the container: the attachment's own, and the others that are in force."""
         facts = Facts(self._own_record(attachment_id))
+        if facts.before is not None and standing(facts.before, self._here) == ELSEWHERE:
+            facts.before, facts.elsewhere = None, facts.before
         for record in self.state.siblings(attachment_id):
             if standing(record, self._here) in (IN_FORCE, UNCERTAIN):
                 facts.others.append(record)
         return facts
 
-    def _is_elsewhere(self, attachment_id: AttachmentId) -> bool:
-        """Whether the record is of another host network namespace, which uses the same state directory."""
-        try:
-            record = self.state.read(attachment_id)
-        except CniError:
-            return False
-        return record is not None and standing(record, self._here) == ELSEWHERE
-
     def _own_record(self, attachment_id: AttachmentId) -> Attachment | None:
-        """Read the attachment's own record, of this boot and host. One that is damaged counts as lost: ADD and DEL put an end to it."""
+        """Read the attachment's own record, of this boot. One that is damaged counts as lost: ADD and DEL put an end to it."""
         try:
             record = self.state.read(attachment_id)
         except CniError as error:
@@ -388,7 +416,7 @@ class NatManager:
             return None
         if record is None or record.boot_id not in ("", self._here.boot_id):
             return None
-        return None if standing(record, self._here) == ELSEWHERE else record
+        return record
 
     def _find_holders(self, attachment: Attachment, facts: Facts, units: Iterable[Unit]) -> None:
         """Ask every backend in use who has the units, and read the records of those who have."""
@@ -455,7 +483,7 @@ class NatManager:
             family = endpoint.address.family
             is_published = endpoint is attachment.published_endpoint(family) and family in attachment.published_families
             if is_published or attachment.inbound.isolate:
-                endpoint.host_interface = interface_towards(endpoint.address)
+                endpoint.host_interface = container_interface(endpoint.address)
                 if not is_plain(endpoint.host_interface):
                     raise InvalidConfiguration(
                         f"interface {endpoint.host_interface!r}, which leads to {endpoint.address}, has a name that no rule can have"
@@ -471,7 +499,7 @@ class NatManager:
         """Let 127.0.0.1 reach the container; chain `guard` is in place by now."""
         endpoint = attachment.published_endpoint(4)
         reachable = any(mapping.is_reached_from_loopback for mapping in attachment.port_mappings)
-        if endpoint is not None and attachment.inbound.snat and reachable:
+        if endpoint is not None and endpoint.host_interface and attachment.inbound.snat and reachable:
             self._sysctls.enable_route_localnet(endpoint.host_interface)
 
     def _enable_ipv6_localhost(self, attachment: Attachment) -> None:

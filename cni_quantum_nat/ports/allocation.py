@@ -13,8 +13,9 @@ from .listeners import find_listeners
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection
 
+    from ..model.addresses import Address
     from ..model.attachments import Attachment, PortMapping
     from ..model.settings import Settings
     from .listeners import Listener
@@ -43,48 +44,48 @@ def recall_ports(attachment: Attachment, earlier: list[Attachment]) -> None:
 
 
 class _Search:
-    """Finds one free port after the other for the mappings of a protocol; what the host says is read once."""
+    """Finds free ports for mappings of one protocol on one host address; what the host says is read once."""
 
-    def __init__(self, protocol: str, attachment: Attachment, settings: Settings, after: int) -> None:
+    def __init__(self, mapping: PortMapping, attachment: Attachment, settings: Settings, after: int) -> None:
         first, last = settings.port_range
         excluded = read_port_list(_RESERVED).union(settings.shared_ports)
-        excluded.update(m.host_port for m in attachment.port_mappings if m.protocol == protocol)
-        self._listeners = list(find_listeners(protocol, first, last))
-        self._left: list[int] = []
         self._families = attachment.published_families
         self._ipv6_localhost = attachment.inbound.ipv6_localhost
+        self._listeners = list(find_listeners(mapping.protocol, first, last))
+        self._free: list[int] = []  # by the kernel's word; under the lock, it stays true
+        self._wanted = _FEW
         start = after + 1 if first <= after < last else first
         self._ports = (port for port in (*range(start, last + 1), *range(first, start)) if port not in excluded)
 
-    def give(self, mapping: PortMapping, held_among: Callable[[list[HostPort]], Collection[HostPort]]) -> bool:
-        """Give the next free port to the mapping; False when there is none."""
-        wanted = _FEW
-        while candidates := self._left or _take(self._ports, wanted):
-            self._left = []
-            wanted = _MANY
-            units = {port: self._units(mapping, port) for port in candidates}
-            held = held_among([unit for of_port in units.values() for unit in of_port])
-            free = [port for port in candidates if not any(unit in held for unit in units[port])]
-            for port in free:
-                mapping.host_port = port
-                if not any(
-                    listener.is_shadowed_by(mapping, self._families, ipv6_localhost=self._ipv6_localhost)
-                    for listener in self._listeners
-                ):
-                    # The others of this round may be free too: the next mapping begins with them.
-                    self._left = free[free.index(port) + 1 :]
-                    return True
+    def give(
+        self, mapping: PortMapping, given: set[int], held_among: Callable[[list[HostPort]], Collection[HostPort]]
+    ) -> bool:
+        """Give the next free port to the mapping, but none of `given`; False when there is none."""
+        while self._free or self._find_more(mapping, held_among):
+            mapping.host_port = self._free.pop(0)
+            shadowed = any(
+                listener.is_shadowed_by(mapping, self._families, ipv6_localhost=self._ipv6_localhost)
+                for listener in self._listeners
+            )
+            if mapping.host_port not in given and not shadowed:
+                return True
         mapping.host_port = 0
         return False
 
-    def _units(self, mapping: PortMapping, port: int) -> list[HostPort]:
+    def _find_more(self, mapping: PortMapping, held_among: Callable[[list[HostPort]], Collection[HostPort]]) -> bool:
+        """Ask the kernel about the next ports; whether any of the range is left."""
         families = [family for family in self._families if mapping.serves(family)]
-        return [HostPort(family, mapping.protocol, port, mapping.specific_host_ip) for family in families]
-
-
-def _take(ports: Iterator[int], most: int) -> list[int]:
-    """Return the next ports, at most so many."""
-    return [port for _, port in zip(range(most), ports)]
+        while candidates := [port for _, port in zip(range(self._wanted), self._ports)]:
+            self._wanted = _MANY
+            units = {
+                port: [HostPort(family, mapping.protocol, port, mapping.specific_host_ip) for family in families]
+                for port in candidates
+            }
+            held = set(held_among([unit for of_port in units.values() for unit in of_port]))
+            self._free = [port for port in candidates if held.isdisjoint(units[port])]
+            if self._free:
+                return True
+        return False
 
 
 def allocate_ports(
@@ -99,15 +100,19 @@ def allocate_ports(
 
     Raises: CniError(107) when the range is full.
     """
-    searches: dict[str, _Search] = {}
+    given = {protocol: set[int]() for protocol in PROTOCOLS}
+    for mapping in attachment.port_mappings:
+        given[mapping.protocol].add(mapping.host_port)
+    searches: dict[tuple[str, Address | None], _Search] = {}
     for mapping in attachment.port_mappings:
         if mapping.host_port:
             continue
-        protocol = mapping.protocol
-        if protocol not in searches:
-            searches[protocol] = _Search(protocol, attachment, settings, last_ports[protocol])
-        if not searches[protocol].give(mapping, held_among):
+        protocol, key = mapping.protocol, (mapping.protocol, mapping.host_ip)
+        if key not in searches:
+            searches[key] = _Search(mapping, attachment, settings, last_ports[protocol])
+        if not searches[key].give(mapping, given[protocol], held_among):
             raise _full(mapping, settings)
+        given[protocol].add(mapping.host_port)
         last_ports[protocol] = mapping.host_port
 
 

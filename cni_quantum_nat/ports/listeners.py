@@ -8,9 +8,10 @@ A pod's start waits for this module.
 from __future__ import annotations
 
 from _struct import Struct
-from errno import EINVAL, ENOENT
+from errno import EAFNOSUPPORT, EINVAL, ENOENT, EPROTONOSUPPORT
 
 from ..kernel.netlink import NLM_F_DUMP, NLM_F_REQUEST, NetlinkSocket, attribute, attributes, message
+from ..kernel.stderr import warn
 from ..model.addresses import Address
 from ..model.attachments import PROTOCOLS
 from ..model.errors import KernelRefused
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ..model.attachments import PortMapping
+    from ..model.errors import CniError
 
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
@@ -65,8 +67,17 @@ class Listener:
 
 
 def find_listeners(protocol: str, first: int, last: int) -> Iterator[Listener]:
-    """Yield the host's listening sockets with a port from `first` to `last`; raise KernelRefused on failure."""
-    netlink = NetlinkSocket(_NETLINK_SOCK_DIAG)
+    """Yield the host's listening sockets with a port from `first` to `last`; raise KernelRefused on failure.
+
+    A kernel without sock_diag cannot list them: that is a warning, since a port can be published all the same.
+    """
+    try:
+        netlink = NetlinkSocket(_NETLINK_SOCK_DIAG)
+    except OSError as error:
+        if error.errno not in (EPROTONOSUPPORT, EAFNOSUPPORT):
+            raise
+        warn(_cannot_list(protocol, error.errno))
+        return
     try:
         for family in (4, 6):
             header = _REQUEST.pack(_FAMILIES[family], PROTOCOLS[protocol], 0, _STATES[protocol])
@@ -74,11 +85,22 @@ def find_listeners(protocol: str, first: int, last: int) -> Iterator[Listener]:
             for reply in netlink.dump(message(_SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, 1, request)):
                 if reply.error_number in (ENOENT, EINVAL) and protocol == "sctp":
                     return  # a kernel without SCTP has no SCTP sockets
+                if reply.error_number == ENOENT:
+                    warn(_cannot_list(protocol, ENOENT))
+                    return
                 if reply.error_number:
                     raise KernelRefused(f"list the host's {protocol} sockets", reply.error_number)
                 yield _listener(family, reply.payload)
     finally:
         netlink.close()
+
+
+def _cannot_list(protocol: str, number: int) -> CniError:
+    return KernelRefused(
+        f"list the host's {protocol} sockets",
+        number,
+        f"Services of the host are not protected from published ports. The kernel needs inet_diag: `modprobe {protocol}_diag`.",
+    )
 
 
 def _ports_between(first: int, last: int) -> bytes:

@@ -108,7 +108,7 @@ def _distinct(mappings: list[PortMapping]) -> list[PortMapping]:
     seen: dict[tuple[int, str, int, Address | None], PortMapping] = {}
     distinct: dict[str, PortMapping] = {}
     for mapping in mappings:
-        if mapping.host_port and str(mapping) in distinct:
+        if str(mapping) in distinct:
             continue
         keys = [
             (family, mapping.protocol, mapping.host_port, mapping.specific_host_ip)
@@ -117,7 +117,7 @@ def _distinct(mappings: list[PortMapping]) -> list[PortMapping]:
         ]
         former = next((seen[key] for key in keys if key in seen), None)
         seen.update(dict.fromkeys(keys, mapping))
-        distinct[str(mapping) if mapping.host_port else f"{len(distinct)}"] = mapping
+        distinct[str(mapping)] = mapping
         if former is not None:
             raise HostPortConflict(
                 f"host port {mapping.host_port}/{mapping.protocol} is requested twice in one call: {former} and {mapping}",

@@ -18,6 +18,7 @@ A pod's start waits for this module.
 from __future__ import annotations
 
 import posix
+import time
 
 from ..kernel.namespaces import own_namespace
 from ..model.attachments import AttachmentId
@@ -50,6 +51,7 @@ _PARTS = ("attachments", "networks", "counters", "tables")
 _CLAIMS = "claims"  # of 1.0.0, which would believe it: it is removed
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _SUFFIX = ".json"
+_FORGOTTEN_AFTER_S = 86400
 
 
 class State:
@@ -83,11 +85,22 @@ class State:
                 make_directory(self.directory)
                 mode = self._check("")
             if mode != 0o700:
+                self._require_own()
                 posix.chmod(self.directory, 0o700)
         except OSError as error:
             raise io_failure("use the state directory", self.directory, error) from error
         for part in _PARTS:
             self._check(f"/{part}")
+
+    def _require_own(self) -> None:
+        """Refuse a directory that is somebody else's, before its mode is changed."""
+        names = list_directory(self.directory)
+        if names and "lock" not in names:
+            raise CniError(
+                IO_FAILURE,
+                f"cannot use the state directory {self.directory}: it has files of others, {min(names)!r} for one",
+                "Give stateDir a directory of its own.",
+            )
 
     def check(self) -> None:
         """See that it, and each part of it, is a directory of this user where it is there; CniError(5) when not."""
@@ -244,6 +257,16 @@ class State:
         """Keep a validated configuration beside the records of its network."""
         make_directory(f"{self.directory}/networks")
         self._replace(f"{self.directory}/networks/{network}{_SUFFIX}", content)
+
+    def forget_networks(self) -> None:
+        """Remove the configuration and the counters of networks that have no record and were not heard of for a day."""
+        known = {identity.network for identity in self.identities()}
+        deadline = time.time() - _FORGOTTEN_AFTER_S
+        for directory, suffix in ((f"{self.directory}/networks", _SUFFIX), (f"{self.directory}/counters", "")):
+            for name in list_directory(directory):
+                modified_at = self._modified_at(f"{directory.rpartition('/')[2]}/{name}")
+                if name.removesuffix(suffix) not in known and modified_at is not None and modified_at < deadline:
+                    remove_file(f"{directory}/{name}")
 
     def note_iptables(self) -> None:
         """Remember that a record of the iptables backend is, or was, among the others."""

@@ -15,6 +15,8 @@ LOCK_TIMEOUT_S = 60
 # Descriptors of the locks that this process holds. Programs that it starts inherit them: if this process is killed while
 # such a program still runs, no other call may start.
 held: set[int] = set()
+# A descriptor that the plugin handed on to the full program, which goes on with its call.
+inherited = -1
 _POLL_S = 0.01
 
 
@@ -36,6 +38,8 @@ class Lock:
         """
         flags = posix.O_CREAT | posix.O_RDWR | posix.O_CLOEXEC | posix.O_NOFOLLOW
         self._descriptor = posix.open(self._path, flags, 0o600)
+        if inherited >= 0:
+            self._take_over()
         try:
             self._lock()
         except BaseException:
@@ -49,6 +53,15 @@ class Lock:
             held.discard(self._descriptor)
             posix.close(self._descriptor)
             self._descriptor = -1
+
+    def _take_over(self) -> None:
+        """Go on with the descriptor that was handed on, if it is of this file: it has the lock already, or gets it like any other."""
+        global inherited  # noqa: PLW0603
+        given, own = posix.fstat(inherited), posix.fstat(self._descriptor)
+        if (given.st_dev, given.st_ino) == (own.st_dev, own.st_ino):
+            posix.dup2(inherited, self._descriptor, inheritable=False)
+        posix.close(inherited)
+        inherited = -1
 
     def _lock(self) -> None:
         try:

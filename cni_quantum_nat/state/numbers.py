@@ -11,6 +11,7 @@ import posix
 from _struct import Struct
 
 from ..model.attachments import PROTOCOLS
+from ..model.errors import IO_FAILURE, CniError
 from .files import Foreign, io_failure, open_own, remove_file
 
 TYPE_CHECKING = False
@@ -34,6 +35,10 @@ class Numbers:
             self._before = posix.pread(self._descriptor, _FILE.size + 1, 0)
         except OSError as error:
             raise io_failure("read", path, error) from error
+        except Foreign as why:  # a directory: it is in the way, and not for us to remove
+            raise CniError(
+                IO_FAILURE, f"cannot read {path}: {why}", f"Move it out of the way: mv {path} {path}.old"
+            ) from why
         ports: tuple[int, ...] = (0, 0, 0)
         if len(self._before) == _FILE.size:
             self.sequence, *ports_read = _FILE.unpack(self._before)

@@ -51,10 +51,11 @@ def _wrong_ports(host: Host, recorded: list[dict[str, Any]]) -> Iterator[str]:
             for mapping in record["portMappings"]
             if not mapping["hostIP"] and any((":" in e["address"]) == (family == 6) for e in record["endpoints"])
         }
-        elements = [e["elem"]["val"] if "elem" in e else e for e in listed.get(f"host_ports{family}", [])]
+        keys = [key for key, _ in listed.get(f"endpoints{family}", [])]
+        elements = [key["elem"]["val"] if "elem" in key else key for key in keys]
         found = {tuple(element["concat"]) for element in elements}
         if found != expected:
-            yield f"host_ports{family} has {sorted(found)}, but the records have {sorted(expected)}"
+            yield f"endpoints{family} has {sorted(found)}, but the records have {sorted(expected)}"
 
 
 def remains(plugin: Plugin) -> Iterator[str]:
@@ -66,7 +67,7 @@ def remains(plugin: Plugin) -> Iterator[str]:
         yield from (
             f"the lock is held: {line}" for line in Path("/proc/locks").read_text().splitlines() if file in line
         )
-    known = {"lock", "iptables", "rebuilt", "attachments", "claims", "counters", "networks"}
+    known = {"lock", "iptables", "rebuilt", "attachments", "claims", "counters", "networks", "numbers", "tables"}
     yield from (f"{path} is left" for path in plugin.state_directory.iterdir() if path.name not in known)
     for container in plugin.state_directory.glob("attachments/*"):
         if not any(container.iterdir()):

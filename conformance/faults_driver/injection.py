@@ -84,8 +84,8 @@ def injector(trace: Path, point: Point, fault: str) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def points_of(trace: Path) -> list[Point]:
-    """Return the points of the process itself after it opens the lock, without those of programs that it starts."""
+def points_of(trace: Path, mark: str = _MARK) -> list[Point]:
+    """Return the points of the process itself after it opens the lock, or names `mark`, without those of programs that it starts."""
     counted: Counter[str] = Counter()
     points: list[Point] = []
     own, marked = "", False
@@ -98,7 +98,7 @@ def points_of(trace: Path) -> list[Point]:
         if process != own:
             continue
         counted[name] += 1
-        marked = marked or _MARK in rest
+        marked = marked or mark in rest
         if marked and name not in ("exit_group", "execve"):
             points.append(Point(name, counted[name], rest[:_SHOWN]))
     return points

@@ -172,7 +172,7 @@ class Reconcile(Scene):
     def prepare(self) -> None:
         self.attachment.add()
         if self.host.backend == "nftables":
-            self.host.run("nft", f"delete element inet quantum host_ports4 {{ tcp . {PORT} }}")
+            self.host.run("nft", f"delete element inet quantum endpoints4 {{ tcp . {PORT} }}")
             self.host.run("nft", "add element inet quantum masqueraded4 { 10.88.0.200 }")
         else:
             self.host.run(self.host.backend, "-t", "nat", "-F", "QUANTUM-ANY-IP")

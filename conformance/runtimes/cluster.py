@@ -54,6 +54,15 @@ class Cluster:
         with ThreadPoolExecutor(50) as pool:
             list(pool.map(self.remove, containers))
 
+    def forget(self, container: Running) -> None:
+        """Take note that somebody else removed it."""
+        del self._containers[container.name]
+
+    def wait_for_listener(self, port: int) -> None:
+        """Wait until a process of the host listens on a TCP port."""
+        shown = ("ss", "--no-header", "--listening", "--tcp", "--numeric", f"sport = :{port}")
+        wait_until(lambda: self.host.run(*shown) != "", f"somebody listens on port {port}", PATIENCE_S)
+
     def remove_all(self) -> None:
         for container in list(self._containers.values()):
             self.remove(container)

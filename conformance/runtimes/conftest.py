@@ -46,7 +46,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out tests for features that a runtime lacks."""
+    """Leave out tests for features that a runtime lacks, and of other runtimes than those that are asked for."""
+    items[:] = [item for item in items if item.callspec.params["subject"] in RUNTIMES]  # type: ignore[attr-defined]
     lacking = {}
     for item in items:
         needed = item.get_closest_marker("needs")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 from tests.kernel.topology import wait_until
 
 from .mounts import unmount_below
+from .processes import runs
 from .runtime import FRONT, HANDS_PORTS_ON, SERVED_PORTS, Network, NotRun, Port, Running, Runtime, addresses_in, shell
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class Podman(Runtime):
         self.cgroup.remove()
 
     def run(self, name: str, *ports: Port, networks: tuple[Network, ...] = (FRONT,)) -> Running:
-        options = [f"--publish={_published(port)}" for port in ports]
+        options = [f"--publish={published(port)}" for port in ports]
         options += [f"--network={network.name}" for network in networks]
         command = ("server", name, *map(str, SERVED_PORTS))
         try:
@@ -97,7 +98,7 @@ class Podman(Runtime):
         state = self._inspect(container.name)["State"]
         for process in (state["ConmonPid"], state["Pid"]):
             os.kill(process, signal.SIGKILL)
-            wait_until(lambda process=process: not _runs(process), f"process {process} ends")  # type: ignore[misc]
+            wait_until(lambda process=process: not runs(process), f"process {process} ends")  # type: ignore[misc]
 
     def clean_up(self, container: Running) -> None:
         """Remove the container. At the first attempt, podman 4.3 notices that it is dead, and refuses; the second works."""
@@ -131,16 +132,8 @@ class Podman(Runtime):
         )
 
 
-def _published(port: Port) -> str:
+def published(port: Port) -> str:
+    """Write a port as --publish takes it."""
     host_ip = f"[{port.host_ip}]" if ":" in port.host_ip else port.host_ip
     host = f"{host_ip}:{port.host_port}" if host_ip else str(port.host_port)
     return f"{host}:{port.container_port}/{port.protocol}"
-
-
-def _runs(process: int) -> bool:
-    """Return whether the process is running, and not a zombie."""
-    try:
-        status = Path(f"/proc/{process}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return status.rpartition(")")[2].split()[0] != "Z"

@@ -1,63 +1,68 @@
-"""Writes the C header with the modules that the frozen program has in itself, compiled and without docstrings.
+"""Writes a C header with modules that a program has in itself, compiled and without docstrings: frozen_modules.py LIST HEADER.
 
-They are what the interpreter imports to start and does not bring along itself, what a runtime's call loads, and
-PyInstaller's importer, for the rest.
+The list's form is described in plugin.modules.
 """
 
 from __future__ import annotations
-import __future__
 
-import encodings
+import importlib.util
 import marshal
-import struct
 import sys
 from pathlib import Path
 
-import PyInstaller
-
-LAUNCHER = Path(__file__).parent
-HOT_MODULES = LAUNCHER.parent / "hot-modules.txt"
-PACKAGE = LAUNCHER.parents[1] / "cni_quantum_nat"
+PROJECT = Path(__file__).parents[2]
 _BYTES_PER_LINE = 32
 
 
-def modules() -> dict[str, Path]:
-    """Return the source of each, by name."""
-    codecs = Path(encodings.__file__).parent
-    loader = Path(PyInstaller.__file__).parent / "loader"
-    found = {
-        "encodings": codecs / "__init__.py",
-        "encodings.aliases": codecs / "aliases.py",
-        "encodings.utf_8": codecs / "utf_8.py",
-        "__future__": Path(__future__.__file__),
-        "struct": Path(struct.__file__),
-        "pyimod01_archive": loader / "pyimod01_archive.py",
-        "pyimod02_importers": loader / "pyimod02_importers.py",
-        "start": LAUNCHER / "start.py",
-    }
-    for name in filter(None, (line.partition("#")[0].strip() for line in HOT_MODULES.read_text().splitlines())):
-        if name.startswith(PACKAGE.name):
-            place = PACKAGE.parent.joinpath(*name.split("."))
-            found[name] = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+class NoSource(Exception):
+    """A module that is listed is not written in Python, or not there."""
+
+
+def modules(listing: str) -> dict[str, Path]:
+    """Return the source of each module in a list, by name."""
+    found: dict[str, Path] = {}
+    for line in _lines(listing):
+        if line.startswith("@"):
+            names = _lines((PROJECT / line[1:]).read_text())
+            found.update({name: source for name in names if (source := _source(name))})
+            continue
+        name, _, place = line.partition(" ")
+        source = PROJECT / place if place.endswith(".py") else _source(place or name)
+        if source is None:
+            raise NoSource(f"{name} has no source that could be compiled")
+        found[name] = source
     return found
 
 
-def header(sources: dict[str, Path]) -> str:
-    """Write the array that CPython calls frozen modules, and what the launcher has to know of the interpreter."""
+def _lines(listing: str) -> list[str]:
+    lines = (line.partition("#")[0].strip() for line in listing.splitlines())
+    return [line for line in lines if line]
+
+
+def _source(name: str) -> Path | None:
+    """Return where a module is written in Python; None when it is not."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        return None
+    return Path(spec.origin)
+
+
+def header(name: str, sources: dict[str, Path]) -> str:
+    """Write the array that CPython calls frozen modules, and what a program has to know of the interpreter."""
     arrays, entries = [], []
-    for number, (name, source) in enumerate(sources.items()):
+    for number, (module, source) in enumerate(sources.items()):
         code = marshal.dumps(
-            compile(source.read_text(), f"{name.replace('.', '/')}.py", "exec", dont_inherit=True, optimize=2)
+            compile(source.read_text(), f"{module.replace('.', '/')}.py", "exec", dont_inherit=True, optimize=2)
         )
         arrays.append(f"static const unsigned char module_{number}[] = {{\n{_numbers(code)}\n}};")
         is_package = int(source.name == "__init__.py")
-        entries.append(f'    {{"{name}", module_{number}, {len(code)}, {is_package}, NULL}},')
+        entries.append(f'    {{"{module}", module_{number}, {len(code)}, {is_package}, NULL}},')
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     return "\n".join(
         [
             f'#define EXTENSIONS_OF "{version}"',
             *arrays,
-            "static const struct _frozen frozen_modules[] = {",
+            f"static const struct _frozen {name}[] = {{",
             *entries,
             "    {NULL, NULL, 0, 0, NULL},",
             "};",
@@ -72,4 +77,5 @@ def _numbers(code: bytes) -> str:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(header(modules()))
+    given, written = map(Path, sys.argv[1:])
+    written.write_text(header(written.stem, modules(given.read_text())))

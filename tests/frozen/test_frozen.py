@@ -1,90 +1,77 @@
-"""The frozen program in a root directory with only the C library and /proc."""
+"""The release alone: its directory in a root directory where nothing else is, but for /proc."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from .release import CONFIGURATION, Release, succeeds
+
 pytestmark = pytest.mark.frozen
 
-PROGRAM = Path(os.environ.get("QUANTUM_NAT_PLUGIN", "dist/quantum-nat/quantum-nat")).resolve()
-SYSTEM_LIBRARIES = (
-    "libc.so.6",
-    "libm.so.6",
-    "libdl.so.2",
-    "libpthread.so.0",
-    "libutil.so.1",
-    "librt.so.1",
-)
-CONFIGURATION = {
-    "cniVersion": "1.1.0",
-    "name": "net",
-    "type": "quantum-nat",
-    "masquerade": True,
-    "ipForwarding": False,
-    "prevResult": {"cniVersion": "1.1.0", "ips": [{"address": "10.88.0.2/24"}]},
+# What a person may ask for, with the exit status where it is not 0.
+COMMANDS = {
+    "--version": 0,
+    "--help": 0,
+    "list": 0,
+    "show container": 0,
+    "port container": 1,  # it publishes none
+    "connections": 0,
+    "doctor": 1,  # packets are not forwarded
+    "reconcile": 0,
+    "gc": 0,
+    "metrics": 0,
+    "validate /opt/net.conflist": 0,
+    "chain /opt/bridge.conflist": 0,
+    "schema": 0,
+    "completion bash": 0,
+    "": 2,
+    "nonsense": 2,
 }
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """A root directory with the program and the host libraries that it needs."""
-    loader = Path("/lib64/ld-linux-x86-64.so.2")
-    for library in (loader, *(Path("/lib/x86_64-linux-gnu") / name for name in SYSTEM_LIBRARIES)):
-        target = tmp_path / library.relative_to("/")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(library, target)
-    shutil.copytree(PROGRAM.parent, tmp_path / "opt", symlinks=True)
-    # Only the path of the namespace matters here.
-    (tmp_path / "run").mkdir()
-    (tmp_path / "proc").mkdir()
-    (tmp_path / "run" / "container").touch()
-    return tmp_path
+def test_every_verb(alone: Release) -> None:
+    """The first ADD validates with pydantic and builds the table with the libnftables that came along; the others need neither."""
+    assert "1.1.0" in json.loads(succeeds(alone.call("VERSION")))["supportedVersions"]
+    assert succeeds(alone.call("STATUS")) == ""
+    record = alone.state / "attachments/container/net:eth0.json"
+    for _ in range(2):
+        assert json.loads(succeeds(alone.call("ADD"))) == CONFIGURATION["prevResult"]
+        assert record.is_file()
+        assert succeeds(alone.call("CHECK")) == ""
+        assert succeeds(alone.call("DEL")) == ""
+        assert not record.exists()
+    succeeds(alone.call("ADD"))
+    valid: dict[str, Any] = {"cni.dev/valid-attachments": []}
+    succeeds(alone.call("GC", **valid))
+    assert not record.exists()
 
 
-def run(root: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    enter = 'mount --rbind /proc "$0/proc" && exec chroot "$0" "$@"'
-    line = ["unshare", "--net", "--mount", "sh", "-c", enter, str(root), "/opt/quantum-nat", *arguments]
-    variables = {"PATH": os.environ["PATH"], **environment}
-    request = json.dumps(CONFIGURATION)
-    return subprocess.run(line, env=variables, input=request, capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("start", ["snapshot"])  # of a command the plugin does nothing
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command(alone: Release, command: str) -> None:
+    plugins = [{"type": "bridge", "bridge": "cni0"}, {"type": "quantum-nat", "capabilities": {"portMappings": True}}]
+    for name, listed in (("net", plugins), ("bridge", plugins[:1])):
+        text = json.dumps({"cniVersion": "1.0.0", "name": name, "plugins": listed})
+        (alone.root / f"opt/{name}.conflist").write_text(text)
+    succeeds(alone.call("ADD"))
+    process = alone.run(*command.split())
+    assert process.returncode == COMMANDS[command], process.stderr
+    assert "Traceback" not in process.stderr
+    assert process.stdout or process.stderr
 
 
-@pytest.mark.parametrize("verb", ["VERSION", "STATUS", "ADD", "DEL"])
-def test_it_needs_no_python_and_no_nft(root: Path, verb: str) -> None:
-    """A first ADD validates with pydantic and builds the table with the libnftables in the bundle."""
-    process = run(
-        root,
-        CNI_COMMAND=verb,
-        CNI_CONTAINERID="container",
-        CNI_NETNS="/run/container",
-        CNI_IFNAME="eth0",
-        CNI_PATH="/opt",
-    )
-    assert (process.returncode, process.stderr) == (0, "")
-    answer: dict[str, Any] = json.loads(process.stdout or "{}")
-    if verb == "ADD":
-        assert answer == CONFIGURATION["prevResult"]
-        assert list(root.glob("run/cni/quantum-nat/attachments/container/net:eth0.json"))
+def test_a_command_that_is_not_there_is_not_tried(alone: Release) -> None:
+    """Every command that the help names is among those that are tried here."""
+    text = alone.run("--help").stdout.partition("\n  COMMAND\n")[2]
+    named = {line.split()[0] for line in text.splitlines() if line.startswith("    ") and line[4:5].isalpha()}
+    assert named
+    assert named <= {command.partition(" ")[0] for command in COMMANDS}
 
 
-def test_its_command_line_answers(root: Path) -> None:
-    assert run(root, "--version").stdout.startswith("quantum-nat ")
-    assert "usage: quantum-nat" in run(root, "--help").stdout
-    assert run(root, "list").stdout.startswith("NETWORK")
-    bare = run(root)
-    assert bare.returncode == 2
-    assert "CNI plugin" in bare.stderr
-    assert "Operators run it" in bare.stderr
-
-
-def test_an_error_is_one_json_object(root: Path) -> None:
-    process = run(root, CNI_COMMAND="ADD")
+def test_an_error_is_one_json_object(alone: Release) -> None:
+    process = alone.run(CNI_COMMAND="ADD")
     assert process.returncode == 1
     assert json.loads(process.stdout)["code"] == 4

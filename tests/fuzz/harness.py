@@ -12,7 +12,6 @@ from cni_quantum_nat.backends.iptables.rules import plan_rules as plan_iptables
 from cni_quantum_nat.backends.nftables.rules import plan_rules
 from cni_quantum_nat.backends.nftables.text import elements_text
 from cni_quantum_nat.cni import entry, protocol
-from cni_quantum_nat.model.json_text import dumps
 from cni_quantum_nat.nat.manager import NatManager
 from cni_quantum_nat.state import counters
 
@@ -47,7 +46,7 @@ class _Planner(NatManager):
         for rule in (rule for family in (4, 6) for rule in plan_iptables(attachment, family)):
             _check_line(rule.line(), attachment.inbound.conditions)
 
-    def check(self, attachment: Attachment) -> None:
+    def check(self, attachment: Attachment, *, follows_default_route: bool = False) -> None:  # noqa: ARG002
         self.add(attachment, None)  # type: ignore[arg-type]
 
     def remove(self, _id: object, fallback: Any = None) -> None:
@@ -81,7 +80,7 @@ def _instead(environment: dict[bytes, bytes], raw: bytes, printed: list[dict[str
     with (
         patch("posix.environ", environment),
         patch.object(protocol, "read_standard_input", lambda: raw),
-        patch.object(protocol, "print_result", lambda result: printed.append(json.loads(dumps(result)))),
+        patch.object(protocol, "print_result", lambda content: printed.append(json.loads(content))),
         patch.object(entry, "NatManager", _Planner),
         patch.object(entry, "counter_of", lambda *_: None),
         patch.object(counters, "warn", lambda _: None),

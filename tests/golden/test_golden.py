@@ -13,14 +13,17 @@ from typing import Any
 
 import pytest
 
+from cni_quantum_nat.api import NatManager, Network
 from cni_quantum_nat.backends.nftables.rules import plan_rules
 from cni_quantum_nat.backends.nftables.text import element_text
 from cni_quantum_nat.cni import protocol
+from cni_quantum_nat.cni.configuration import validated
 from cni_quantum_nat.cni.entry import read_attachment
 from cni_quantum_nat.cni.settings import read_settings
 from cni_quantum_nat.state.directory import State
 
-CASES = sorted(path.parent for path in Path(__file__).parent.glob("*/conf.json"))
+CASES = sorted(path.parent for path in Path(__file__).parent.glob("*/prev_result.json"))
+NETWORKS = sorted(path.parent for path in Path(__file__).parent.glob("*/network.json"))
 NAMESPACE = protocol.Namespace("/run/netns/container", (4, 4026532000), (24, 2))
 ENVIRONMENT = protocol.Environment("ADD", "container", "eth0", "/run/netns/container")
 
@@ -54,3 +57,10 @@ def test_a_request_gives_the_expected_elements_and_result(case: Path, tmp_path: 
     compare(case / "expected.nft", elements_of(configuration, state))
     result = protocol.result_in_version(previous, configuration["cniVersion"])
     compare(case / "expected.json", json.dumps(result, indent=2) + "\n")
+
+
+@pytest.mark.parametrize("case", NETWORKS, ids=lambda case: case.name)
+def test_a_network_of_the_api_gets_the_elements_on_file(case: Path) -> None:
+    manager = NatManager(validated(read(case / "conf.json")))
+    attachment = manager._network_attachment(Network(**read(case / "network.json")))
+    compare(case / "expected.nft", "".join(f"{element_text(element)}\n" for element in plan_rules(attachment)))

@@ -18,9 +18,9 @@ _UNPACKED = Path(__file__).parents[2] / ".cache" / "debian"
 # The program finds its files below /usr and /etc, in its own mount namespace.
 _MOUNTS = """
 mount -t tmpfs none /var/log
-mount -t overlay overlay -o lowerdir={unpacked}/firewalld/usr:{unpacked}/python3-firewall/usr:/usr /usr
-mount -t overlay overlay -o lowerdir={unpacked}/firewalld/etc:/etc,upperdir={directory}/upper,workdir={directory}/work /etc
-exec dbus-daemon --config-file={directory}/bus.conf --nofork --nopidfile
+mount -t overlay overlay -o "lowerdir={unpacked}/firewalld/usr:{unpacked}/python3-firewall/usr:/usr" /usr
+mount -t overlay overlay -o "lowerdir={unpacked}/firewalld/etc:/etc,upperdir={directory}/upper,workdir={directory}/work" /etc
+exec dbus-daemon --config-file="{directory}/bus.conf" --nofork --nopidfile
 """
 # No services are started on demand: without polkit, firewalld allows root everything.
 _BUS = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"

@@ -58,11 +58,14 @@ def test_a_reload_of_firewalld_keeps_our_rules(
 
 
 @pytest.mark.parametrize("backend", ["iptables-nft"], indirect=True)
-def test_firewalld_flushes_iptables_rules_and_reconcile_restores_them(
-    client: Namespace, container: Container, plugin: Plugin, firewalld: Firewalld
+def test_if_firewalld_flushes_iptables_rules_reconcile_restores_them(
+    host: Host, client: Namespace, container: Container, plugin: Plugin, firewalld: Firewalld
 ) -> None:
     plugin.add(container, publish(8080))
     firewalld.call("--reload")
+    if "8080" in host.run("iptables-nft-save", "-t", "nat"):  # firewalld 2.3 leaves the rules of others alone
+        assert client.ask(HOST[4], 8080).server == "web"
+        return
     with pytest.raises(OSError, match="No route"):  # firewalld's reject for traffic to the host itself
         client.ask(HOST[4], 8080)
     assert "quantum-nat reconcile" in {finding["remedy"].rstrip(".") for finding in findings(plugin)}

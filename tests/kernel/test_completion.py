@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -36,7 +37,7 @@ def complete(shell: str, plugin: Plugin, typed: str, directory: Path) -> list[st
     programs.mkdir(exist_ok=True)
     program = programs / "quantum-nat"
     if not program.exists():
-        program.write_text(f'#!/bin/sh\nexec {" ".join(plugin.command)} "$@"\n')
+        program.write_text(f'#!/bin/sh\nexec {shlex.join(plugin.command)} "$@"\n')
         program.chmod(0o755)
     environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "HOME": str(directory)}
     line = f"quantum-nat --state-dir {plugin.state_directory} {typed}"

@@ -81,4 +81,4 @@ def test_udp_from_another_container_through_the_host(
 def test_an_unknown_container_is_an_error(plugin: Plugin) -> None:
     done = connections(plugin, "nobody")
     assert done.returncode == 1
-    assert "no container ID begins with" in done.stderr
+    assert f"there is no state directory {plugin.state_directory}" in done.stderr

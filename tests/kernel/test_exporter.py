@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -25,15 +27,19 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PROMETHEUS = ROOT / ".cache" / "debian" / "prometheus" / "usr" / "bin"  # see tests/run
+# tests/run puts them there: Debian 13 has promtool in a package of its own.
+PROGRAMS = [ROOT / ".cache" / "debian" / package / "usr" / "bin" for package in ("prometheus", "promtool")]
 SCRAPE_TIMEOUT_S = 30
 
 
 def promtool(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    assert PROMETHEUS.exists(), f"tests/run puts Debian's package prometheus into {PROMETHEUS.parents[1]}"
-    return subprocess.run(
-        [PROMETHEUS / "promtool", *arguments], input=stdin, capture_output=True, text=True, check=False
-    )
+    return subprocess.run([program("promtool"), *arguments], input=stdin, capture_output=True, text=True, check=False)
+
+
+def program(name: str) -> str:
+    found = shutil.which(name, path=os.pathsep.join(map(str, PROGRAMS)))
+    assert found, f"tests/run puts Debian's {name} into one of {PROGRAMS}"
+    return found
 
 
 def have_some_of_everything(
@@ -210,7 +216,7 @@ def prometheus(host: Host, directory: Path, scraped_port: int) -> Iterator[Prome
         "nsenter",
         f"--net={host.path}",
         "--",
-        str(PROMETHEUS / "prometheus"),
+        program("prometheus"),
         f"--config.file={directory}/prometheus.yml",
         f"--storage.tsdb.path={directory}/data",
         "--web.listen-address=127.0.0.1:9090",

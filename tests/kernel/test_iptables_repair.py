@@ -198,7 +198,7 @@ def test_add_and_status_report_that_iptables_is_not_installed(container: Contain
     plugin.programs = None
     configuration = plugin.attachment(container, publish(8080), backend="iptables").configuration
     for verb in ("STATUS", "ADD"):
-        with pytest.raises(PluginError, match=r"there is no ip6?tables-restore") as caught:
+        with pytest.raises(PluginError, match=r"there is no ip6?tables-(restore|save)") as caught:
             plugin.call(verb, configuration, container, before=before)
         assert caught.value.code == 50
         assert "Install iptables" in caught.value.details
@@ -243,7 +243,8 @@ def test_host_programs_run_with_host_libraries(
     seen, wrapped = tmp_path / "seen", tmp_path / "wrapped"
     wrapped.mkdir()
     for program in ("iptables-restore", "ip6tables-restore"):
-        (wrapped / program).write_text(f'#!/bin/sh\necho "${{LD_LIBRARY_PATH-unset}}" >> {seen}\n')
+        real = f"/usr/sbin/{program.replace('tables-', 'tables-nft-')}"
+        (wrapped / program).write_text(f'#!/bin/sh\necho "${{LD_LIBRARY_PATH-unset}}" >> {seen}\nexec {real} "$@"\n')
         (wrapped / program).chmod(0o755)
     plugin.programs = wrapped
     environment: dict[str, Any] = {} if libraries is None else {"LD_LIBRARY_PATH": libraries}

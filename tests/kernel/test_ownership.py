@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -11,6 +12,9 @@ from .topology import CLIENT, HOST, Container, Host, Namespace, connect_second_n
 
 pytestmark = pytest.mark.behaviour
 both_families = pytest.mark.parametrize("family", [4, 6])
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def _same_address_again(host: Host, container: Container) -> Container:
@@ -197,3 +201,23 @@ def test_a_repeated_add_replaces_the_attachment(
     again.check()
     again.delete()
     assert host.owners() == set()
+
+
+@pytest.mark.nftables
+def test_two_state_directories_leave_each_others_table_alone(
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin, tmp_path: Path
+) -> None:
+    other = Plugin(host, tmp_path / "another")
+    first = plugin.add(container, publish(8080))
+    other_container.serve("other", 80)
+    second = other.add(other_container, publish(8081))
+    handles = host.run("nft", "-a", "list", "chain", "inet", "quantum", "prerouting")
+    for attachment in (first, second, first, second):
+        attachment.add()
+        attachment.check()
+    assert host.run("nft", "-a", "list", "chain", "inet", "quantum", "prerouting") == handles, "nobody built it anew"
+    for one in (plugin, other):
+        assert one.operate("reconcile").returncode == 0
+    assert (client.ask(HOST[4], 8080).server, client.ask(HOST[4], 8081).server) == ("web", "other")
+    with pytest.raises(PluginError, match="which another state directory has on record"):
+        other.add(host.container(), publish(8080))

@@ -47,7 +47,7 @@ BLOCKS = [
 ]
 ELSEWHERE = [
     Elsewhere("README.md", "packaging/quickstart", "tests/run", "packaging/quickstart"),
-    Elsewhere("README.md", "tests/run", ".ci/run", "test_command"),
+    Elsewhere("README.md", "tests/run", ".ci/run", "readme_command"),
     Elsewhere("CONTRIBUTING.md", "packaging/check", ".ci/run", "packaging/check"),
     Elsewhere("docs/development/README.md", "tests/run tests/kernel", "tests/run", 'run_pytest "$@"'),
     Elsewhere("docs/getting-started.md", "packaging/build", "tests/run", "packaging/build"),
@@ -60,7 +60,7 @@ ELSEWHERE = [
     Elsewhere("docs/metrics.md", "quantum-nat metrics --listen", "tests/kernel/test_exporter.py", '"--listen"'),
     Elsewhere("docs/migrating-from-portmap.md", "nft delete table", "conformance/peers/test_migration.py", "```bash"),
     Elsewhere(
-        "docs/operations.md", "systemctl enable", "tests/unit/project/test_service.py", "quantum-nat-reconcile.service"
+        "docs/operations.md", "systemctl enable", "tests/unit/project/test_service.py", 'DIRECTORY.glob("*.service")'
     ),
     Elsewhere(
         "docs/development/performance.md", "conformance/bench", "tests/unit/project/test_benchmark.py", "benchmark"

@@ -159,7 +159,7 @@ def test_a_listener_on_another_address_is_no_conflict(host: Host, container: Con
 def test_a_full_range_is_an_error_and_nothing_changes(
     host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
 ) -> None:
-    plugin.add(container, ask_for_any(), ask_for_any(), portRange="40000-40001")
+    plugin.add(container, ask_for_any(), ask_for_any(81), portRange="40000-40001")
     before = host.installed()
     with pytest.raises(PluginError, match="no tcp port is free in portRange 40000-40001") as caught:
         plugin.add(other_container, publish(9000), ask_for_any(), portRange="40000-40001")

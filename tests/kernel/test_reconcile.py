@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from cni_quantum_nat import NatConfig, NatManager, Network
+from cni_quantum_nat.state.directory import State
 
 from .peer import Refused, inside
 from .plugin import Plugin, publish
@@ -97,14 +98,15 @@ def test_missing_and_changed_elements_are_repaired_and_others_unchanged(
     client.ask(HOST[4], 8081)
     nft(host, f"delete element inet quantum endpoints4 {{ {PORT} }}")
     nft(host, f"delete element inet quantum endpoints6 {{ {PORT} }}")
-    comment = f"net/{container.id}/eth0"
+    owner = f"net/{container.id}/eth0"
+    comment = owner + State(str(plugin.state_directory)).realm
     nft(
         host,
         f'add element inet quantum endpoints6 {{ {PORT} comment "{comment}" : {other_container.address[6]} . 80 }}',
     )
     assert {(d["change"], d["what"].split()[0], d["owner"]) for d in dry_run(plugin)} == {
-        ("add", "endpoints4", comment),
-        ("replace", "endpoints6", comment),
+        ("add", "endpoints4", owner),
+        ("replace", "endpoints6", owner),
     }
     heal(plugin)
     for family in (4, 6):
@@ -171,7 +173,7 @@ def test_altered_chains_are_rebuilt(
     client.serve("outside", 80)
     plugin.add(container, publish(8080))
     listed = host.run("nft", "-a", "list", "chain", "inet", "quantum", "postrouting")
-    handle = next(line for line in listed.splitlines() if "nfproto" in line).rpartition(" ")[2]
+    handle = next(line for line in listed.splitlines() if "@containers4" in line).rpartition(" ")[2]
     nft(host, damage.format(handle=handle))
     assert {entry["change"] for entry in dry_run(plugin)} == {"rebuild"}
     heal(plugin)
@@ -324,8 +326,8 @@ def test_gc_removes_dead_attachments(host: Host, client: Namespace, plugin: Plug
 
 
 def test_gc_without_records_finds_nothing(plugin: Plugin) -> None:
-    done = plugin.operate("gc", "--json")
-    assert (done.returncode, done.stdout) == (0, "[]\n")
+    done = plugin.operate_as([*plugin.command, "gc", "--json"])
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
 
 
 def test_the_output_lists_the_repairs(host: Host, container: Container, plugin: Plugin) -> None:
@@ -336,5 +338,5 @@ def test_the_output_lists_the_repairs(host: Host, container: Container, plugin: 
     )
     lines = done.stdout.splitlines()
     assert lines[0].split() == ["CHANGE", "WHAT", "OWNER", "WHY"]
-    assert "the table is missing" in lines[1]
+    assert "table inet quantum is missing" in lines[1]
     assert lines[2].startswith("Repaired 1 difference for 1 attachment in ")

@@ -78,7 +78,8 @@ def test_show_lists_the_buckets_of_a_shared_port(
     assert {bucket["data"][0] for bucket in buckets} == {container.address[4]}
 
 
-def test_show_of_an_unknown_container_is_an_error(plugin: Plugin) -> None:
+def test_show_of_an_unknown_container_is_an_error(container: Container, plugin: Plugin) -> None:
+    plugin.add(container)
     done = command(plugin, "show", "nobody")
     assert (done.returncode, done.stdout) == (1, "")
     assert "no container ID begins with 'nobody'" in done.stderr

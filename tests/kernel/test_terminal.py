@@ -38,13 +38,15 @@ def test_a_pipe_gets_one_line_per_row_without_escape_sequences(container: Contai
     assert "\x1b" not in printed
 
 
-def test_an_empty_list_is_only_a_header(plugin: Plugin) -> None:
+def test_an_empty_list_is_only_a_header(container: Container, plugin: Plugin) -> None:
+    plugin.add(container).delete()
     assert command(plugin, "list").stdout.split() == [
         "NETWORK", "CONTAINER", "INTERFACE", "ADDRESSES", "PORTS", "CONNECTIONS", "AGE",
     ]  # fmt: skip
 
 
-def test_the_header_is_bold_on_a_terminal_and_never_coloured(plugin: Plugin) -> None:
+def test_the_header_is_bold_on_a_terminal_and_never_coloured(container: Container, plugin: Plugin) -> None:
+    plugin.add(container).delete()
     assert "\x1b[1m" in on_terminal(plugin, "list", environment={"TERM": "xterm"})[1]
     assert "\x1b[3" not in on_terminal(plugin, "list", environment=_PLAIN)[1]
 

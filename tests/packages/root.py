@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
 ROOTS = Path(__file__).parents[2] / ".cache" / "roots"
-RELEASES = sorted(path.name for path in ROOTS.glob("*") if path.is_dir() and path.suffix != ".new")
+SYSTEMS = sorted(path.name for path in ROOTS.glob("*") if path.is_dir() and path.suffix != ".new")
+RELEASES = [name for name in SYSTEMS if name in {"bookworm", "trixie"}]  # that the packages are for
 STATE = Path("/run/cni/quantum-nat")
 LINKS = ("/opt/cni/bin/quantum-nat", "/usr/lib/cni/quantum-nat", "/usr/sbin/quantum-nat")
 NEXT = "99.0-1"
@@ -24,19 +25,22 @@ _ENVIRON = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND": "noninte
 class Root:
     """The release's root directory, with this machine's processes, devices and network namespaces."""
 
+    shared = ("proc", "dev", "run/netns")
+
     def __init__(self, suite: str, directory: Path, stack: ExitStack) -> None:
         layers = directory / "layers"
         self.path = directory / "root"
+        self.changes = layers / "changes"
         for made in (layers, self.path):
             made.mkdir()
         self._mount(stack, layers, "-t", "tmpfs", "none")
-        for made in (layers / "changes", layers / "work"):
+        for made in (self.changes, layers / "work"):
             made.mkdir()
-        options = f"lowerdir={ROOTS / suite},upperdir={layers / 'changes'},workdir={layers / 'work'}"
+        options = f"lowerdir={ROOTS / suite},upperdir={self.changes},workdir={layers / 'work'}"
         self._mount(stack, self.path, "-t", "overlay", "-o", options, "overlay")
         self._mount(stack, self.path / "run", "-t", "tmpfs", "none")
         (self.path / "run/netns").mkdir()
-        for name in ("proc", "dev", "run/netns"):
+        for name in self.shared:
             self._mount(stack, self.path / name, "--rbind", f"/{name}")
 
     def _mount(self, stack: ExitStack, target: Path, *what: str) -> None:

@@ -135,3 +135,11 @@ def test_a_purge_without_containers_leaves_nothing(root: Root, plugin: Plugin, w
     assert not (root.path / "run/cni").exists()
     left = [path for top in ("usr", "etc", "opt") for path in (root.path / top).rglob("*quantum-nat*")]
     assert left == []
+    assert (root.path / "opt").is_dir(), "the package did not make /opt, and must not remove it"
+
+
+def test_a_purge_leaves_the_plugins_of_others(root: Root) -> None:
+    other = root.path / "opt/cni/bin/bridge"
+    other.write_text("another plugin")
+    root.dpkg("--purge", "quantum-nat")
+    assert [path for path in (root.path / "opt").rglob("*") if path.is_file()] == [other]

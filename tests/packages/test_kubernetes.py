@@ -20,7 +20,7 @@ from .test_install import PROGRAM, unpacked
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "packaging" / "kubernetes" / "Dockerfile"
 # The real command line; without arguments it prints its version.
-SCRIPT = f'{PROGRAM.rstrip()}\nexec {sys.executable} -I -m cni_quantum_nat "$@"\n'.replace(
+SCRIPT = f'{PROGRAM.rstrip()}\nexec {shlex.quote(sys.executable)} -I -m cni_quantum_nat "$@"\n'.replace(
     "cat", "[ $# -gt 0 ] || exec cat"
 )
 PORTMAP = {
@@ -117,6 +117,29 @@ def test_a_node_with_portmap_gets_the_program_and_its_list_changed(tmp_path: Pat
         "10-containers.conflist": ["bridge", "quantum-nat"],
         "20-other.conflist": ["bridge", "portmap"],
     }
+
+
+def test_pods_of_other_nodes_see_each_others_addresses(tmp_path: Path, node: Path) -> None:
+    """At 1.0.0 (defect 2) the program masqueraded pod-to-pod traffic between nodes, on every node that it was installed on."""
+    file = write_list(node)
+    list_with_flannel = json.loads(file.read_text())
+    list_with_flannel["plugins"][0] = {"type": "flannel"}
+    file.write_text(json.dumps(list_with_flannel))
+    assert install_node(image(tmp_path / "1", "1.0"), node).returncode == 0
+    assert json.loads(file.read_text())["plugins"][1]["masquerade"] is False
+
+
+def test_the_pod_network_of_flannel_is_never_masqueraded_to(tmp_path: Path, node: Path) -> None:
+    file = write_list(node)
+    list_with_bridge = json.loads(file.read_text())
+    list_with_bridge["plugins"][0]["ipMasq"] = True
+    file.write_text(json.dumps(list_with_bridge))
+    (node / "run" / "flannel").mkdir(parents=True)
+    (node / "run" / "flannel" / "subnet.env").write_text(
+        "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\nFLANNEL_IPV6_NETWORK=fd00:10:244::/56\n"
+    )
+    assert install_node(image(tmp_path / "1", "1.0"), node).returncode == 0
+    assert json.loads(file.read_text())["plugins"][1]["noMasqueradeTo"] == ["10.244.0.0/16", "fd00:10:244::/56"]
 
 
 def test_a_node_without_a_list_gets_the_example(tmp_path: Path, node: Path) -> None:

@@ -102,8 +102,9 @@ def chains_of(owner: str) -> tuple[str, str]:
 def plan_rules(attachment: Attachment, family: int, units: Iterable[Unit] | None = None) -> list[Rule]:
     """Return the rules of one family that belong to these units, or to all that the attachment wants, in the order of their making."""
     wanted = [*attachment.address_units, *attachment.host_ports] if units is None else list(units)
+    mappings = attachment.host_ports
     ports = [unit for unit in wanted if isinstance(unit, HostPort) and unit.family == family]
-    planned = [rule for port in ports for rule in _plan_host_port(attachment, port)]
+    planned = [rule for port in ports for rule in _plan_host_port(attachment, port, mappings[port])]
     addresses = {unit.first if isinstance(unit, Subnet) else unit for unit in wanted if not isinstance(unit, HostPort)}
     if any(address.family == family for address in addresses):
         planned += [
@@ -167,8 +168,8 @@ def _masqueraded(attachment: Attachment, endpoint: Endpoint) -> list[str]:
     return [_subnet(endpoint), _LOOPBACK[4]] if family == 4 else [_subnet(endpoint)]
 
 
-def _plan_host_port(attachment: Attachment, port: HostPort) -> Iterator[Rule]:
-    endpoint, mapping = attachment.published_endpoint(port.family), attachment.host_ports[port]
+def _plan_host_port(attachment: Attachment, port: HostPort, mapping: PortMapping) -> Iterator[Rule]:
+    endpoint = attachment.published_endpoint(port.family)
     assert endpoint is not None  # noqa: S101 - for the type checker: that is what published means
     family, mark = port.family, _mark_target(attachment)
     chain = "QUANTUM-ANY-IP" if mapping.specific_host_ip is None else "QUANTUM-HOST-IP"
@@ -219,14 +220,19 @@ def _plan_loopback_only(mappings: list[PortMapping], endpoint: Endpoint, comment
     open_ports = {(m.protocol, m.container_port) for m in mappings if not m.on_loopback_only}
     closed = {(m.protocol, m.container_port) for m in mappings if m.on_loopback_only} - open_ports
     for protocol, port in sorted(closed):
-        match = f"-d {_host(endpoint)} ! -i {endpoint.host_interface} -p {protocol} -m {protocol} --dport {port}"
+        match = f"-d {_host(endpoint)}{_not_from_home(endpoint)} -p {protocol} -m {protocol} --dport {port}"
         yield Rule("filter", "QUANTUM-FORWARD", f"{match} {comment} -j DROP")
+
+
+def _not_from_home(endpoint: Endpoint) -> str:
+    """Return the match for packets that do not come from the container's own network; without a route of its own, all do not."""
+    return f" ! -i {endpoint.host_interface}" if endpoint.host_interface else ""
 
 
 def _plan_isolation(attachment: Attachment, family: int) -> Iterator[Rule]:
     for endpoint in attachment.endpoints if attachment.inbound.isolate else ():
         if endpoint.address.family == family:
-            match = f"-d {_host(endpoint)} ! -i {endpoint.host_interface} {_comment(attachment)}"
+            match = f"-d {_host(endpoint)}{_not_from_home(endpoint)} {_comment(attachment)}"
             yield Rule("filter", "QUANTUM-FORWARD", f"{match} -j DROP")
 
 

@@ -67,6 +67,15 @@ def look_up_layout(version: int) -> bytes:
     return in_set(LAYOUT_SET) + nested(_LIST_ELEMENTS, nested(_LIST_ELEMENT, key))
 
 
+def layout_change(version: int, comment: str | None) -> bytes:
+    """Frame the table's version as an element with this comment, to be added, or without one, to be deleted."""
+    content = nested(_ELEMENT_KEY, attribute(_DATA_VALUE, version.to_bytes(2, "big")))
+    if comment is not None:
+        framed = text(comment)
+        content += attribute(_ELEMENT_USERDATA, bytes((_COMMENT, len(framed))) + framed)
+    return in_set(LAYOUT_SET) + nested(_LIST_ELEMENTS, nested(_LIST_ELEMENT, content))
+
+
 def layouts_in(payload: bytes) -> Iterator[tuple[int, str]]:
     """Yield version and comment of the elements in a message that lists the table's version."""
     for parts in _listed_in(payload):

@@ -7,6 +7,8 @@ A pod's start waits for this module.
 
 from __future__ import annotations
 
+from ..base import MOST_MEMBERS
+
 TABLE = "quantum"
 
 # The version of all that this module and text.py say. To be raised with any change of them: a program replaces a table of a
@@ -17,7 +19,7 @@ LAYOUT_SET = "layout"
 
 # The owner of what several containers use: a host port that is shared.
 SHARED = "shared"
-BUCKETS = 64  # that new connections to a shared port are distributed over
+BUCKETS = MOST_MEMBERS  # that new connections to a shared port are distributed over
 
 # IPv6 cannot route ::1 to a container, so with ipv6Localhost such packets have this address instead, between the socket and
 # the network. It is one of this host's, and no other host sees it.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
     from ...connections.counts import Flows
-    from ...model.attachments import Attachment
+    from ...model.attachments import Attachment, PortMapping
     from ...model.units import Unit
     from ...state.directory import State
     from ..base import Change, Installed, Plan
@@ -112,11 +112,9 @@ class NftablesBackend(Backend):
         elements = plan_rules(installed.attachment, installed.units)
         for element, found in zip(elements, self._table.find(elements)):
             problems += _difference(element, found)
-        for unit in installed.units:
-            if isinstance(unit, HostPort) and installed.attachment.host_ports[unit].sharing:
-                owners = owners_of(self._table.find(buckets_of(unit)))
-                if installed.attachment.id.owner not in owners:
-                    problems.append(f"no bucket of shared port {unit} leads to it")
+        for port in shared_ports_of(installed):
+            if installed.attachment.id.owner not in owners_of(self._table.find(buckets_of(port))):
+                problems.append(f"no bucket of shared port {port} leads to it")
         return problems
 
     def damage(self) -> list[str]:
@@ -126,6 +124,9 @@ class NftablesBackend(Backend):
             return [problem]
         expected = self._state.read_fingerprint()
         if found == expected:
+            return []
+        if self._table.made_as == _digest(found):  # another state directory has made it so
+            self._state.write_fingerprint(found)
             return []
         if not expected:
             return ["nothing is known here of how table inet quantum was made"]
@@ -197,6 +198,7 @@ class NftablesBackend(Backend):
     def _note_made(self) -> None:
         """Keep what the table looks like, so that a change of it is noticed."""
         _, fingerprint = self._table.state_of(self._state.boot_id)
+        self._table.sign(self._state.boot_id, _digest(fingerprint))
         self._state.write_fingerprint(fingerprint)
 
     def _add_parts(self, elements: list[Element]) -> None:
@@ -228,7 +230,7 @@ class NftablesBackend(Backend):
                 difference.replace(present, None)
         self._share(change, ports, found, difference)
         if change.orphans:
-            self._remove_orphans(change, difference)
+            self._remove_orphans(change, difference, wanted)
         return difference, _addresses_in_use(change.remove, found, losers)
 
     def _share(
@@ -237,10 +239,9 @@ class NftablesBackend(Backend):
         """Add what becomes of shared ports: their buckets, and when nobody shares one any more, all of it."""
         endpoints: dict[HostPort, dict[str, Fields]] = {}
         for installed in change.install:
-            for unit in installed.units:
-                if isinstance(unit, HostPort) and installed.attachment.host_ports[unit].sharing:
-                    owner = installed.attachment.id.owner
-                    endpoints.setdefault(unit, {})[owner] = endpoint_of(installed.attachment, unit)
+            for port, mapping in shared_ports_of(installed).items():
+                owner = installed.attachment.id.owner
+                endpoints.setdefault(port, {})[owner] = endpoint_of(installed.attachment, port, mapping)
         ended = [p for p in ports if p not in change.members and _owner(found.get(lead_of(p).identity)) == SHARED]
         for port in (*change.members, *ended):
             buckets = self._table.find(buckets_of(port))
@@ -252,9 +253,9 @@ class NftablesBackend(Backend):
                 gone = {element.identity for element in difference.delete}
                 difference.delete += [element for element in shared if element.identity not in gone]
 
-    def _remove_orphans(self, change: Change, difference: Difference) -> None:
+    def _remove_orphans(self, change: Change, difference: Difference, wanted: Collection[Identity]) -> None:
         """List all elements, and delete those of the orphans; their buckets go to the others who share the port."""
-        known = {element.identity for element in difference.delete}
+        known = {*wanted, *(element.identity for element in difference.delete)}
         ports: dict[HostPort, None] = {}
         for element in self._table.owned_elements():
             if element.owner not in change.orphans or element.identity in known:
@@ -318,6 +319,12 @@ class NftablesBackend(Backend):
             return {}
 
 
+def _digest(fingerprint: bytes) -> str:
+    from _blake2 import blake2b  # only where the table was just made, or is not as this state directory knows it
+
+    return blake2b(fingerprint, digest_size=16).hexdigest()
+
+
 def elements_of(plan: Plan) -> list[Element]:
     """Return the elements of all attachments, each key once, with the buckets of shared ports."""
     elements = {e.identity: e for i in plan.installed for e in plan_rules(i.attachment, i.units)}
@@ -325,14 +332,22 @@ def elements_of(plan: Plan) -> list[Element]:
 
 
 def _buckets(port: HostPort, members: list[Attachment]) -> list[Element]:
-    endpoints = {member.id.owner: endpoint_of(member, port) for member in members}
+    endpoints = {member.id.owner: endpoint_of(member, port, member.host_ports[port]) for member in members}
     return [bucket for bucket in redistribute(port, [], list(endpoints), endpoints) if bucket]
 
 
 def _first_buckets(installed: Installed) -> list[Element]:
     """Return a bucket of each shared port, to find the parts by."""
-    ports = [unit for unit in installed.units if isinstance(unit, HostPort)]
-    return [buckets_of(port)[0] for port in ports if installed.attachment.host_ports[port].sharing]
+    return [buckets_of(port)[0] for port in shared_ports_of(installed)]
+
+
+def shared_ports_of(installed: Installed) -> dict[HostPort, PortMapping]:
+    """Return the shared ports among what is installed."""
+    if not any(mapping.sharing for mapping in installed.attachment.port_mappings):
+        return {}
+    units = set(installed.units)
+    mappings = installed.attachment.host_ports
+    return {port: mapping for port, mapping in mappings.items() if mapping.sharing and port in units}
 
 
 def _owner(element: Element | None) -> str | None:

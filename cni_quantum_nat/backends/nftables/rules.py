@@ -95,15 +95,17 @@ def plan_rules(attachment: Attachment, units: Iterable[Unit] | None = None) -> l
     The buckets of shared ports depend on who else shares them: see sharing.py.
     """
     wanted = [*attachment.address_units, *attachment.host_ports] if units is None else list(units)
+    mappings = attachment.host_ports
     elements: list[Element] = []
     for unit in wanted:
-        elements += _plan_unit(attachment, unit)
+        if isinstance(unit, HostPort):
+            elements += _plan_host_port(attachment, unit, mappings[unit])
+        else:
+            elements += _plan_addresses(attachment, unit)
     return elements
 
 
-def _plan_unit(attachment: Attachment, unit: Unit) -> Iterator[Element]:
-    if isinstance(unit, HostPort):
-        return _plan_host_port(attachment, unit, attachment.host_ports[unit])
+def _plan_addresses(attachment: Attachment, unit: Address | Subnet) -> Iterator[Element]:
     if isinstance(unit, Subnet):
         return _plan_network(attachment, unit)
     return _plan_address(attachment, next(e for e in attachment.endpoints if e.address == unit))
@@ -142,11 +144,11 @@ def buckets_of(port: HostPort) -> list[Element]:
     return [Element(f"{prefix}buckets{port.family}", (*key, number), (), "") for number in range(BUCKETS)]
 
 
-def endpoint_of(attachment: Attachment, port: HostPort) -> Fields:
+def endpoint_of(attachment: Attachment, port: HostPort, mapping: PortMapping) -> Fields:
     """Return the container's address and port that a host port leads to."""
     endpoint = attachment.published_endpoint(port.family)
     assert endpoint is not None  # noqa: S101 - for the type checker: that is what published means
-    return endpoint.address, attachment.host_ports[port].container_port
+    return endpoint.address, mapping.container_port
 
 
 def _place(port: HostPort) -> tuple[str, Fields]:
@@ -167,7 +169,7 @@ def _plan_host_port(attachment: Attachment, port: HostPort, mapping: PortMapping
     prefix, key = _place(port)
     owner = SHARED if mapping.sharing else attachment.id.owner
     # Connections to a shared port never reach its lead: the policy comes first.
-    data = (_NOBODY[port.family], 0) if mapping.sharing else endpoint_of(attachment, port)
+    data = (_NOBODY[port.family], 0) if mapping.sharing else endpoint_of(attachment, port, mapping)
     yield Element(f"{prefix}endpoints{port.family}", key, data, owner)
     policy = policy_of(attachment, port, mapping)
     if not policy.is_ordinary:
@@ -191,7 +193,8 @@ def _plan_address(attachment: Attachment, endpoint: Endpoint) -> Iterator[Elemen
     yield from closed
     if attachment.inbound.isolate:
         yield Element(f"isolated{family}", (address,), (), owner)
-    if attachment.inbound.isolate or any(element.set_name.startswith("loopback_only") for element in closed):
+    is_closed = attachment.inbound.isolate or any(element.set_name.startswith("loopback_only") for element in closed)
+    if is_closed and endpoint.host_interface:  # without one, nobody is on the container's own network
         yield home
 
 

@@ -29,6 +29,7 @@ from .encoding import (
     elements_in,
     in_set,
     join_intervals,
+    layout_change,
     layouts_in,
     look_up,
     look_up_layout,
@@ -69,6 +70,7 @@ _PART = Struct("=BL")  # of a fingerprint: the kind of message, its length
 _LAYOUT_SEQUENCE = 1 << 30  # of the request for the version, beside those for elements or chains
 _GETS_PER_REQUEST = 64  # so that the answers fit into a socket's default buffer
 
+_RULES = " rules "
 MISSING = "table inet quantum is missing"
 # The chains that packets enter by. What they jump to is known by its rules.
 _BASE_CHAINS = ("guard", "prerouting", "output", "postrouting", "guard_forward", "localhost6_out", "localhost6_in")
@@ -85,7 +87,7 @@ class NftablesTable:
     that several state directories on a host can tell what is theirs; of others, the owner that is returned has a colon.
     """
 
-    __slots__ = ("_is_known", "_realm", "_socket", "is_older")
+    __slots__ = ("_is_known", "_realm", "_socket", "is_older", "made_as")
 
     def __init__(self, realm: str = "") -> None:
         """`realm` is that of the state directory, see State.realm."""
@@ -93,6 +95,7 @@ class NftablesTable:
         self._socket: NetlinkSocket | None = None
         self._is_known = False  # that it is of this version
         self.is_older = False
+        self.made_as = ""  # the digest of the fingerprint that the table had when it was last made, by whatever program
 
     def commit(self, *, delete: Iterable[Element] = (), add: Iterable[Element] = (), exclusive: bool = False) -> None:
         """Delete, then add, in one transaction.
@@ -165,12 +168,24 @@ class NftablesTable:
         contents = [(kind, payload[_FAMILY_HEADER.size :]) for kind, payload in parts]
         return problem, b"".join(_PART.pack(kind, len(content)) + content for kind, content in contents)
 
+    def sign(self, boot_id: str, digest: str) -> None:
+        """Keep the digest of the table's fingerprint in the table itself: other state directories go by it."""
+        comment = f"boot {boot_id}{_RULES}{digest}"
+        changes = ((_DELSETELEM, 0, None), (_NEWSETELEM, NLM_F_CREATE | NLM_F_ACK, comment))
+        body = [
+            _request(operation, flags, number, layout_change(LAYOUT, said))
+            for number, (operation, flags, said) in enumerate(changes, 1)
+        ]
+        replies = self._exchange(_batch(_BATCH_BEGIN, 0) + b"".join(body) + _batch(_BATCH_END, 3))
+        _raise_first([reply.error_number for reply in replies if reply.error_number], "sign table inet quantum")
+
     def _note_layout(self, reply: Reply, boot_id: str = "") -> str:
         """Say whether the table is of another version or boot; CniError(108) when the version is newer."""
         if reply.is_answer:
             self._is_known = True
             _, comment = next(layouts_in(reply.payload[_FAMILY_HEADER.size :]), (LAYOUT, ""))
-            if boot_id and comment != f"boot {boot_id}":
+            boot, _, self.made_as = comment.partition(_RULES)
+            if boot_id and boot != f"boot {boot_id}":
                 return "the table is of an earlier boot: somebody restored it from a file"
             return ""
         layout = self._read_layout()

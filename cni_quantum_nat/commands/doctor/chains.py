@@ -75,8 +75,17 @@ class Ruleset:
         for family, prefix in ((4, "ip"), (6, "ip6")):
             if any(table.startswith(f"{prefix} ") for table in opaque):
                 self._replace(family, "nft", {table for table in opaque if table.startswith(f"{prefix} ")})
-            if _has_legacy(family):
+            if self._has_legacy(family):
                 self._replace(family, "legacy", set())
+
+    def _has_legacy(self, family: int) -> bool:
+        try:
+            return bool(_LEGACY_TABLES[family].read_text().strip())
+        except FileNotFoundError:
+            return False
+        except PermissionError:
+            self.unread.append(f"only root can read {_LEGACY_TABLES[family]}: run doctor as root")
+            return False
 
     def _replace(self, family: int, variant: str, only: set[str]) -> None:
         try:
@@ -87,13 +96,6 @@ class Ruleset:
         for chain in _chains_of_iptables(text, family, variant):
             if not only or chain.table in only:
                 self.chains[chain.table, chain.name] = chain
-
-
-def _has_legacy(family: int) -> bool:
-    try:
-        return bool(_LEGACY_TABLES[family].read_text().strip())
-    except FileNotFoundError:
-        return False
 
 
 def _chain_of_nft(table: str, item: dict[str, Any]) -> Chain:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, NamedTuple
 
-from ...model.errors import CniError
+from ...model.errors import IO_FAILURE, CniError
 from ...state.directory import State
 from ..parser import add_command
 
@@ -54,7 +54,14 @@ def run(arguments: argparse.Namespace) -> int:
         from .packet import follow
 
         return follow(arguments)
+    from ..records import require_directory
     from .snapshot import Snapshot  # libnftables, pyroute2
+
+    try:
+        require_directory(State(arguments.state_dir))
+    except CniError as error:
+        if error.code != IO_FAILURE:  # what is wrong with a directory that is there is a finding like others
+            raise
 
     reports = [_do(name, check, host) for host in [Snapshot(State(arguments.state_dir))] for name, check in _checks()]
     if arguments.json:
@@ -91,6 +98,8 @@ def _do(name: str, check: Callable[[Snapshot], Iterable[Finding]], host: Snapsho
         findings = list(check(host))
     except CniError as error:
         return Report(name, UNKNOWN, [], f"{error.message}. {error.details}")
+    except Exception as error:  # noqa: BLE001 - one check that fails must not keep the others from being made
+        return Report(name, UNKNOWN, [], f"this check failed, which is a defect: {error!r}")
     return Report(name, PROBLEM if findings else OK, findings)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ...kernel.routes import default_route_interface
+from ...kernel.routes import default_route_interfaces
 from .finding import Finding
 from .snapshot import netlink, sysctl
 
@@ -108,11 +108,11 @@ def _moved_default(host: Snapshot, attachment: Attachment, family: int, names: t
     kept = host.state.read_configuration(attachment.id.network)
     if kept is None or kept["normalised"].get("externalInterface") != ["default"]:
         return
-    current = default_route_interface(family)
-    if current and names and current not in names and all(name in host.interfaces for name in names):
+    current = default_route_interfaces(family)
+    if current and names and not set(current) <= set(names) and all(name in host.interfaces for name in names):
         yield Finding(
             str(attachment.id),
-            f"the IPv{family} default route is now via {current}, but it is masqueraded only via {', '.join(names)}",
+            f"the IPv{family} default route is now via {', '.join(current)}, but it is masqueraded only via {', '.join(names)}",
             "Restart the container.",
         )
 

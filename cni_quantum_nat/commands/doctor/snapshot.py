@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...backends.nftables.layout import TABLE
 from ...backends.nftables.programs import open_libnftables
+from ...kernel.netlink import NLM_F_DUMP, NLM_F_REQUEST, NetlinkSocket, attributes, message
 from ...kernel.routes import interface_towards
 from ...model.errors import KERNEL_REFUSED, CniError
 from ..records import read_records
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
     from ...state.directory import State
 
 _PROC = Path("/proc/sys/net")
+_NETLINK_NETFILTER = 12
+_GETTABLE = 10 << 8 | 1
+_TABLE_NAME, _TABLE_FLAGS, _OWNER = 1, 2, 2
+_FAMILIES = {1: "inet", 2: "ip", 10: "ip6"}
 _OURS = tuple(("inet", name) for name in (TABLE, f"{TABLE}_anchor", f"{TABLE}_cover"))
 
 
@@ -70,9 +76,17 @@ class Snapshot:
     @cached_property
     def foreign(self) -> Ruleset:
         """The chains of other programs; raise CniError(101) if they cannot be listed."""
-        tables = [entry["table"] for entry in list_json("tables") if "table" in entry]
-        others = [t for t in tables if (t["family"], t["name"]) not in _OURS and t["family"] in ("ip", "ip6", "inet")]
-        return Ruleset([e for t in others for e in list_json(f"table {t['family']} {t['name']}")])
+        listed, owned = [], []
+        for family, name, is_owned in list_tables():
+            if (family, name) in _OURS:
+                continue
+            if is_owned:
+                owned.append(f"table {family} {name} belongs to a running program, and cannot be listed")
+            else:
+                listed += list_json(f"table {family} {name}")
+        ruleset = Ruleset(listed)
+        ruleset.unread += owned
+        return ruleset
 
     @cached_property
     def routes(self) -> list[Route]:
@@ -100,6 +114,30 @@ class Snapshot:
             return interface_towards(address)
         except CniError:
             return ""
+
+
+def list_tables() -> list[tuple[str, str, bool]]:
+    """List the tables of the IP families: family, name, and whether a process owns it.
+
+    libnftables' own listing in JSON reads beyond its buffers for an owned table (1.0.6), and so does that of such a table.
+    """
+    dump = NetlinkSocket(_NETLINK_NETFILTER)
+    try:
+        replies = list(dump.dump(message(_GETTABLE, NLM_F_REQUEST | NLM_F_DUMP, 1, bytes(4))))
+    except OSError as error:
+        raise CniError(KERNEL_REFUSED, f"cannot list tables: {error.strerror}", "Run it as root.") from error
+    finally:
+        dump.close()
+    tables = []
+    for reply in replies:
+        if reply.error_number:
+            raise CniError(KERNEL_REFUSED, f"cannot list tables: {os.strerror(reply.error_number)}", "Run it as root.")
+        parts = dict(attributes(reply.payload, 4))
+        flags = int.from_bytes(parts.get(_TABLE_FLAGS, b""), "big")
+        if reply.payload[0] in _FAMILIES:
+            name = parts[_TABLE_NAME].rstrip(b"\0").decode()
+            tables.append((_FAMILIES[reply.payload[0]], name, bool(flags & _OWNER)))
+    return tables
 
 
 def list_json(what: str) -> list[dict[str, Any]]:

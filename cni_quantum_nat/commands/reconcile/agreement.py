@@ -61,7 +61,7 @@ class NftablesAgreement(Agreement):
         """Read what the kernel has."""
         self._backend = NftablesBackend(state)
         self._plan = plan.of_backend(NFTABLES)
-        self._known = records.owners
+        self._known = records.owners - records.unreadable
         self._difference = Difference()
         self._damage = self._backend.damage()
         if self._damage == [MISSING] and not self._plan.installed:
@@ -71,7 +71,7 @@ class NftablesAgreement(Agreement):
             with waiting("Listing the kernel's elements"):
                 held = table.owned_elements()
             table.close()
-            self._difference = compare(self._plan, held, records.unreadable)
+            self._difference = compare(self._plan, held, records.unreadable | _waiting_for_gc(records))
         self.disagreements = list(self._describe())
 
     def establish(self) -> None:
@@ -105,10 +105,10 @@ class NftablesAgreement(Agreement):
             yield Disagreement("add", str(element), element.owner, "missing")
 
 
-def compare(plan: Plan, held: Iterable[Element], unreadable: set[str]) -> Difference:
+def compare(plan: Plan, held: Iterable[Element], kept: set[str]) -> Difference:
     """Return what leads from what the kernel holds to the plan.
 
-    What is there for `unreadable` owners stays, and so does what another state directory has recorded.
+    What is there for `kept` owners stays, and so does what another state directory has recorded.
     """
     of_key = {element.identity: element for element in held}
     difference = Difference()
@@ -117,23 +117,29 @@ def compare(plan: Plan, held: Iterable[Element], unreadable: set[str]) -> Differ
             difference.replace(of_key.pop(wanted.identity, None), wanted)
     for port, members in plan.shared.items():
         buckets = [of_key.pop(bucket.identity, None) for bucket in buckets_of(port)]
-        endpoints = {member.id.owner: endpoint_of(member, port) for member in members}
-        staying = [owner for owner in owners_of(buckets) if owner in unreadable]
+        endpoints = {member.id.owner: endpoint_of(member, port, member.host_ports[port]) for member in members}
+        staying = [owner for owner in owners_of(buckets) if owner in kept]
         for present, bucket in zip(
             buckets, redistribute(port, buckets, [*endpoints, *staying], endpoints), strict=True
         ):
             difference.replace(present, bucket)
-    kept = _shared_by(unreadable, of_key.values())
+    kept_ports = _shared_by(kept, of_key.values())
     for element in of_key.values():
-        of_kept_port = element.owner == SHARED and port_of(element) in kept
-        if not (element.owner in unreadable or element.is_foreign or of_kept_port):
+        of_kept_port = element.owner == SHARED and port_of(element) in kept_ports
+        if not (element.owner in kept or element.is_foreign or of_kept_port):
             difference.replace(element, None)
     return difference
 
 
-def _shared_by(unreadable: set[str], held: Iterable[Element]) -> set[HostPort]:
+def _waiting_for_gc(records: Records) -> set[str]:
+    """Return the owners whose container is gone and whose record is there: DEL or gc removes their rules with it."""
+    leftovers = {attachment.id for attachment in records.leftovers}
+    return {attachment.id.owner for attachment in records.over if attachment.id not in leftovers}
+
+
+def _shared_by(kept: set[str], held: Iterable[Element]) -> set[HostPort]:
     """Return the shared ports that one of these owners has buckets of."""
-    return {port_of(e) for e in held if e.owner in unreadable and BUCKET in SETS[e.set_name].key}
+    return {port_of(e) for e in held if e.owner in kept and BUCKET in SETS[e.set_name].key}
 
 
 class IptablesAgreement(Agreement):

@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from ...connections.tracker import ConnectionTracker, is_tracking
-from ...model.errors import InvalidConfiguration
-from ..records import locked, read_records
+from ..records import locked, read_records, require_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,10 +42,10 @@ def reconcile(state: State, *, dry_run: bool = False) -> Outcome:
     from .agreement import agreements  # libnftables: completions do without
 
     started = time.monotonic()
-    _require_records(state)
+    require_directory(state, usual_too=True)  # without records, everything in the kernel would be removed
     deleted = 0
     with locked(state), _no_garbage_collection():
-        records = read_records(state)
+        records = read_records(state, progress=True)
         found = agreements(state, records)
         disagreements = [(agreement.backend, entry) for agreement in found for entry in agreement.disagreements]
         if not dry_run:
@@ -74,20 +73,11 @@ def _establish(found: list[Agreement], state: State, records: Records) -> int:
         state.note_rebuild()
     for attachment in records.leftovers:
         state.remove(attachment.id)
+    state.forget_networks()
     if not differing or not is_tracking():
         return 0
     with ConnectionTracker() as tracker:
         return tracker.delete_untranslated(records.in_force)
-
-
-def _require_records(state: State) -> None:
-    """Refuse a missing directory: without records, everything in the kernel would be removed."""
-    if not state.exists():
-        raise InvalidConfiguration(
-            f"there is no state directory {state.directory}",
-            "If the networks have another stateDir, run `quantum-nat --state-dir DIRECTORY reconcile`. "
-            "If nothing was ever added, there is nothing to do.",
-        )
 
 
 def summary(outcome: Outcome) -> str:

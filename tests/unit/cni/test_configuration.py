@@ -16,6 +16,7 @@ from cni_quantum_nat.model.errors import CniError
 DEFAULTS = {
     "ipForwarding": True,
     "masquerade": [4, 6],
+    "noMasqueradeTo": [],
     "externalInterface": [],
     "snatAddress": [],
     "snat": True,
@@ -52,6 +53,8 @@ DEFAULTS = {
             {"snat": False, "masqAll": True, "ipForwarding": False},
         ),
         ({"backend": "nftables", "capabilities": {"portMappings": True}}, {}),
+        ({"noMasqueradeTo": ["10.0.0.0/8", "FD00::/8"]}, {"noMasqueradeTo": ["10.0.0.0/8", "fd00::/8"]}),
+        ({"snat": None, "portRange": None, "markMasqBit": None, "someday": None}, {}),
     ],
 )
 def test_valid_values_are_accepted(given: dict[str, Any], changed: dict[str, Any]) -> None:
@@ -74,6 +77,11 @@ def test_valid_values_are_accepted(given: dict[str, Any], changed: dict[str, Any
         ({"snatAddress": "2001:db8::1", "masquerade": "ipv4"}, "of a family that is not masqueraded"),
         ({"backend": "ebtables"}, "backend is 'ebtables'"),
         ({"capabilities": {"portMappings": "yes"}}, "capabilities is"),
+        ({"noMasqueradeTo": "10.0.0.0/8"}, "noMasqueradeTo is '10.0.0.0/8'"),
+        ({"noMasqueradeTo": ["10.0.0.1/8"]}, "'10.0.0.1/8' is not a network CIDR"),
+        ({"noMasqueradeTo": ["0.0.0.0/0"]}, '0.0.0.0/0 is every address: say "masquerade": false instead'),
+        ({"Snat": False}, "Snat"),
+        ({"conditionsv4": ["tcp dport 80"]}, "conditionsv4"),
     ],
 )
 def test_an_invalid_value_is_refused_with_key_value_and_allowed_values(given: dict[str, Any], said: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any
 
@@ -75,7 +76,7 @@ def test_an_interface_name_that_linux_refuses_is_refused(call: Any, name: str) -
 
 @pytest.mark.parametrize(
     ("command", "version"),
-    [("ADD", "0.2.0"), ("ADD", None), ("ADD", "2.0.0"), ("CHECK", "0.3.1"), ("GC", "1.0.0"), ("STATUS", "1.0.0")],
+    [("ADD", "2.0.0"), ("ADD", "0.0.1"), ("CHECK", "0.3.1"), ("CHECK", None), ("GC", "1.0.0"), ("STATUS", "1.0.0")],
 )
 def test_a_version_without_the_command_is_refused(command: str, version: str | None) -> None:
     with pytest.raises(CniError, match=r"cniVersion") as caught:
@@ -83,7 +84,20 @@ def test_a_version_without_the_command_is_refused(command: str, version: str | N
     assert caught.value.code == 1
 
 
-@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"\xff", b"null"])
+@pytest.mark.parametrize("version", [None, "", "0.1.0", "0.2.0"])
+def test_a_list_of_the_first_versions_is_served(version: str | None) -> None:
+    protocol.check_version({"cniVersion": version}, "ADD")
+    protocol.check_version({"cniVersion": version}, "DEL")
+    assert protocol.version_of(json.dumps({"cniVersion": version}).encode()) == (version or "0.1.0")
+
+
+@pytest.mark.parametrize("version", ["2.0.0", 5, "1"])
+def test_a_del_is_answered_in_whatever_version(version: object) -> None:
+    protocol.check_version({"cniVersion": version}, "DEL")
+    assert protocol.version_of(json.dumps({"cniVersion": version}).encode()) == protocol.LATEST
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"\xff", b"null", b'{"a": 1e999}'])
 def test_input_other_than_a_json_object_is_a_decoding_failure(raw: bytes) -> None:
     with pytest.raises(CniError, match="stdin is not") as caught:
         protocol.parse_configuration(raw)

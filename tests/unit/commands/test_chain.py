@@ -56,6 +56,47 @@ def test_without_portmap_it_goes_after_the_interface_plugin() -> None:
     assert chained(conflist(BRIDGE, TUNING)) == conflist(BRIDGE, OURS, TUNING)
 
 
+FLANNEL = {"type": "flannel", "delegate": {"hairpinMode": True, "isDefaultGateway": True}}
+
+
+@pytest.mark.parametrize("maker", [FLANNEL, {**BRIDGE, "ipMasq": False}, {"type": "ptp"}])
+def test_it_masquerades_nothing_that_was_not_masqueraded_before(maker: dict[str, Any]) -> None:
+    """At 1.0.0 (defect 2) traffic between the pods of a cluster got the node's address."""
+    ours = {**PORTMAP, "type": "quantum-nat", "masquerade": False}
+    assert chained(conflist(maker, PORTMAP), ["10.244.0.0/16"]) == conflist(maker, ours)
+
+
+def test_what_ip_masq_masqueraded_goes_on_but_to_pod_networks() -> None:
+    networks = ["10.244.0.0/16", "fd00:10:244::/56"]
+    ours = chained(conflist(BRIDGE, PORTMAP), networks)["plugins"][1]
+    assert ours == {**PORTMAP, "type": "quantum-nat", "noMasqueradeTo": networks}
+
+
+def test_after_a_plugin_with_outbound_nat_of_its_own_it_only_publishes_ports() -> None:
+    assert chained(conflist(FLANNEL))["plugins"][1] == {**OURS, "masquerade": False}
+    assert chained(conflist({"type": "bridge"}))["plugins"][1] == OURS
+
+
+def test_pod_networks_are_options_and_invalid_ones_are_refused(file: Path) -> None:
+    before = file.read_text()
+    done = chain("--pod-network", "10.244.0.0/16", "--pod-network", "10.96.0.1/12", str(file))
+    assert done.returncode == 1
+    assert "10.96.0.1/12" in done.stderr
+    assert file.read_text() == before
+    assert chain("--pod-network", "10.244.0.0/16", "--pod-network", "10.96.0.0/12", str(file)).returncode == 0
+    assert json.loads(file.read_text())["plugins"][1]["noMasqueradeTo"] == ["10.244.0.0/16", "10.96.0.0/12"]
+    assert chain("--undo", str(file)).returncode == 0
+    assert file.read_text() == before
+
+
+def test_a_list_that_1_0_0_changed_is_undone(file: Path) -> None:
+    before = conflist(FLANNEL, PORTMAP)
+    file.with_name(f"{file.name}.before-quantum-nat").write_text(json.dumps(before))
+    file.write_text(json.dumps(conflist(FLANNEL, {**PORTMAP, "type": "quantum-nat"}), indent=2) + "\n")
+    assert chain("--undo", str(file)).returncode == 0
+    assert json.loads(file.read_text()) == before
+
+
 def test_iptables_conditions_of_portmap_set_the_backend() -> None:
     portmap = {**PORTMAP, "conditionsV4": ["!", "-s", "192.0.2.0/24"]}
     assert chained(conflist(BRIDGE, portmap))["plugins"][1]["backend"] == "iptables"

@@ -83,8 +83,10 @@ def test_an_address_is_parsed_and_formatted_as_by_ipaddress(
     ours = Address.parse(str(address))
     assert (ours.family, ours.packed) == (address.version, address.packed)
     assert ipaddress.ip_address(str(ours)) == address
-    assert ours.is_loopback == address.is_loopback
-    assert ours.is_unspecified == address.is_unspecified
+    # CPython 3.13 looks into IPv4-mapped addresses, older ones do not: neither do we.
+    is_mapped = isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None
+    assert ours.is_loopback == (address.is_loopback and not is_mapped)
+    assert ours.is_unspecified == (address.is_unspecified and not is_mapped)
 
 
 @given(ENDPOINTS)

@@ -35,7 +35,9 @@ def test_any_entry_is_parsed_or_refused_by_name(entries: list[Any]) -> None:
         assert error.code in (7, 100)
         assert "portMappings[" in error.message or "requested twice" in error.message
     else:
-        assert len(mappings) == len(entries)
+        named = [str(mapping) for mapping in mappings if mapping.host_port]
+        assert len(named) == len(set(named))
+        assert len(mappings) <= len(entries)
         assert all(1 <= m.container_port <= 65535 for m in mappings)
         assert all(m.host_port == 0 if m.allocated else 1 <= m.host_port <= 65535 for m in mappings)
 
@@ -82,7 +84,12 @@ def test_an_invalid_value_is_refused_with_its_key(changed: dict[str, Any], said:
 
 @pytest.mark.parametrize(
     ("one", "two"),
-    [({}, {}), ({}, {"hostIP": "0.0.0.0"}), ({"hostIP": "::"}, {}), ({"hostIP": "10.0.0.1"}, {"hostIP": "10.0.0.1"})],
+    [
+        ({}, {"containerPort": 81}),
+        ({}, {"hostIP": "0.0.0.0"}),
+        ({"hostIP": "::"}, {}),
+        ({"hostIP": "10.0.0.1"}, {"hostIP": "10.0.0.1", "containerPort": 81}),
+    ],
 )
 def test_the_same_host_port_twice_is_a_conflict(one: dict[str, str], two: dict[str, str]) -> None:
     with pytest.raises(CniError, match="8080/tcp is requested twice") as caught:
@@ -91,7 +98,13 @@ def test_the_same_host_port_twice_is_a_conflict(one: dict[str, str], two: dict[s
 
 
 def test_a_mapping_without_a_host_port_requests_any_port() -> None:
-    assert parse({"containerPort": 80}, {"containerPort": 80}) == ["0->80/tcp", "0->80/tcp"]
+    assert parse({"containerPort": 80}, {"containerPort": 81}) == ["0->80/tcp", "0->81/tcp"]
+
+
+@pytest.mark.parametrize("same", [{}, {"hostIP": "10.0.0.1"}, {"hostIP": "fd00::1"}, {"hostPort": 1}])
+def test_exact_duplicates_are_one(same: dict[str, Any]) -> None:
+    assert len(parse(entry(**same), entry(**same), entry(**same, protocol="TCP"))) == 1
+    assert parse({"containerPort": 80}, {"containerPort": 80}) == ["0->80/tcp"]
 
 
 @pytest.mark.parametrize(

@@ -180,15 +180,14 @@ def test_a_trace_counts_programs_processes_and_system_calls_but_not_threads() ->
 def test_system_calls_separate_the_phases_of_a_call() -> None:
     lines = [
         '10.000 execve("/q", ["q"], 0x7f) = 0',
-        '10.001 readlink("/proc/self/exe", "/q", 4085) = 2',
-        '10.005 openat(AT_FDCWD, "/q/lib-dynload", O_RDONLY) = 3',
+        "10.001 rt_sigaction(SIGPIPE, {sa_handler=SIG_IGN}, {sa_handler=SIG_DFL}, 8) = 0",
         '10.007 read(0, "{}", 65536) = 2',
         '10.0075 read(0, "", 65536) = 0',
         '10.009 write(1, "{}", 2) = 2',
         "10.010 exit_group(0) = ?",
         "10.012 +++ exited with 0 +++",
     ]
-    assert [round(took, 3) for took in costs.phases(lines).values()] == [1, 4, 2, 2, 1, 2]
+    assert [round(took, 3) for took in costs.phases(lines).values()] == [1, 6, 2, 1, 2]
     with pytest.raises(ValueError, match="exit_group"):
         costs.phases(lines[:-2])
 

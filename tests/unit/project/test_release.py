@@ -92,9 +92,17 @@ def test_a_version_without_a_dated_section_is_refused(project: Path, heading: st
     assert "## 2.5.0 - YYYY-MM-DD" in refused(project)
 
 
-def test_a_tagged_version_is_refused(project: Path) -> None:
+def test_a_version_whose_tag_is_another_commit_is_refused(project: Path) -> None:
     git(project, "tag", "v2.5.0")
+    (project / "notes").write_text("mine\n")
+    commit(project)
     assert "tagged already" in refused(project)
+
+
+def test_a_release_can_be_built_from_its_tag(project: Path) -> None:
+    git(project, "tag", "--annotate", "--message", "Quantum NAT 2.5.0", "v2.5.0")
+    done = release(project)
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_invalid_version_is_refused(project: Path) -> None:

@@ -240,21 +240,23 @@ def test_elements_without_an_owner_or_counters_belong_to_no_network(state: State
 
 
 @pytest.mark.parametrize(
-    ("set_name", "chain", "kind"),
+    ("set_name", "kind"),
     [
-        ("endpoints4", "", "dnat"),
-        ("host_ip_slots6", "", "dnat"),
-        ("masqueraded_via4", "", "masquerade"),
-        ("outbound4", "masqueraded_7200", "masquerade"),
-        ("outbound_via6", "fixed_source_via", "snat"),
-        ("cidr_outbound4", "fixed_source_of_network_if_0123", "snat"),
+        ("endpoints4", "dnat"),
+        ("host_ip_buckets6", "dnat"),
+        ("masqueraded4", "masquerade"),
+        ("masqueraded_via4", "masquerade"),
+        ("network_masqueraded_via6", "masquerade"),
+        ("fixed6", "snat"),
+        ("fixed_via6", "snat"),
+        ("network_fixed4", "snat"),
     ],
 )
-def test_the_type_of_an_elements_counter_follows_from_set_and_target(
-    set_name: str, chain: str, kind: str, state: State, file: CounterFile
+def test_the_type_of_an_elements_counter_follows_from_its_set(
+    set_name: str, kind: str, state: State, file: CounterFile
 ) -> None:
     count(file)
-    element = Element(set_name, (Address.parse("10.0.0.2"),), (chain,) if chain else (), "net/c/eth0")
+    element = Element(set_name, (Address.parse("10.0.0.2"),), (), "net/c/eth0")
     element.flows = 5
     add_gone(state, "nftables", counted([element]))
     assert {kind: file.read().gone("nftables", kind) for kind in FLOW_TYPES} == {

@@ -13,7 +13,6 @@ from cni_quantum_nat.backends.iptables.rules import (
     FIXED_CHAINS,
     chains_of,
     fixed_rules,
-    in_force,
     own_chains,
     plan_rules,
 )
@@ -161,11 +160,3 @@ def test_one_rule_masquerades_by_the_mark() -> None:
     published = attachment(WEB, inbound=Inbound(mark_bit=3))
     published.port_mappings.append(PortMapping(None, 8081, "udp", 81))
     assert sum("--mark" in rule.specification for rule in plan_rules(published, 4)) == 1
-
-
-def test_a_port_is_in_force_for_who_took_it_over_and_for_a_containers_networks_together() -> None:
-    dead = [attachment(AttachmentId(network, "dead", "eth0"), created_at=n) for n, network in enumerate("ab")]
-    heirs = [attachment(AttachmentId(network, "heir", "eth0"), created_at=9 - n) for n, network in enumerate("ab")]
-    other = attachment(OTHER, created_at=5)
-    other.port_mappings[0].host_port = 9000
-    assert in_force([*heirs, other, *dead]) == [other, heirs[1], heirs[0]]

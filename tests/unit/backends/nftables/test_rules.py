@@ -1,4 +1,4 @@
-"""Which elements hold when several attachments want one key, and how elements travel."""
+"""What an attachment needs, unit by unit, and how elements travel over netlink."""
 
 from __future__ import annotations
 
@@ -9,87 +9,66 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cni_quantum_nat.backends.nftables import encoding
-from cni_quantum_nat.backends.nftables.full_plan import plan_together
 from cni_quantum_nat.backends.nftables.layout import (
-    ADDRESS4,
-    ADDRESS6,
+    ADDRESS,
+    BUCKET,
     GOTO,
     INTERFACE,
-    JUMP,
     PORT,
     PROTOCOL,
     SETS,
-    SLOT,
+    SUBNET,
+    prefix_part,
+    subnets_set,
+    timeout_set,
 )
-from cni_quantum_nat.backends.nftables.rules import Element, plan_rules
+from cni_quantum_nat.backends.nftables.rules import (
+    Element,
+    buckets_of,
+    elements_of_port,
+    lead_of,
+    plan_rules,
+    port_of,
+)
 from cni_quantum_nat.kernel import netlink
 from cni_quantum_nat.model.addresses import Address, Endpoint, Subnet
-from cni_quantum_nat.model.attachments import Attachment, AttachmentId, Inbound, Outbound, PortMapping
+from cni_quantum_nat.model.attachments import SPREAD, Attachment, AttachmentId, Inbound, Outbound, PortMapping
+from cni_quantum_nat.model.units import HostPort
 
 if TYPE_CHECKING:
     from cni_quantum_nat.backends.nftables.rules import Field
 
-
-def attachment(container: str, address: str, age: float, port: int = 8080, network: str = "net") -> Attachment:
-    return Attachment(
-        AttachmentId(network, container, "eth0"),
-        backend="nftables",
-        netns="",
-        netns_identity=(0, 0),
-        endpoints=[Endpoint.parse(address)],
-        port_mappings=[PortMapping(None, port, "tcp", 80)],
-        outbound=Outbound((4, 6)),
-        inbound=Inbound(),
-        established_timeout_s=3600,
-        created_at=age,
-    )
-
-
-def owners(*attachments: Attachment) -> dict[str, str]:
-    return {str(element).split(" : ")[0]: element.owner for element in plan_together(attachments)}
-
-
-def test_an_address_belongs_to_whoever_was_given_it_last() -> None:
-    old = attachment("old", "10.0.0.2/24", 1, port=1)
-    new = attachment("new", "10.0.0.2/24", 2, port=2)
-    for order in ((old, new), (new, old)):
-        assert owners(*order)["masqueraded4 { 10.0.0.2 }"] == "net/new/eth0"
-
-
-def test_a_host_port_stays_with_the_first_network_of_its_container() -> None:
-    first = attachment("c", "10.0.0.2/24", 1)
-    second = attachment("c", "10.1.0.2/24", 2, network="other")
-    assert owners(second, first)["host_ports4 { tcp . 8080 }"] == "net/c/eth0"
-
-
-def test_a_host_port_goes_to_the_newer_container() -> None:
-    dead = attachment("dead", "10.0.0.2/24", 1)
-    newcomer = attachment("newcomer", "10.0.0.3/24", 2)
-    assert owners(newcomer, dead)["host_ports4 { tcp . 8080 }"] == "net/newcomer/eth0"
-
-
-FIELDS: dict[str, st.SearchStrategy[Field]] = {
-    ADDRESS4: st.ip_addresses(v=4).map(lambda a: Address.parse(str(a))),
-    ADDRESS6: st.ip_addresses(v=6).map(lambda a: Address.parse(str(a))),
-    PROTOCOL: st.sampled_from(["tcp", "udp", "sctp"]),
-    PORT: st.integers(0, 65535),
-    INTERFACE: st.from_regex(r"[a-z0-9.]{1,15}", fullmatch=True),
-    SLOT: st.integers(0, 63),
-    JUMP: st.sampled_from(["subnet4_24", "subnet6_64"]),
-    GOTO: st.sampled_from(["publish", "masqueraded"]),
+# Besides those that every program knows.
+NAMES = [*SETS, subnets_set(4, 24), subnets_set(6, 64), timeout_set(4, 60), timeout_set(6, 60)]
+FIELDS: dict[tuple[str, int], st.SearchStrategy[Field]] = {
+    (ADDRESS, 4): st.ip_addresses(v=4).map(lambda a: Address.parse(str(a))),
+    (ADDRESS, 6): st.ip_addresses(v=6).map(lambda a: Address.parse(str(a))),
+    (SUBNET, 4): st.builds(lambda a, n: Endpoint.parse(f"{a}/{n}").network, st.ip_addresses(v=4), st.integers(1, 32)),
+    (SUBNET, 6): st.builds(lambda a, n: Endpoint.parse(f"{a}/{n}").network, st.ip_addresses(v=6), st.integers(1, 128)),
 }
+for _family in (4, 6):
+    FIELDS |= {
+        (PROTOCOL, _family): st.sampled_from(["tcp", "udp", "sctp"]),
+        (PORT, _family): st.integers(0, 65535),
+        (INTERFACE, _family): st.from_regex(r"[a-z0-9.]{1,15}", fullmatch=True),
+        (BUCKET, _family): st.integers(0, 63),
+        (GOTO, _family): st.sampled_from(["publish", "spread"]),
+    }
 
 
-@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("name", NAMES)
 @given(data=st.data())
 def test_an_element_comes_out_of_netlink_as_it_went_in(name: str, data: st.DataObject) -> None:
     layout = SETS[name]
-    key, value = (tuple(data.draw(FIELDS[kind]) for kind in kinds) for kinds in (layout.key, layout.data))
-    element = Element(
-        name, key, value, data.draw(st.text(st.characters(codec="ascii", min_codepoint=32), max_size=127))
+    key, value = (
+        tuple(data.draw(FIELDS[kind, layout.family]) for kind in kinds) for kinds in (layout.key, layout.data)
     )
-    (read,) = encoding.elements_in(encoding.put_in(element), name)
-    assert (read.key, read.data, read.owner) == (key, value, element.owner)
+    owner = data.draw(st.text(st.characters(codec="ascii", min_codepoint=32), max_size=127))
+    ends: list[bytes] = []
+    (read,) = encoding.elements_in(encoding.addition(Element(name, key, value, owner), owner), name, ends)
+    if layout.has_intervals and len(layout.key) == 1:
+        encoding.join_intervals([read], ends)
+    assert (read.key, read.data, read.owner) == (key, value, owner)
 
 
 @given(st.sets(st.tuples(st.integers(0, 15), st.integers(24, 30)), max_size=8))
@@ -97,9 +76,9 @@ def test_listed_intervals_are_subnets_again(parts: set[tuple[int, int]]) -> None
     """The kernel lists where each begins and where each ends, in no order that says which belong together."""
     third = dict(parts)  # one subnet in each /24: they do not overlap
     subnets = [Subnet(Address.parse(f"10.255.{255 - number}.0"), length) for number, length in third.items()]
-    added = b"".join(encoding.put_in(Element("cidr_snat4", (s,), (s.first,), "owner")) for s in subnets)
+    added = b"".join(encoding.addition(Element("network_snat4", (s,), (s.first,), "owner"), "owner") for s in subnets)
     ends: list[bytes] = []
-    read = list(encoding.elements_in(added, "cidr_snat4", ends))
+    read = list(encoding.elements_in(added, "network_snat4", ends))
     encoding.join_intervals(read, sorted(ends))
     assert [element.key for element in read] == [(subnet,) for subnet in subnets]
 
@@ -110,6 +89,99 @@ def test_attributes_come_out_as_they_went_in(parts: list[tuple[int, bytes]]) -> 
     assert list(netlink.attributes(framed)) == parts
 
 
-def test_no_two_elements_of_a_plan_have_one_key() -> None:
-    plan = plan_rules(attachment("c", "10.0.0.2/24", 1))
+@st.composite
+def attachments(draw: st.DrawFn) -> Attachment:
+    """Draw an attachment that may want anything."""
+    families = draw(st.lists(st.sampled_from([4, 6]), min_size=1, unique=True))
+    texts = {4: ["10.0.0.2/24", "10.0.0.3/24"], 6: ["fd00::2/64", "fd00::3/128"]}
+    hosts = st.sampled_from([None, "0.0.0.0", "127.0.0.1", "192.0.2.1", "::", "::1", "2001:db8::1"])
+    mappings = [
+        PortMapping(Address.parse(ip) if ip else None, port, protocol, 80, sharing=draw(st.sampled_from(["", SPREAD])))
+        for ip, port, protocol in draw(
+            st.lists(
+                st.tuples(hosts, st.integers(1, 3), st.sampled_from(["tcp", "udp"])),
+                max_size=4,
+                unique_by=lambda m: m[1:],
+            )
+        )
+    ]
+    masquerade = tuple(draw(st.lists(st.sampled_from(families), unique=True)))
+    fixed = {4: Address.parse("192.0.2.7"), 6: Address.parse("2001:db8::7")}
+    made = Attachment(
+        AttachmentId("net", "c", "eth0"),
+        backend="nftables",
+        netns="",
+        netns_identity=(0, 0),
+        endpoints=[Endpoint.parse(text) for f in families for text in texts[f][: draw(st.integers(1, 2))]],
+        port_mappings=mappings,
+        outbound=Outbound(
+            masquerade,
+            {f: draw(st.sampled_from([(), ("eth0",), ("eth0", "eth1")])) for f in masquerade},
+            {f: fixed[f] for f in masquerade if draw(st.booleans())},
+            tuple(draw(st.lists(st.sampled_from([Subnet.parse("10.0.0.0/8"), Subnet.parse("fd00::/8")]), unique=True))),
+        ),
+        inbound=Inbound(
+            snat=draw(st.booleans()),
+            masquerade_all=draw(st.booleans()),
+            ipv6_localhost=draw(st.booleans()),
+            isolate=draw(st.booleans()),
+            conditions={4: ("ip saddr 192.0.2.0/24",)} if draw(st.booleans()) else {},
+        ),
+        established_timeout_s=draw(st.sampled_from([3600, 60])),
+        created_at=1.0,
+    )
+    for endpoint in made.endpoints:
+        endpoint.host_interface = "cni0"
+    return made
+
+
+@given(attachments())
+def test_each_unit_has_its_lead_and_no_two_elements_have_one_key(wanted: Attachment) -> None:
+    plan = plan_rules(wanted)
     assert len({element.identity for element in plan}) == len(plan)
+    for unit in (*wanted.address_units, *wanted.host_ports):
+        of_unit = plan_rules(wanted, [unit])
+        assert lead_of(unit).identity in {element.identity for element in of_unit}
+        if isinstance(unit, HostPort):
+            assert {element.identity for element in of_unit} <= {e.identity for e in elements_of_port(unit)}
+            assert all(port_of(bucket) in (unit, _by_alias(unit)) for bucket in buckets_of(unit))
+    units = [*wanted.address_units, *wanted.host_ports]
+    assert [str(e) for unit in units for e in plan_rules(wanted, [unit])] == [str(e) for e in plan]
+
+
+def _by_alias(port: HostPort) -> HostPort:
+    alias = Address.parse("fd71:6e61:7400::1")
+    return HostPort(port.family, port.protocol, port.port, alias if port.address is not None else None)
+
+
+@given(attachments())
+def test_no_unit_has_an_element_of_another(wanted: Attachment) -> None:
+    """A port that another one has, or an address, is released whole: nothing of it may be kept by what is elsewhere."""
+    seen: dict[object, object] = {}
+    for unit in (*wanted.address_units, *wanted.host_ports):
+        for element in plan_rules(wanted, [unit]):
+            assert seen.setdefault(element.identity, unit) == unit
+
+
+def test_a_networks_elements_are_of_its_cidr() -> None:
+    network = Attachment(
+        AttachmentId("lan", "lan", "lan"),
+        backend="nftables",
+        netns="",
+        netns_identity=(0, 0),
+        endpoints=[Endpoint.parse("10.7.0.0/16")],
+        port_mappings=[],
+        outbound=Outbound((4,), {4: ("eth0",)}, {4: Address.parse("192.0.2.7")}, (Subnet.parse("10.0.0.0/8"),)),
+        inbound=Inbound(),
+        established_timeout_s=3600,
+        created_at=1.0,
+        is_network=True,
+    )
+    assert [str(element) for element in plan_rules(network)] == [
+        "networks4 { 10.7.0.0/16 }",
+        "subnets4_16 { 10.7.0.0 . 10.7.0.0 }",
+        "network_fixed_via4 { eth0 . 10.7.0.0/16 }",
+        "network_snat4 { 10.7.0.0/16 : 192.0.2.7 }",
+        "no_masquerade4 { 10.7.0.0/16 . 10.0.0.0/8 }",
+    ]
+    assert SETS["subnets4_16"].part == prefix_part(4, 16)

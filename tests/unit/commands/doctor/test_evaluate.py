@@ -24,10 +24,10 @@ PACKET = Packet(4, "eth0", "cni0", "198.51.100.7", "10.88.0.2", "tcp", 80, "new"
 def test_a_kernel_that_refuses_the_table_is_reported_with_its_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def refuse(_elements: object) -> None:
+    def refuse() -> None:
         raise CniError(50, "nftables cannot hold table inet quantum", "Error: Could not process rule: Not supported")
 
-    monkeypatch.setattr(rules, "build", refuse)
+    monkeypatch.setattr(rules, "rehearse", refuse)
     (found,) = rules.check_kernel(Snapshot(State(str(tmp_path))))
     assert "Not supported" in found.problem
     assert "nft_fib_inet" in found.remedy

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import TYPE_CHECKING
 
-from cni_quantum_nat.backends.nftables.full_plan import JointPlan
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni_quantum_nat.backends.nftables.layout import SETS, SHARED, SLOT, SLOTS
-from cni_quantum_nat.backends.nftables.rules import Element
+from cni_quantum_nat.backends.nftables.layout import BUCKET, BUCKETS, SETS, SHARED
+from cni_quantum_nat.backends.nftables.provider import elements_of
+from cni_quantum_nat.backends.nftables.rules import Element, lead_of
 from cni_quantum_nat.commands.reconcile.agreement import compare
 from cni_quantum_nat.model.addresses import Address, Endpoint
 from cni_quantum_nat.model.attachments import (
@@ -21,6 +22,11 @@ from cni_quantum_nat.model.attachments import (
     Outbound,
     PortMapping,
 )
+from cni_quantum_nat.nat.decision import decide_all
+
+if TYPE_CHECKING:
+    from cni_quantum_nat.backends.base import Plan
+    from cni_quantum_nat.backends.nftables.rules import Fields
 
 SHARED_PORTS = (1, 2)
 
@@ -43,16 +49,17 @@ def attachments(draw: st.DrawFn) -> list[Attachment]:
             outbound=Outbound((4,)),
             inbound=Inbound(),
             established_timeout_s=3600,
-            created_at=age,
+            created_at=1.0,
+            sequence=age,
         )
         for age, (network, container) in enumerate(sorted(identities))
     ]
 
 
 @st.composite
-def damaged(draw: st.DrawFn, plan: JointPlan) -> list[Element]:
+def damaged(draw: st.DrawFn, plan: Plan) -> list[Element]:
     """Draw a damaged state: some elements of the plan are missing or have another owner, and some are foreign."""
-    held = {element.identity: element for element in plan.elements}
+    held = {element.identity: element for element in elements_of(plan)}
     for identity in draw(st.lists(st.sampled_from(sorted(held, key=str)), max_size=20)) if held else []:
         element = held.pop(identity, None)
         if element is not None and draw(st.booleans()):
@@ -63,7 +70,7 @@ def damaged(draw: st.DrawFn, plan: JointPlan) -> list[Element]:
     return list(held.values())
 
 
-def after(plan: JointPlan, held: list[Element], unreadable: set[str]) -> list[Element]:
+def after(plan: Plan, held: list[Element], unreadable: set[str]) -> list[Element]:
     """Apply the changes of `compare` as the kernel does: delete by key, then add exclusively."""
     change = compare(plan, held, unreadable)
     elements = {element.identity: element for element in held}
@@ -75,38 +82,43 @@ def after(plan: JointPlan, held: list[Element], unreadable: set[str]) -> list[El
     return list(elements.values())
 
 
-def slots_of(elements: list[Element]) -> dict[object, Counter[str]]:
-    """Return the number of slots of each owner, by port."""
-    counts: dict[object, Counter[str]] = {}
+def buckets_of(elements: list[Element]) -> dict[Fields, Counter[str]]:
+    """Return the number of buckets of each owner, by port."""
+    counts: dict[Fields, Counter[str]] = {}
     for element in elements:
-        if SLOT in SETS[element.set_name].key:
-            counts.setdefault((element.set_name, element.key[:-1]), Counter())[element.owner] += 1
+        if BUCKET in SETS[element.set_name].key:
+            counts.setdefault(element.key[:-1], Counter())[element.owner] += 1
     return counts
 
 
 @given(attachments(), st.data())
 def test_afterwards_the_kernel_holds_exactly_the_plan(records: list[Attachment], data: st.DataObject) -> None:
-    plan = JointPlan(records)
+    plan = decide_all(records)
     result = after(plan, data.draw(damaged(plan)), set())
-    others = {element.identity: element for element in result if SLOT not in SETS[element.set_name].key}
-    assert others.keys() == plan.placed.keys()
-    assert all(element.is_same(plan.placed[identity]) for identity, element in others.items())
-    for port, counts in slots_of(result).items():
-        assert set(counts) == {share.owner for share in plan.shares[port]}  # type: ignore[index]
-        assert counts.total() == SLOTS
+    others = {element.identity: element for element in result if BUCKET not in SETS[element.set_name].key}
+    placed = {e.identity: e for e in elements_of(plan) if BUCKET not in SETS[e.set_name].key}
+    assert others.keys() == placed.keys()
+    assert all(element.is_same(placed[identity]) for identity, element in others.items())
+    members: dict[object, set[str]] = {
+        lead_of(port).key: {member.id.owner for member in shared} for port, shared in plan.shared.items()
+    }
+    assert buckets_of(result).keys() == members.keys()
+    for port, counts in buckets_of(result).items():
+        assert set(counts) == members[port]
+        assert counts.total() == BUCKETS
         assert max(counts.values()) - min(counts.values()) <= 1
 
 
 @given(attachments(), st.data())
 def test_a_second_comparison_finds_no_differences(records: list[Attachment], data: st.DataObject) -> None:
-    plan = JointPlan(records)
+    plan = decide_all(records)
     change = compare(plan, after(plan, data.draw(damaged(plan)), set()), set())
     assert (change.delete, change.add) == ([], [])
 
 
 @given(attachments(), st.data())
 def test_elements_of_an_unreadable_record_are_not_deleted(records: list[Attachment], data: st.DataObject) -> None:
-    plan = JointPlan(records)
+    plan = decide_all(records)
     held = data.draw(damaged(plan))
     kept = {element.identity for element in held if element.owner in {"n/o/p", SHARED}}
     assert kept <= {element.identity for element in after(plan, held, {"n/o/p"})}

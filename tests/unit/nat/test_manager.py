@@ -1,0 +1,131 @@
+"""All sequences of five calls and events, over the real manager and state directory, with the kernel in memory.
+
+Two sequences that lead to the same records and the same rules go on alike, so each situation is left once by each event: a
+sequence of five is a path through what is found in five rounds.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+from tests.sequences import Sequence, Violation
+from tests.simulation import Held, Host, SimulatedBackend
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cni_quantum_nat.model.units import Unit
+
+LENGTH = 5
+
+
+class Situation(NamedTuple):
+    """Everything that what happens next depends on."""
+
+    files: dict[str, bytes]
+    table: dict[Unit, Held] | None
+    is_older: bool
+    lives: dict[str, str]
+    starts: dict[str, int]
+    sees_namespaces: bool
+    clock: float
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Return what two situations that go on alike have in common: not how late it is, only who came before whom."""
+        records = {path: content for path, content in self.files.items() if path.startswith("attachments/")}
+        texts = [f"{path} {records[path].decode()}" for path in sorted(records)]
+        joined = "\n".join(texts)
+        for pattern in (r'"sequence": ?(\d+)', r'"createdAt": ?([\d.]+)'):
+            numbers = sorted({float(number) for number in re.findall(pattern, joined)})
+            joined = re.sub(pattern, lambda m, n=numbers: f"{m[0].split(':')[0]}:{n.index(float(m[1]))}", joined)
+        table = None
+        if self.table is not None:
+            table = tuple(sorted((str(u), tuple(held.rules.items()), held.is_shared) for u, held in self.table.items()))
+        others = tuple(sorted(path for path in self.files if not path.startswith("attachments/") and path != "numbers"))
+        alive = tuple(sorted(self.lives.items())), tuple(sorted(self.starts.items()))
+        return joined, table, self.is_older, alive, self.sees_namespaces, others
+
+
+def capture(host: Host) -> Situation:
+    root = Path(host.directory)
+    files = {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    return Situation(
+        files,
+        copy.deepcopy(host.backend.table),
+        host.backend.is_older,
+        dict(host.lives),
+        dict(host.starts),
+        host.sees_namespaces,
+        host.clock,
+    )
+
+
+def restore(host: Host, situation: Situation) -> None:
+    root = Path(host.directory)
+    shutil.rmtree(root, ignore_errors=True)
+    for name, content in situation.files.items():
+        path = root / name
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.write_bytes(content)
+    host.backend.table = copy.deepcopy(situation.table)
+    host.backend.is_older = situation.is_older
+    host.lives = dict(situation.lives)
+    host.starts = dict(situation.starts)
+    host.sees_namespaces = situation.sees_namespaces
+    host.clock = situation.clock
+
+
+@pytest.fixture
+def memory() -> Iterator[str]:
+    """A directory in memory: the state directory is written and read a hundred thousand times."""
+    directory = tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None)  # noqa: PTH112
+    before = os.umask(0o077)
+    yield directory
+    os.umask(before)
+    shutil.rmtree(directory)
+
+
+@pytest.mark.parametrize(
+    ("arbitrates", "length"), [(True, LENGTH), (False, LENGTH - 1)], ids=["like nftables", "like iptables"]
+)
+def test_after_every_sequence_of_five_events_all_invariants_hold(memory: str, arbitrates: bool, length: int) -> None:
+    host = Host(f"{memory}/state", backend=SimulatedBackend(arbitrates=arbitrates))
+    sequence = Sequence(host)
+    found: dict[tuple[object, ...], tuple[str, ...]] = {}
+    with host.here():
+        start = capture(host)
+        frontier: list[tuple[tuple[str, ...], Situation]] = [((), start)]
+        found[start.key] = ()
+        for _ in range(length):
+            frontier = _next_round(host, sequence, frontier, found)
+    assert len(found) > 500, "so many situations, or the events do too little"
+
+
+def _next_round(
+    host: Host,
+    sequence: Sequence,
+    frontier: list[tuple[tuple[str, ...], Situation]],
+    found: dict[tuple[object, ...], tuple[str, ...]],
+) -> list[tuple[tuple[str, ...], Situation]]:
+    reached: list[tuple[tuple[str, ...], Situation]] = []
+    for path, situation in frontier:
+        for event in sequence.events:
+            restore(host, situation)
+            try:
+                sequence.happen(event)
+            except (Violation, AssertionError) as violation:
+                pytest.fail(f"after {'; '.join((*path, event))}: {violation}")
+            after = capture(host)
+            if after.key not in found:
+                found[after.key] = (*path, event)
+                reached.append(((*path, event), after))
+    return reached
