@@ -27,6 +27,7 @@ from .nat.rules import ANY_NETWORK, NatRule, NatType, Protocol, rules_of
 from .ports.mappings import check_localhost, parse_entry
 from .state.counters import CallCounter, CounterFile
 from .state.directory import State
+from .state.program_lock import ProgramLock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -163,7 +164,7 @@ class NatManager:
         return [_published(attachment, mapping) for attachment in records for mapping in attachment.port_mappings]
 
     def _locked(self) -> Manager:
-        return Manager(State(self._config.state_dir))
+        return Manager(State(self._config.state_dir, ProgramLock))
 
     @contextmanager
     def _counted(self, verb: str) -> Iterator[None]:

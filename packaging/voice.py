@@ -32,7 +32,7 @@ PAGES = (
 HISTORY = ("CHANGELOG.md",)  # what a past release said stays
 # Packages whose docstrings and other strings are checked. Then pages are checked also where they quote what the program
 # prints (fenced blocks) and what is generated from it (between `<!-- NAME: begin -->` and `<!-- NAME: end -->`).
-CODE: tuple[str, ...] = ()
+CODE: tuple[str, ...] = ("cni_quantum_nat",)
 
 _WORDS = {
     r"(?<!on the )(?<!on its )ways? out": "outbound NAT",
@@ -95,18 +95,25 @@ def in_page(text: str, *, quotes: bool) -> Iterator[Finding]:
 
 
 def in_code(source: str) -> Iterator[Finding]:
-    """Find the words in the strings of a module, docstrings included."""
+    """Find the words in the strings of a module, docstrings included, but not in names: of `__slots__`, or in backquotes."""
     tree = ast.parse(source)
+    slots = {id(part) for node in ast.walk(tree) if _is_slots(node) for part in ast.walk(node)}
     parts = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
     for node in ast.walk(tree):
+        if id(node) in slots:
+            continue
         if isinstance(node, ast.JoinedStr):
             text = "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in parts:
             text = node.value
         else:
             continue
-        for found in in_text(text):
+        for found in in_text(re.sub(r"`\w+`", "``", text)):
             yield found._replace(line=node.lineno + found.line - 1)
+
+
+def _is_slots(node: ast.AST) -> bool:
+    return isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "__slots__" for t in node.targets)
 
 
 def findings() -> Iterator[tuple[Path, Finding]]:

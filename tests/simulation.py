@@ -192,11 +192,13 @@ class Rejection(Exception):
 
 
 class Host:
-    """A host on which nothing happens but calls.
+    """A host on which nothing happens but calls. is_tracking: whether it has conntrack entries.
 
     lives: by path, what becomes of a container's network namespace. starts: by path, how often the container was started again: each
     time it has a new namespace. sees_namespaces: whether any can be seen from here.
     """
+
+    is_tracking = False
 
     def __init__(self, directory: str, *, backend: SimulatedBackend | None = None) -> None:
         self.directory = directory
@@ -219,7 +221,7 @@ class Host:
                 ("cni_quantum_nat.nat.records.life", self._life),
                 ("cni_quantum_nat.nat.records.own_namespace", lambda: OWN_NAMESPACE),
                 ("cni_quantum_nat.nat.manager.container_interface", lambda _: "cni0"),
-                ("cni_quantum_nat.nat.manager.is_tracking", lambda: False),
+                ("cni_quantum_nat.nat.manager.is_tracking", lambda: self.is_tracking),
                 ("cni_quantum_nat.nat.manager.warn", lambda error: self.warnings.append(str(error))),
                 ("cni_quantum_nat.nat.manager.Sysctls.enable_route_localnet", lambda *_: None),
             ):

@@ -2,4 +2,6 @@
 
 `nftables` and `iptables` are the two providers; files with the same name do the same thing in both. The NAT Manager calls
 them under the lock; they import `ports`, `connections` and the floors below.
+
+A pod's start waits for this module.
 """

@@ -1,7 +1,7 @@
 """The contract between the NAT Manager and a Backend Provider. No I/O.
 
-The NAT Manager decides who holds what (nat/decision.py), in attachments and units; a backend makes rules of that, in one transaction
-where it can. There are two: nftables/provider.py and iptables/provider.py.
+The NAT Manager decides which attachment owns which units (nat/decision.py). A backend turns that into rules, in one transaction
+if it can. The backends are nftables/provider.py and iptables/provider.py.
 A pod's start waits for this module.
 """
 
@@ -20,7 +20,7 @@ MOST_MEMBERS = 64  # of a shared port
 
 
 class Installed:
-    """An attachment, and of its units those that it holds. in_addition: to others that it has."""
+    """An attachment, and those of its units that it gets. in_addition: it keeps the units that it has already."""
 
     __slots__ = ("attachment", "in_addition", "units")
 
@@ -31,13 +31,13 @@ class Installed:
 
 
 class Change:
-    """What a backend is to do, in one transaction.
+    """What a backend should do, in one transaction.
 
-    install: what is to be there afterwards. The units are taken as a whole, whoever had them.
-    remove: attachments, of this or an earlier generation, of which nothing stays but what is installed.
-    orphans: owners of which all rules go, found by listing.
-    members: by shared port, the owners who share it afterwards; those with a part keep as much of it as they can.
-    is_new: nothing is expected to be in the way, and AlreadyThere is raised when something is.
+    install: what exists afterwards. The units are taken as a whole from whoever had them.
+    remove: attachments, of this or an earlier generation; only what is installed remains of them.
+    orphans: owners that lose all their rules, which are found by listing.
+    members: by shared port, the owners that share it afterwards; present members keep as many buckets as possible.
+    is_new: expect nothing in the way, and raise AlreadyThere if something is.
     """
 
     __slots__ = ("install", "is_new", "members", "orphans", "remove")
@@ -59,9 +59,9 @@ class Change:
 
 
 class Applied:
-    """What has become of a change.
+    """The result of a change.
 
-    undo: takes it back. addresses: those of removed attachments that connections may be left of, and that nobody else has by now.
+    undo: reverts it. addresses: those of removed attachments that may still have connections, and that no other attachment has by now.
     """
 
     __slots__ = ("addresses", "undo")
@@ -72,14 +72,14 @@ class Applied:
 
 
 class RulesDamaged(Exception):
-    """The rules as a whole are missing, altered, or of an older version: they have to be made anew from the records."""
+    """The rules as a whole are missing, changed, or from an older version, and have to be rebuilt from the records."""
 
 
 class Plan:
-    """What all attachments hold together.
+    """The full plan: what all attachments have.
 
-    shared: by shared port, the attachments that share it. superseded: those who lost an address, or a host port to another container,
-    to a newer attachment, and with it everything.
+    shared: by shared port, the attachments that share it. superseded: attachments that lost everything, because a newer one has their
+    address, or another container has their host port.
     """
 
     __slots__ = ("installed", "shared", "superseded")
@@ -90,7 +90,7 @@ class Plan:
         self.superseded: list[Attachment] = []
 
     def of_backend(self, name: str) -> Plan:
-        """Return the part of it that a backend makes."""
+        """Return the part for one backend."""
         part = Plan()
         part.installed = [installed for installed in self.installed if installed.attachment.backend == name]
         part.shared = {port: members for port, members in self.shared.items() if members[0].backend == name}
@@ -104,22 +104,22 @@ def is_of_network(owner: str, network: str) -> bool:
 
 
 class Backend:
-    """Rules in the kernel. All of it is called under the lock of the state directory.
+    """Rules in the kernel. Every method is called under the lock of the state directory.
 
-    arbitrates: whether a change that is new can be tried without a look at what is in the way.
+    arbitrates: whether a new change can be tried without checking first what is in the way.
     """
 
     name: str
     arbitrates: bool
 
     def holders(self, units: Collection[Unit]) -> tuple[dict[Unit, list[str]], set[Unit]]:
-        """Return who has the units in the kernel, as rules name them, and which units are shared. What is free is left out."""
+        """Return the owners of the units in the kernel, as rules name them, and which units are shared. Free units are left out."""
         raise NotImplementedError
 
     def apply(self, change: Change) -> Applied:
         """Make the change.
 
-        Raises: RulesDamaged; AlreadyThere, for a change that is new; KernelRefused. Nothing has changed then.
+        Raises: RulesDamaged; AlreadyThere, if the change is new; KernelRefused. In each case nothing has changed.
         """
         raise NotImplementedError
 
@@ -128,20 +128,20 @@ class Backend:
         raise NotImplementedError
 
     def rebuild(self, plan: Plan, known: Collection[str], expected: Iterable[Installed] = ()) -> None:
-        """Make all rules anew, as the plan says, and ready for what is expected to be installed next.
+        """Rebuild all rules according to the plan, ready for what will be installed next (`expected`).
 
-        An attachment that the kernel refuses is left out with a warning. Rules of owners who are not in `known` stay: another state
-        directory may know them, or their record cannot be read.
+        An attachment that the kernel refuses is left out with a warning. Rules of owners that are not in `known` stay: they may be on
+        record in another state directory, or their record cannot be read.
         """
         raise NotImplementedError
 
     def owners(self, network: str) -> set[str]:
-        """List who of a network has rules. Grows with the number of containers."""
+        """List the owners of a network that have rules. The cost grows with the number of containers."""
         raise NotImplementedError
 
     def require(self) -> None:
-        """Check, without a change, that the kernel takes our rules; CniError(50) when not."""
+        """Check, without changing anything, that the kernel accepts our rules. CniError(50) if it does not."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Close what was opened."""
+        """Close sockets."""

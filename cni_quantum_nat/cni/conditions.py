@@ -162,9 +162,6 @@ def _is_balanced(text: str) -> bool:
 
 
 def _check_iptables(words: list[str]) -> list[str]:
-    for option, value in pairwise(words):
-        if option in _IPTABLES_ADDRESSES and not all(map(_is_literal, value.split(","))):
-            raise ValueError(f"{value!r} is not an address: names are not looked up")
     for word in words:
         if not _IPTABLES_WORD.fullmatch(word):
             raise ValueError(f"{word!r} has characters that are not allowed in a match")
@@ -173,4 +170,7 @@ def _check_iptables(words: list[str]) -> list[str]:
             raise ValueError(f"{word!r} is not a match of iptables, or is added by quantum-nat itself")
         if word.startswith("-") and not word.startswith("--") and word not in _IPTABLES_SHORT:
             raise ValueError(f"{word!r} is not a match of iptables, or is added by quantum-nat itself")
+    for option, value in pairwise(words):
+        if option in _IPTABLES_ADDRESSES and not all(map(_is_literal, value.split(","))):
+            raise ValueError(f"{value!r} is not an address: names are not looked up")
     return words

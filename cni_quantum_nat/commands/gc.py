@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ..model.errors import CniError
 from ..nat.manager import NatManager, left_alone
 from ..state.directory import State
+from ..state.program_lock import ProgramLock
 from .parser import add_command
 from .progress import tracked
 from .records import require_directory
@@ -29,8 +30,8 @@ def add_to(commands: Commands) -> None:
         "gc",
         run,
         summary="remove attachments whose network namespace is gone",
-        description="Remove what is on record of containers whose network namespace is gone: a runtime that died did not say "
-        "DEL; and what is on record of earlier boots of the host.",
+        description="Remove the attachments of containers whose network namespace is gone, because their runtime never called DEL; and those "
+        "of earlier boots of the host.",
         examples=("gc --dry-run",),
     )
     parser.add_argument("--dry-run", action="store_true", help="only say which they are")
@@ -39,7 +40,7 @@ def add_to(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Remove them, and print which they were; 1 when one could not be removed, or a record cannot be read."""
-    state = State(arguments.state_dir)
+    state = State(arguments.state_dir, ProgramLock)
     require_directory(state)
     if not state.exists():
         _print([], arguments)

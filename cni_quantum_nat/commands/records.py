@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def read_records(state: State, *, progress: bool = False) -> Records:
-    """Read them; CniError(7) when there is no such directory. progress: show a person who waits how far it is."""
+    """Read all records. CniError(7) if there is no such directory. progress: show progress."""
     require_directory(state)
     shown = (lambda found, count: tracked(found, "Reading the records", count)) if progress else None
     return Records(state, here_of(state), shown)
@@ -25,7 +25,7 @@ def read_records(state: State, *, progress: bool = False) -> Records:
 def require_directory(state: State, *, usual_too: bool = False) -> None:
     """Refuse a directory that does not exist: a mistyped name would look like a host without containers.
 
-    usual_too: also the usual one, which is not there before the first container.
+    usual_too: also refuse the usual one, which does not exist before the first container.
     """
     state.check()
     if not state.exists() and (state.option or usual_too):
@@ -38,7 +38,7 @@ def require_directory(state: State, *, usual_too: bool = False) -> None:
 
 @contextmanager
 def locked(state: State) -> Iterator[None]:
-    """Keep everybody else, ADD and DEL too, from changing anything meanwhile."""
+    """Keep all other calls, ADD and DEL included, from changing anything meanwhile."""
     state.lock()
     try:
         yield

@@ -1,10 +1,12 @@
 """Connection counts that never go backwards, although the kernel's counters go with their elements.
 
-For each source (who counts) and type of translation a network's counters have `gone`, the flows of what is not there any
-more, and `seen`, those of what was there at the last scrape. The total is what is gone and what is there. What was counted
-after the last scrape is lost only where the rules are lost without a trace, as by `nft flush ruleset`.
+For each source (who counts) and type of translation, a network's counters have `gone`, the flows of elements that no longer exist,
+and `seen`, the flows of elements that existed at the last scrape. The total is `gone` plus the present count. Flows counted
+after the last scrape are lost only if the rules disappear without a trace, as with `nft flush ruleset`.
 
 Flows are added only for networks that have counters: with `metrics` false, none are made.
+
+A pod's start waits for this module.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ DNAT, MASQUERADE, SNAT = FLOW_TYPES
 
 
 def add_up(counted: Iterable[CountedFlows]) -> Flows:
-    """Add up flows by network and type; what nobody owns, or several, is no network's."""
+    """Add up flows by network and type. Flows without an owner, or of a shared port, belong to no network."""
     flows: Flows = {}
     for owner, kind, count in counted:
         # A network's name that fills a comment by itself stands there abbreviated: nobody's, then.

@@ -59,6 +59,9 @@ _FLAGS = Struct("=L")
 _STATUS_BITS = Struct(">L")
 _DELETES_PER_REQUEST = 64
 _SELECTIONS_AT_MOST = 40  # each takes the kernel 0.3 ms; to list all of UDP takes it 12
+# Where the kernel puts destination address and port of the original tuple: it comes first, with source and destination, then
+# protocol, source port and destination port. Two bytes of type are before each.
+_TARGET_AT = {4: (24, 52), 6: (36, 76)}
 _COUNT = "/proc/sys/net/netfilter/nf_conntrack_count"
 
 
@@ -219,9 +222,9 @@ class ConnectionTracker:
         return deleted
 
     def flows(
-        self, selection: Selection, containing: bytes = b"", containing_any: Collection[bytes] = (b"",)
+        self, selection: Selection, containing: bytes = b"", to_any: tuple[int, Collection[bytes]] | None = None
     ) -> Iterator[Flow]:
-        """List what the selection matches; what does not contain the bytes, or any of several, is passed over undecoded."""
+        """List what the selection matches; what does not contain the bytes, or goes to none of several ends, is passed over undecoded."""
         for reply in self._netlink.dump(selection.request(_GET, NLM_F_DUMP)):
             if reply.error_number:
                 raise KernelRefused(
@@ -229,20 +232,20 @@ class ConnectionTracker:
                     reply.error_number,
                     "It needs module nf_conntrack_netlink, and Linux 5.8 or newer.",
                 )
-            if containing in reply.payload and any(wanted in reply.payload for wanted in containing_any):
+            if containing in reply.payload and (to_any is None or _is_to_any(reply.payload, *to_any)):
                 yield Flow(reply.payload)
 
     def _delete_listed(self, family: int, targets: dict[tuple[Address, int], bool]) -> None:
         """List the UDP entries of a family to the ports of these targets, and delete those to one of them.
 
-        The kernel selects by one port. For several, it lists all UDP, and what has none of the addresses in it is passed over as bytes.
+        The kernel selects by one port. For several, it lists all UDP, and what is not to one of the targets is passed over as bytes.
         """
         if not targets:
             return
         ports = {port for _, port in targets}
-        addresses = {address.packed for address, _ in targets}
+        ends = {address.packed + port.to_bytes(2, "big") for address, port in targets}
         selection = _udp(family, ports.pop() if len(ports) == 1 else 0)
-        self.delete(list(filter(_is_stale(targets), self.flows(selection, containing_any=addresses))))
+        self.delete(list(filter(_is_stale(targets), self.flows(selection, to_any=(family, ends)))))
 
     def _delete_selected(self, selection: Selection, is_meant: Callable[[Flow], bool]) -> None:
         replies = self._netlink.exchange(selection.request(_DELETE, NLM_F_ACK))
@@ -264,6 +267,14 @@ class ConnectionTracker:
             for reply in self._netlink.exchange(requests):
                 if reply.error_number not in (0, ENOENT):  # it may have ended by itself
                     raise KernelRefused("delete a conntrack entry", reply.error_number)
+
+
+def _is_to_any(payload: bytes, family: int, ends: Collection[bytes]) -> bool:
+    """Whether the first packet went to one of these addresses and ports, each as bytes; True where it is not at its usual place."""
+    address, port = _TARGET_AT[family]
+    if payload[address - 2] != _DESTINATION[family] or payload[port - 2] != _DESTINATION_PORT:
+        return True
+    return payload[address : address + (4 if family == 4 else 16)] + payload[port : port + 2] in ends
 
 
 def _from(address: Address) -> Callable[[Flow], bool]:

@@ -13,7 +13,7 @@ _OWN_NAMESPACE = "/proc/self/ns/net"
 
 
 def identity(path: str) -> tuple[int, int] | None:
-    """Return the device and inode of a path; None if it does not exist."""
+    """Return device and inode of the file at a path, None if there is none."""
     try:
         status = posix.stat(path)
     except (OSError, ValueError):
@@ -27,24 +27,24 @@ def own_namespace() -> tuple[int, int]:
 
 
 def is_namespace(candidate: tuple[int, int]) -> bool:
-    """Whether something is a namespace: all namespaces of a host, whatever names them, are files of one device, nsfs."""
+    """Whether a file is a namespace: all namespaces of a host are files of one device, nsfs."""
     return candidate[0] == own_namespace()[0]
 
 
 def directory_of(path: str) -> tuple[int, int]:
-    """Return the identity of the directory that holds a namespace's name.
+    """Return the identity of the directory that contains a namespace's path.
 
-    Whoever finds another directory there, or none, sees another mount namespace, and cannot tell what has become of the path.
-    For /proc/PID/ns/net it is /proc, which differs between PID namespaces and stays when the process ends.
+    A process that finds another directory there, or none, is in another mount namespace, and cannot tell whether the path was removed.
+    For /proc/PID/ns/net the directory is /proc, which differs between PID namespaces and remains when the process ends.
     """
     directory = "/proc" if path.startswith("/proc/") else path.rpartition("/")[0] or "/"
     return identity(directory) or NOWHERE
 
 
 def life(path: str, recorded: tuple[int, int], directory: tuple[int, int]) -> str:
-    """Say whether the namespace that was recorded with this identity, under this path, exists: ALIVE, GONE or CANNOT_TELL.
+    """Return whether the namespace recorded with this path and identity exists: ALIVE, GONE or CANNOT_TELL.
 
-    directory: what `directory_of` said of the path then, NOWHERE where it was not recorded.
+    directory: `directory_of` the path at that time, NOWHERE if it was not recorded.
     """
     found = identity(path)
     if found == recorded:

@@ -1,7 +1,9 @@
-"""What the NAT module talks about: small classes without I/O.
+"""The objects of the NAT module: small classes without I/O.
 
 An attachment is one interface of one container on one network, as CNI identifies it. Its record in the
 state directory is `Attachment.as_record()`.
+
+A pod's start waits for this module.
 """
 
 from __future__ import annotations
@@ -16,10 +18,10 @@ if TYPE_CHECKING:
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 
-# The identity, device and inode, of what has none, or of what an older version did not record.
+# The identity (device and inode) of something that has none, or that an older version did not record.
 NOWHERE = (0, 0)
 
-# What can be said of a network namespace that was recorded by its path, see kernel.namespaces.
+# Whether a recorded network namespace exists, see kernel.namespaces.
 ALIVE = "alive"
 GONE = "gone"
 CANNOT_TELL = "cannot tell"
@@ -70,7 +72,7 @@ class PortMapping:
 
     @property
     def asked_for(self) -> tuple[str, int, Address | None]:
-        """What is published, and where, whatever the host port is."""
+        """What is published, and on which address, without the host port."""
         return self.protocol, self.container_port, self.host_ip
 
     def is_same_port(self, other: PortMapping, families: set[int]) -> bool:
@@ -112,7 +114,7 @@ class PortMapping:
 
 
 class AttachmentId:
-    """What CNI knows an attachment by; `owner` is how the kernel's elements name it, in their comment."""
+    """The identity of an attachment in CNI. `owner` is its name in the comments of the kernel's elements."""
 
     __slots__ = ("container_id", "interface", "network")
 
@@ -123,7 +125,7 @@ class AttachmentId:
 
     @property
     def owner(self) -> str:
-        """NETWORK/CONTAINER/INTERFACE, abbreviated by a digest where a comment would be too long."""
+        """NETWORK/CONTAINER/INTERFACE, abbreviated with a digest if a comment would be too long."""
         owner = f"{self.network}/{self.container_id}/{self.interface}".replace('"', "%22")
         encoded = owner.encode()
         if len(encoded) <= OWNER_MAX_BYTES:
@@ -136,7 +138,7 @@ class AttachmentId:
 
     @classmethod
     def of_owner(cls, owner: str) -> AttachmentId | None:
-        """Return whom rules name so; None for one that is abbreviated, or is no attachment."""
+        """Return the attachment that rules name like this; None for an abbreviated name, or if it is not an attachment."""
         network, _, rest = owner.partition("/")
         container_id, _, interface = rest.partition("/")
         return cls(network, container_id, interface) if interface and "~" not in owner and ":" not in owner else None
@@ -180,12 +182,12 @@ class Outbound:
 
 
 class Inbound:
-    """How others get in through a host port.
+    """How published ports are reached.
 
-    snat: whether neighbours and 127.0.0.1 are masqueraded, so that replies return.
-    masquerade_all: whether everybody is.
-    ipv6_localhost: whether ::1 is among the addresses that ports are published on.
-    isolate: whether host ports are the only way in from other networks.
+    snat: whether 127.0.0.1 and containers on the same network are masqueraded, so that replies return.
+    masquerade_all: whether every client is.
+    ipv6_localhost: whether ports are also published on ::1.
+    isolate: whether other networks reach the container only through published ports.
     conditions: by family, what a connection must match as well: words in the backend's own syntax.
     mark_bit: with iptables, the bit of the packet mark that says "to be masqueraded"; None uses no mark.
     set_mark_chain: with iptables, another program's chain that marks what it masquerades; empty is none.
@@ -214,7 +216,7 @@ class Inbound:
 
 
 class Attachment:
-    """Everything that the rules of one attachment follow from.
+    """Everything that determines the rules of an attachment.
 
     backend: the name of the Backend Provider that makes them.
     netns: the path of the container's network namespace; empty for an attachment of the Python API.
@@ -288,7 +290,7 @@ class Attachment:
 
     @property
     def generations(self) -> list[Attachment]:
-        """Itself, and what it was before."""
+        """The attachment itself, and its earlier generations."""
         return [self, *self.replaces]
 
     def published_endpoint(self, family: int) -> Endpoint | None:
@@ -315,7 +317,7 @@ class Attachment:
 
     @property
     def address_units(self) -> list[Address | Subnet]:
-        """The addresses that rules are about; of a network, its CIDRs."""
+        """The addresses that its rules are about; for a network, its CIDRs."""
         if self.is_network:
             return [e.network for e in self.endpoints if e.address.family in self.outbound.masquerade]
         published = {endpoint for f in self.published_families if (endpoint := self.published_endpoint(f))}
@@ -338,11 +340,11 @@ class Attachment:
 
     @property
     def wishes(self) -> dict[str, Any]:
-        """Everything that its rules follow from, for comparison."""
+        """Everything that determines its rules, for comparison."""
         return {key: value for key, value in self.as_record().items() if key not in _CIRCUMSTANCES}
 
     def as_record(self) -> dict[str, Any]:
-        """Return what is written to the state directory."""
+        """Return the content of its record in the state directory."""
         return {
             "network": self.id.network,
             "containerId": self.id.container_id,
@@ -365,7 +367,7 @@ class Attachment:
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Attachment:
-        """Read a record back; KeyError, TypeError or ValueError when it is damaged."""
+        """Read a record. KeyError, TypeError or ValueError if it is damaged."""
         attachment = cls(
             AttachmentId(record["network"], record["containerId"], record["interface"]),
             backend=record["backend"],
@@ -388,7 +390,7 @@ class Attachment:
         return attachment
 
 
-# What rules do not follow from.
+# Fields that do not determine rules.
 _CIRCUMSTANCES = ("netns", "netnsIdentity", "netnsDirectory", "hostNetns", "createdAt", "sequence", "hadEarlier")
 
 

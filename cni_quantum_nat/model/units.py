@@ -1,6 +1,6 @@
-"""What is owned: a port of the host, an address of a container, or the CIDR of a whole network. No I/O.
+"""Units, the things that attachments own: a host port, a container's address, or a network CIDR. No I/O.
 
-Each is one unit: taken, refused and released as a whole, whatever rules it takes in the kernel.
+A unit is taken, refused and released as a whole, however many rules it needs in the kernel.
 A pod's start waits for this module.
 """
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class HostPort:
     """A port of the host.
 
-    family: 4 or 6. protocol: "tcp", "udp" or "sctp". address: the one host address that it is on, None for all of the family.
+    family: 4 or 6. protocol: "tcp", "udp" or "sctp". address: the host address that it is on, None for all addresses of the family.
     """
 
     __slots__ = ("address", "family", "port", "protocol")

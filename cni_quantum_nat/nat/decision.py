@@ -1,14 +1,14 @@
-"""What a call changes: given the facts, who holds which host ports and addresses afterwards. No I/O, no clock.
+"""Decide what a call changes: from the facts, which attachment owns which host ports and addresses afterwards. No I/O, no clock.
 
 The same rules serve ADD, DEL, CHECK, GC, healing, `reconcile` and a network's move to another backend, whatever the backend:
 
 - A unit is a host port, an address, or a network CIDR. It is taken, refused and released as a whole.
-- A host port belongs to whoever has it while that attachment is in force, or might be. Another attachment of the same
-  container waits for it, and gets it when it is given up. A shared port has several members.
-- An address belongs to whoever was given it last. The former owner loses everything that it has.
-- Who is not in force any more loses everything, as soon as anybody wants any of it.
+- A host port belongs to its owner for as long as that attachment is in force, or may be. Another attachment of the same
+  container waits for it, and gets it when the owner gives it up. A shared port has several members.
+- An address belongs to the attachment that was given it last. The former owner loses everything it has.
+- An attachment that is no longer in force loses everything as soon as another one wants any part of it.
 
-docs/development/decision.md has all combinations with their outcomes; tests/unit/nat/test_decision.py runs them.
+docs/development/decision.md lists every combination with its outcome; tests/unit/nat/test_decision.py runs them.
 A pod's start waits for this module.
 """
 
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
     from ..model.attachments import Attachment, AttachmentId, PortMapping
     from ..model.units import Unit
 
-# What a record is worth, here and now.
+# The standing of a record, here and now.
 IN_FORCE = "in force"
 UNCERTAIN = (
-    "uncertain"  # its container may be alive: nothing is taken from it but an address that another one was given
+    "uncertain"  # its container may be alive: it loses nothing, except an address that another container was given
 )
-OVER = "over"  # of an earlier boot, or its container's network namespace is gone
-ELSEWHERE = "elsewhere"  # of another host network namespace that uses the same state directory
-UNREADABLE = "unreadable"  # there is a record, and it is damaged or of a newer format
+OVER = "over"  # it is from an earlier boot, or its container's network namespace is gone
+ELSEWHERE = "elsewhere"  # it is from another host network namespace that uses the same state directory
+UNREADABLE = "unreadable"  # the record is damaged, or has a newer format
 NO_RECORD = "no record"
 
 _MAY_HOLD = (IN_FORCE, UNCERTAIN, UNREADABLE, NO_RECORD)
 
 
 class Here:
-    """Where a record has to be from to be in force: this boot of the kernel, this host network namespace."""
+    """This boot of the kernel and this host network namespace: a record in force is from both."""
 
     __slots__ = ("boot_id", "netns")
 
@@ -50,9 +50,10 @@ class Here:
 
 
 def standing_of(attachment: Attachment, here: Here, life: str) -> str:
-    """Say what an attachment's record is worth.
+    """Return the standing of an attachment's record.
 
-    life: of the container's network namespace, see kernel.namespaces. One of the Python API has none, and lives until it is undone.
+    life: whether the container's network namespace exists, see kernel.namespaces. An attachment of the Python API has no namespace, and stays
+    in force until it is removed.
     """
     if attachment.boot_id not in ("", here.boot_id):
         return OVER
@@ -64,7 +65,7 @@ def standing_of(attachment: Attachment, here: Here, life: str) -> str:
 
 
 class Holder:
-    """Who has a unit in the kernel. owner: as rules name it. attachment: its record, None where there is none to be read."""
+    """Who owns a unit in the kernel. owner: the name in its rules. attachment: its record, None if there is none or it cannot be read."""
 
     __slots__ = ("attachment", "owner", "standing")
 
@@ -77,10 +78,10 @@ class Holder:
 class Facts:
     """What is known before anything changes.
 
-    before: the attachment's own record. elsewhere: the same, where it is of another host network namespace.
-    others: the records in force of the containers concerned: the attachment's own, and those that would lose something.
-    holders: by unit, who has it in the kernel. A unit that is not here is free.
-    shared: the units that several attachments may share, as the kernel has it.
+    before: the attachment's own record. elsewhere: its record, if that is from another host network namespace.
+    others: the other records in force of the same container, and of containers that would lose something.
+    `holders`: by unit, who owns it in the kernel. A unit without an entry is free.
+    shared: the units that are shared in the kernel.
     """
 
     __slots__ = ("_ports", "before", "elsewhere", "holders", "others", "shared")
@@ -100,20 +101,20 @@ class Facts:
         self._ports: dict[AttachmentId, dict[HostPort, PortMapping]] = {}
 
     def ports_of(self, attachment: Attachment) -> dict[HostPort, PortMapping]:
-        """Return the host ports that one of `others` wants; a container may have tens of thousands."""
+        """Return the host ports that one of `others` wants. Cached, because a container may have tens of thousands."""
         if attachment.id not in self._ports:
             self._ports[attachment.id] = attachment.host_ports
         return self._ports[attachment.id]
 
 
 class Decision:
-    """What is to be done.
+    """What to do.
 
-    installed: what each attachment holds afterwards, or for successors, in addition.
+    installed: the units that each attachment has afterwards; for successors, the units that they gain.
     released: attachments that lose everything: rules, record, conntrack entries.
     orphans: owners without a readable record that lose all their rules.
-    members: by shared port, the owners who share it afterwards, those who had a part first.
-    waiting: host ports that the attachment does not get, since another attachment of its container has them.
+    members: by shared port, the owners that share it afterwards, present members first.
+    waiting: host ports that the attachment does not get, because another attachment of its container has them.
     """
 
     __slots__ = ("installed", "members", "orphans", "released", "waiting")
@@ -127,15 +128,15 @@ class Decision:
 
     @property
     def is_plain(self) -> bool:
-        """Whether nobody but the attachment itself is concerned."""
+        """Whether the decision concerns only the attachment itself."""
         return not (self.released or self.orphans or self.members or len(self.installed) > 1)
 
 
 def decide_add(wanted: Attachment, facts: Facts) -> Decision:
-    """Decide what an attachment gets, and from whom; HostPortConflict when a host port is another container's."""
+    """Decide what an attachment gets, and from whom. HostPortConflict if a host port belongs to another container."""
     decision = Decision()
     if facts.before is None and any(h.owner == wanted.id.owner for held in facts.holders.values() for h in held):
-        decision.orphans.add(wanted.id.owner)  # its record is lost: what it had besides is known to the kernel alone
+        decision.orphans.add(wanted.id.owner)  # its record is lost: only the kernel knows what else it had
     units: list[Unit] = list(wanted.address_units)
     for unit in wanted.address_units:
         for holder in _others(facts, unit, wanted.id):
@@ -155,7 +156,7 @@ def decide_add(wanted: Attachment, facts: Facts) -> Decision:
 
 
 def decide_remove(removed: list[Attachment], facts: Facts) -> Decision:
-    """Decide who gets what the removed attachments had."""
+    """Decide who gets the units of the removed attachments."""
     decision = Decision()
     decision.released = {attachment.id: attachment for attachment in removed}
     _leave_shared(decision, facts, removed, kept=set())
@@ -164,7 +165,7 @@ def decide_remove(removed: list[Attachment], facts: Facts) -> Decision:
 
 
 def expected_units(attachment: Attachment, facts: Facts) -> list[Unit]:
-    """Return what an attachment holds when all is well: everything but the host ports that its container has by a sibling."""
+    """Return what an attachment should have: everything except the host ports that another attachment of its container has."""
     ports = [
         p for p in attachment.host_ports if not any(_is_sibling(h, attachment.id) for h in facts.holders.get(p, ()))
     ]
@@ -172,7 +173,7 @@ def expected_units(attachment: Attachment, facts: Facts) -> list[Unit]:
 
 
 def decide_all(attachments: Iterable[Attachment]) -> Plan:
-    """Decide what all attachments hold together: for healing and `reconcile`. The attachments are in force, or uncertain."""
+    """Decide what all attachments have, for healing and `reconcile`. Pass attachments that are in force or uncertain."""
     ordered = sorted(attachments, key=_age)
     plan = Plan()
     standing = {attachment.id: attachment for attachment in ordered}
@@ -205,7 +206,7 @@ def decide_all(attachments: Iterable[Attachment]) -> Plan:
 def _settle(
     ordered: list[Attachment], standing: dict[AttachmentId, Attachment], holders: dict[Unit, list[Attachment]]
 ) -> dict[Unit, list[Attachment]]:
-    """Return who holds what, without those who lost everything; what they had goes to whoever waited for it."""
+    """Return the owners of each unit, without those who lost everything; whoever waited for a unit gets it."""
     settled: dict[Unit, list[Attachment]] = {}
     for unit, holding in holders.items():
         left = [holder for holder in holding if holder.id in standing]
@@ -221,14 +222,14 @@ def _settle(
 
 
 def _with_member(holding: list[Attachment], attachment: Attachment) -> list[Attachment]:
-    """Add a member to a shared port; a container has one part, whatever its networks."""
+    """Add a member to a shared port. A container is a member once, whatever its networks."""
     if any(holder.id.container_id == attachment.id.container_id for holder in holding):
         return holding
     return [*holding, attachment]
 
 
 def may_share(port: HostPort, newcomer: Attachment, members: Iterable[Attachment]) -> bool:
-    """Whether the newcomer may share the host port with these: all of them want it shared, in the same way."""
+    """Whether the newcomer may share the host port with these members: all of them share it in the same way."""
     mapping = newcomer.host_ports[port]
     return bool(mapping.sharing) and all(
         port in member.host_ports
@@ -240,7 +241,7 @@ def may_share(port: HostPort, newcomer: Attachment, members: Iterable[Attachment
 
 
 def _age(attachment: Attachment) -> tuple[int, float]:
-    """Order by sequence number; records of versions that had none are older, and have only a time."""
+    """Order by sequence number. Records of older versions have none, so they come first, by time."""
     return attachment.sequence, attachment.created_at
 
 
@@ -249,7 +250,7 @@ def _others(facts: Facts, unit: Unit, identity: AttachmentId) -> list[Holder]:
 
 
 def _staying(facts: Facts, decision: Decision, port: HostPort, identity: AttachmentId) -> list[Holder]:
-    """Return who else has a host port, when those who lose their address are gone: whoever waits for it, in their place."""
+    """Return who else has a host port, once those who lose their address are gone and their successors have taken over."""
     staying = []
     for holder in _others(facts, port, identity):
         if holder.owner in decision.orphans:
@@ -275,7 +276,7 @@ def _successor(facts: Facts, decision: Decision, port: HostPort, loser: Attachme
 
 
 def _is_sibling(holder: Holder, identity: AttachmentId) -> bool:
-    """Whether it is another attachment of the same container, and may still be in force."""
+    """Whether the owner is another attachment of the same container that may still be in force."""
     if holder.attachment is None or holder.standing not in (IN_FORCE, UNCERTAIN):
         return False
     return holder.attachment.id != identity and holder.attachment.id.container_id == identity.container_id
@@ -290,7 +291,7 @@ def _take_port(  # noqa: PLR0913 - the facts of one port
     *,
     is_shared: bool,
 ) -> None:
-    """Take a host port from those who have nothing to do with it any more; HostPortConflict when somebody may have."""
+    """Take a host port from owners that are no longer in force. HostPortConflict if an owner may be in force."""
     staying = [holder for holder in holders if holder.standing in _MAY_HOLD]
     if staying:
         known = [holder.attachment for holder in staying if holder.attachment is not None]
@@ -316,7 +317,7 @@ def _release(decision: Decision, holder: Holder) -> None:
 
 
 def _leave_shared(decision: Decision, facts: Facts, losers: list[Attachment], kept: set[Unit]) -> None:
-    """Leave the shared ports that are given up to the others who share them."""
+    """Remove the losers from the shared ports that they give up; the other members stay."""
     gone = {loser.id.owner for loser in losers}
     for loser in losers:
         for port in loser.host_ports:
@@ -326,7 +327,7 @@ def _leave_shared(decision: Decision, facts: Facts, losers: list[Attachment], ke
 
 
 def _give_to_successors(decision: Decision, facts: Facts, losers: list[Attachment], taken: set[Unit]) -> None:
-    """Give the host ports that are given up to attachments of the same container that wait for them, the oldest first."""
+    """Give released host ports to attachments of the same container that wait for them, the oldest first."""
     if not facts.others:
         return
     gains: dict[AttachmentId, tuple[Attachment, list[Unit]]] = {}
@@ -344,7 +345,7 @@ def _give_to_successors(decision: Decision, facts: Facts, losers: list[Attachmen
 
 
 def _has(facts: Facts, port: HostPort, attachment: Attachment) -> bool:
-    """Whether the attachment has the port in the kernel, or nobody has: what it gives up is not another's."""
+    """Whether the attachment has the port in the kernel, or nobody has: it cannot pass on a port of another owner."""
     holders = facts.holders.get(port, [])
     return not holders or any(holder.owner == attachment.id.owner for holder in holders)
 

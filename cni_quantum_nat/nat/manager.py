@@ -1,7 +1,7 @@
-"""NAT Manager: gathers the facts, lets nat/decision.py decide, and commits, with an undo for each step.
+"""NAT Manager: gather the facts, let nat/decision.py decide, and commit, with an undo for each step.
 
-A record is written before the kernel is told, and removed after it: whatever is interrupted in between, a DEL or a GC finds what there is
-to undo. All of it runs under the state directory's lock, but the work on conntrack entries that nothing waits for: that follows.
+A record is written before the kernel changes, and removed after it, so that DEL or GC after an interrupted call finds what to undo.
+Everything runs under the lock of the state directory, except deleting conntrack entries: no other call depends on that, so it comes after.
 A pod's start waits for this module.
 """
 
@@ -57,43 +57,45 @@ if TYPE_CHECKING:
     from ..model.units import Unit
     from ..state.directory import State
 
-_ATTEMPTS = 3  # the kernel's rules can change between two looks at them, but not three times in a row
+_ATTEMPTS = 3  # the rules can change between two looks, but not three times in a row
 
 
 class _HasHealed(Exception):
-    """The rules were made anew: what was known of them is no longer so."""
+    """The rules were rebuilt, so the facts about them are out of date."""
 
 
 class NatManager:
-    """Installs, checks and removes attachments, while it holds the lock of the state directory: use it in `with`."""
+    """Installs, checks and removes attachments under the lock of the state directory. Use it in `with`."""
 
-    __slots__ = ("_afterwards", "_backends", "_here", "_sysctls", "state")
+    __slots__ = ("_afterwards", "_backends", "_gone", "_here", "_sysctls", "state")
 
     def __init__(self, state: State) -> None:
         self.state = state
         self._backends: dict[str, Backend] = {}
         self._sysctls = Sysctls()
         self._afterwards: list[Callable[[ConnectionTracker], object]] = []
+        self._gone: dict[Address, None] = {}  # addresses that connections may be left of
 
     def __enter__(self) -> Self:
         self.state.lock()
         self._here = here_of(self.state)
         return self
 
-    def __exit__(self, failure: object, *_: object) -> None:
-        # The lock first: what follows may take its time, and nobody else need wait for it.
+    def __exit__(self, *_: object) -> None:
+        # Release the lock first: the rest can take a while, and no other call needs to wait for it.
         self.state.unlock()
-        if failure is None and self._afterwards:
+        # After a failure too: each entry belongs to a step that was not undone, and whoever calls again does not find it.
+        if self._afterwards or self._gone:
             self._delete_entries()
         for backend in self._backends.values():
             backend.close()
 
     def require_backend(self, name: str) -> None:
-        """Check that rules can be made here; CniError(50) when not."""
+        """Check that the backend can make rules here. CniError(50) if it cannot."""
         self._backend(name).require()
 
     def add(self, attachment: Attachment, settings: Settings) -> None:
-        """Install an attachment, in place of what it had before; on failure all is as it was."""
+        """Install an attachment in place of what it had before. If that fails, everything is as it was."""
         if not attachment.needs_rules:
             self.remove(attachment.id)
             return
@@ -106,7 +108,7 @@ class NatManager:
             self._choose_host_ports(attachment, facts, settings, numbers.last_ports)
             before = facts.before
             if before is not None and before.wishes == attachment.wishes:
-                # Its place among its siblings stays, and with it the host ports that they wait for.
+                # It keeps its place among its siblings, and so the host ports that they wait for.
                 attachment.sequence, attachment.created_at = before.sequence, before.created_at
             else:
                 attachment.sequence = numbers.next_sequence()
@@ -120,14 +122,15 @@ class NatManager:
             raise
         for former in decision.released.values():
             self.state.remove(former.id)
+        self._note_released(attachment, decision)
         udp = [mapping for mapping in attachment.port_mappings if mapping.protocol == "udp"]
         if udp:
             self._afterwards.append(lambda tracker: tracker.delete_stale_udp(udp, attachment.published_families))
 
     def remove(self, attachment_id: AttachmentId, fallback: Callable[[], Attachment | None] | None = None) -> None:
-        """Remove what the attachment owns, and nothing else; nothing happens when it owns nothing.
+        """Remove what the attachment owns, and nothing else. If it owns nothing, do nothing.
 
-        `fallback` says what the call itself knows of an attachment whose record is lost.
+        `fallback` returns what the call itself knows about an attachment that has no record.
         """
         facts = self._gather(attachment_id)
         known = facts.before or (fallback() if fallback else None)
@@ -137,9 +140,9 @@ class NatManager:
             self.state.remove(attachment_id)
 
     def check(self, attachment: Attachment, *, follows_default_route: bool = False) -> None:
-        """Compare the call, the record and the kernel; CniError(103) lists all that differs.
+        """Compare the call, the record and the kernel. CniError(103) lists all differences.
 
-        follows_default_route: the external interfaces are those on record, of the default route at ADD.
+        follows_default_route: use the external interfaces on record, which are those of the default route at ADD.
         """
         self._find_host_interfaces(attachment)
         facts = self._gather(attachment.id)
@@ -161,7 +164,7 @@ class NatManager:
             )
 
     def move_network(self, network: str, settings: Settings) -> None:
-        """Move a network's attachments to the backend that its configuration names now; their traffic goes on."""
+        """Move a network's attachments to the backend that its configuration names now, without interrupting traffic."""
         for attachment in self.records().in_force:
             if attachment.id.network != network or attachment.backend == settings.backend:
                 continue
@@ -171,15 +174,16 @@ class NatManager:
             moved.had_earlier = True
             undo: list[Callable[[], None]] = []
             try:
-                self._install(moved, facts, undo)
+                decision = self._install(moved, facts, undo)
             except BaseException as error:
                 _run_all(undo, error)
                 raise
+            self._note_released(moved, decision)
 
     def collect_garbage(self, network: str, valid: set[tuple[str, str]] | None, backend_name: str) -> None:
-        """Remove the attachments of a network that are not in `valid`; without it, those whose network namespace is gone.
+        """Remove the attachments of a network that are not in `valid`; without `valid`, those whose network namespace is gone.
 
-        backend_name: what the network's configuration names. Goes on after a failure, and raises CniError(106) with all of them at the end.
+        backend_name: the backend in the network's configuration. A failure does not stop it: CniError(106) lists all failures at the end.
         """
         records = self.records()
         failures = []
@@ -211,7 +215,7 @@ class NatManager:
         return False
 
     def _remove_damaged(self, network: str, known: Collection[str] | None) -> None:
-        """Remove the records of a network that cannot be read and whose owners are not known; without `known`, none."""
+        """Remove unreadable records of a network whose owners are not in `known`; without `known`, none."""
         for identity in [identity for identity in self.state.identities() if identity.network == network]:
             try:
                 self.state.read(identity)
@@ -232,7 +236,7 @@ class NatManager:
         without: AttachmentId | None = None,
         instead: Attachment | None = None,
     ) -> None:
-        """Make a backend's rules anew from all records in force; `instead` takes the place of the one that is being changed."""
+        """Rebuild a backend's rules from all records in force; `instead` replaces the one that is being changed."""
         records = self.records()
         for error in records.damaged:
             warn(error)
@@ -247,7 +251,7 @@ class NatManager:
     def _commit(
         self, attachment: Attachment, facts: Facts, settings: Settings, undo: list[Callable[[], None]]
     ) -> Decision:
-        """Do all that an ADD does, and note how each step is undone."""
+        """Do what an ADD does, and note how to undo each step."""
         undo.append(self._sysctls.restore)
         if settings.ip_forwarding:
             self._enable_forwarding(attachment)
@@ -257,7 +261,7 @@ class NatManager:
         return decision
 
     def _install(self, attachment: Attachment, facts: Facts, undo: list[Callable[[], None]]) -> Decision:
-        """Write the record, then make the rules of what is decided; look at what is in the way only when something is."""
+        """Write the record, then make the rules. Look up owners only if something is in the way."""
         generations = facts.before.generations if facts.before is not None else []
         is_shared = any(mapping.sharing for mapping in attachment.port_mappings)
         is_new = self._backend(attachment.backend).arbitrates and not generations and not is_shared
@@ -293,7 +297,7 @@ class NatManager:
         *,
         is_new: bool,
     ) -> None:
-        """Apply a decision in each backend that it concerns: the attachment's own first, so that its traffic goes on."""
+        """Apply a decision in each backend that it concerns, the attachment's own first, so that its traffic continues."""
         losers = [generation for former in decision.released.values() for generation in former.generations]
         removed = [*generations, *losers]
         concerned = [
@@ -303,6 +307,7 @@ class NatManager:
         ]
         if decision.orphans:
             concerned += self._backends_in_use()
+        self._load(concerned)
         for name in dict.fromkeys(concerned):
             change = Change(
                 install=[installed for installed in decision.installed if installed.attachment.backend == name],
@@ -313,23 +318,24 @@ class NatManager:
             )
             instead = generations[0] if generations and generations[0].backend == name else None
             undo.append(self._apply(name, change, attachment.id, instead, decides_again=not is_new).undo)
+
+    def _note_released(self, attachment: Attachment, decision: Decision) -> None:
+        """Have the conntrack entries deleted of the addresses that others had."""
         addresses = [unit for former in decision.released.values() for unit in former.address_units]
         if decision.orphans:
             addresses += attachment.address_units
-        taken = [address for address in addresses if isinstance(address, Address)]
-        if taken:
-            self._afterwards.append(lambda tracker: tracker.delete_of_addresses(taken))
+        self._gone.update((address, None) for address in addresses if isinstance(address, Address))
 
     def _remove(self, known: Attachment, facts: Facts) -> None:
-        """Remove an attachment that has rules, or may have."""
+        """Remove an attachment that has, or may have, rules."""
         generations = known.generations
         if any(mapping.sharing for mapping in known.port_mappings) or facts.others:
             self._find_holders(known, facts, known.host_ports)
         decision = decide_remove([known], facts)
-        # Without the record, what the call says may not be all: a port may have been allocated.
+        # Without the record, the call may not know everything: a port may have been allocated.
         orphans = set() if facts.before is not None else {known.id.owner}
-        addresses: dict[Address, None] = {}
         concerned = [*(g.backend for g in generations), *(i.attachment.backend for i in decision.installed)]
+        self._load(concerned)
         for name in dict.fromkeys(concerned):
             change = Change(
                 install=[installed for installed in decision.installed if installed.attachment.backend == name],
@@ -338,15 +344,13 @@ class NatManager:
                 members=decision.members,
             )
             try:
-                addresses.update(dict.fromkeys(self._apply(name, change, known.id).addresses))
+                self._gone.update(dict.fromkeys(self._apply(name, change, known.id).addresses))
             except CniError as error:
                 if error.code != NOT_AVAILABLE or decision.installed:
                     raise
-                warn(error)  # what makes the rules is gone: nothing can be looked at, and so nothing undone
+                warn(error)  # the backend's program is gone: its rules can be neither read nor removed
         if self.state.rebuilt_at() > known.created_at:
-            addresses.update((unit, None) for unit in known.address_units if isinstance(unit, Address))
-        if addresses:
-            self._afterwards.append(lambda tracker: tracker.delete_of_addresses(list(addresses)))
+            self._gone.update((unit, None) for unit in known.address_units if isinstance(unit, Address))
 
     def _apply(
         self,
@@ -357,9 +361,9 @@ class NatManager:
         *,
         decides_again: bool = False,
     ) -> Applied:
-        """Make a change; heal first where the rules as a whole are not as they should be.
+        """Make a change; heal first if the rules as a whole are damaged.
 
-        Raises: _HasHealed, where the change `decides_again`: it was decided by who held what, and nobody held anything then.
+        Raises: _HasHealed after healing if `decides_again`: the change was decided while the kernel showed no owners.
         """
         backend = self._backend(name)
         try:
@@ -373,9 +377,14 @@ class NatManager:
         except RulesDamaged as error:
             raise CniError(
                 TRY_AGAIN_LATER,
-                f"the rules of {name} were made anew, and are not as they should be again: {error}",
+                f"the rules of {name} were rebuilt, and are damaged again: {error}",
                 "Find out what changes them: nft monitor.",
             ) from error
+
+    def _load(self, names: Iterable[str]) -> None:
+        """Load what makes these backends' rules, before any is changed: a release's plugin hands the call on for some of it."""
+        for name in names:
+            self._backend(name)
 
     def _backend(self, name: str) -> Backend:
         if name not in self._backends:
@@ -385,7 +394,7 @@ class NatManager:
     def _iptables(self) -> Backend:
         from ..backends.iptables.provider import (
             IptablesBackend,
-        )  # it starts programs, which takes longer than to load it
+        )  # starting its programs takes longer than this import
 
         return IptablesBackend(self.state)
 
@@ -396,7 +405,7 @@ class NatManager:
         return [name for name in self._backends_in_use() if name != attachment.backend]
 
     def _gather(self, attachment_id: AttachmentId) -> Facts:
-        """Read the records of the container: the attachment's own, and the others that are in force."""
+        """Read the records of the container: the attachment's own, and the others in force."""
         facts = Facts(self._own_record(attachment_id))
         if facts.before is not None and standing(facts.before, self._here) == ELSEWHERE:
             facts.before, facts.elsewhere = None, facts.before
@@ -406,7 +415,7 @@ class NatManager:
         return facts
 
     def _own_record(self, attachment_id: AttachmentId) -> Attachment | None:
-        """Read the attachment's own record, of this boot. One that is damaged counts as lost: ADD and DEL put an end to it."""
+        """Read the attachment's own record, if it is from this boot. A damaged one counts as lost: ADD replaces it, DEL removes it."""
         try:
             record = self.state.read(attachment_id)
         except CniError as error:
@@ -419,12 +428,12 @@ class NatManager:
         return record
 
     def _find_holders(self, attachment: Attachment, facts: Facts, units: Iterable[Unit]) -> None:
-        """Ask every backend in use who has the units, and read the records of those who have."""
+        """Ask every backend in use who owns the units, and read the owners' records."""
         facts.holders.clear()
         facts.shared.clear()
         known: dict[str, Holder] = {}
         self._look_up(attachment, facts, list(units), known)
-        # Who loses something may share ports with others.
+        # An attachment that loses something may share ports with others.
         losers = [
             holder.attachment for holder in known.values() if holder.attachment and holder.owner != attachment.id.owner
         ]
@@ -452,7 +461,7 @@ class NatManager:
                     facts.holders.setdefault(unit, []).append(known[owner])
 
     def _add_their_siblings(self, attachment_id: AttachmentId, facts: Facts, holders: Iterable[Holder]) -> None:
-        """Read the other records of containers that may lose something: one of them may wait for it."""
+        """Read the other records of containers that may lose something: one of them may be waiting for it."""
         containers = {h.attachment.id.container_id for h in holders if h.attachment is not None}
         for container_id in containers - {attachment_id.container_id}:
             for record in self.state.siblings(AttachmentId("", container_id, "")):
@@ -460,7 +469,7 @@ class NatManager:
                     facts.others.append(record)
 
     def _holder(self, owner: str) -> Holder:
-        """Find the record of whoever a rule names; an abbreviated name costs a search."""
+        """Find the record of the owner that a rule names. An abbreviated name needs a search."""
         identity = self._identity_of(owner)
         if identity is None:
             return Holder(owner, NO_RECORD)
@@ -478,7 +487,7 @@ class NatManager:
         return AttachmentId.of_owner(owner)
 
     def _find_host_interfaces(self, attachment: Attachment) -> None:
-        """Find the interfaces to the container's published addresses, and to all when it is isolated; nothing else needs them."""
+        """Find the host's interfaces to the container's published addresses, or to all its addresses if it is isolated."""
         for endpoint in attachment.endpoints:
             family = endpoint.address.family
             is_published = endpoint is attachment.published_endpoint(family) and family in attachment.published_families
@@ -486,7 +495,7 @@ class NatManager:
                 endpoint.host_interface = container_interface(endpoint.address)
                 if not is_plain(endpoint.host_interface):
                     raise InvalidConfiguration(
-                        f"interface {endpoint.host_interface!r}, which leads to {endpoint.address}, has a name that no rule can have"
+                        f"interface {endpoint.host_interface!r}, which leads to {endpoint.address}, has a name that cannot be used in a rule"
                     )
 
     def _enable_forwarding(self, attachment: Attachment) -> None:
@@ -496,14 +505,14 @@ class NatManager:
                 self._sysctls.enable_forwarding(family, addresses)
 
     def _enable_route_localnet(self, attachment: Attachment) -> None:
-        """Let 127.0.0.1 reach the container; chain `guard` is in place by now."""
+        """Let 127.0.0.1 reach the container. Chain `guard` is in place by now."""
         endpoint = attachment.published_endpoint(4)
         reachable = any(mapping.is_reached_from_loopback for mapping in attachment.port_mappings)
         if endpoint is not None and endpoint.host_interface and attachment.inbound.snat and reachable:
             self._sysctls.enable_route_localnet(endpoint.host_interface)
 
     def _enable_ipv6_localhost(self, attachment: Attachment) -> None:
-        """Let ::1 reach the container; chain `guard` is in place by now."""
+        """Let ::1 reach the container. Chain `guard` is in place by now."""
         reachable = any(mapping.is_reached_from_ipv6_loopback for mapping in attachment.port_mappings)
         if attachment.inbound.ipv6_localhost and reachable and 6 in attachment.published_families:
             self._sysctls.enable_ipv6_localhost(Address.parse(IPV6_LOCALHOST_ALIAS))
@@ -511,7 +520,7 @@ class NatManager:
     def _choose_host_ports(
         self, attachment: Attachment, facts: Facts, settings: Settings, last_ports: dict[str, int]
     ) -> None:
-        """Allocate what is to be allocated, and see that the host itself needs none of the ports."""
+        """Allocate ports for mappings that name none, and check host listeners."""
         if not attachment.published_families:
             return
         if any(mapping.host_port == 0 for mapping in attachment.port_mappings):
@@ -521,13 +530,13 @@ class NatManager:
             check_host_listeners(attachment, lambda: self._refuse_held(attachment, facts))
 
     def _held_among(self, attachment: Attachment, ports: list[HostPort]) -> Collection[HostPort]:
-        """Return which of these host ports somebody has."""
+        """Return which of these host ports are in use."""
         names = (attachment.backend, *self._other_backends(attachment))
         held = {unit for name in names for unit in self._backend(name).holders(ports)[0]}
         return [port for port in ports if port in held]
 
     def _refuse_held(self, attachment: Attachment, facts: Facts) -> None:
-        """Refuse host ports that another container has: people know that better than the process that holds its socket."""
+        """Refuse host ports of other containers: naming the container is more useful than naming the process that reserves its port."""
         self._find_holders(attachment, facts, attachment.host_ports)
         decide_add(attachment, facts)
 
@@ -538,11 +547,13 @@ class NatManager:
             self.state.write(before)
 
     def _delete_entries(self) -> None:
-        """Delete conntrack entries; a kernel that cannot do it is no reason to keep a container from starting or from going."""
+        """Delete conntrack entries. If the kernel cannot, warn: a container starts and stops all the same."""
         try:
             if not is_tracking():
                 return
             with ConnectionTracker() as tracker:
+                if self._gone:
+                    tracker.delete_of_addresses(list(self._gone))
                 for delete in self._afterwards:
                     delete(tracker)
         except (CniError, OSError) as error:
@@ -554,20 +565,20 @@ def _differences_in_record(record: Attachment | None, attachment: Attachment) ->
         return ["its record is lost"] if attachment.needs_rules else []
     if record.wishes == attachment.wishes:
         return []
-    return ["its record says something else than prevResult and runtimeConfig"]
+    return ["its record differs from prevResult and runtimeConfig"]
 
 
 def left_alone(attachment: Attachment) -> CniError:
-    """Say why an attachment stays: that its container is gone is not known."""
+    """Return a warning: the attachment stays, because nothing shows that its container is gone."""
     return CniError(
         CLEAN_UP_INCOMPLETE,
-        f"{attachment.id} is left alone: whether {attachment.netns} exists cannot be told from this mount namespace",
+        f"{attachment.id} is left alone: cannot tell from this mount namespace whether {attachment.netns} exists",
         "Run quantum-nat gc on the host, outside any container.",
     )
 
 
 def _run_all(undo: list[Callable[[], None]], cause: BaseException) -> None:
-    """Undo, last step first, and go on past a failure, which is added to what the runtime is told."""
+    """Undo, last step first. A failure does not stop it, and is added to the error."""
     for step in reversed(undo):
         try:
             step()

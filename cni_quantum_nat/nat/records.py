@@ -1,4 +1,4 @@
-"""The records of a state directory, by what they are worth here and now.
+"""The records of a state directory, by their standing here and now.
 
 A pod's start waits for this module.
 """
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 class Records:
     """All records.
 
-    in_force: those that are in force, or not known to be over. uncertain: those of them whose container cannot be seen from here.
-    over: of an earlier boot, or of a container that is gone. leftovers: those of them that are of an earlier boot. elsewhere: of other
-    host network namespaces. damaged: why others cannot be read.
-    owners: of all records, as rules name them. unreadable: of those that cannot be read.
+    in_force: in force or uncertain. uncertain: those of them whose container cannot be seen from here.
+    over: from an earlier boot, or of a container that is gone. leftovers: those of them from an earlier boot. elsewhere: from other
+    host network namespaces. damaged: why other records cannot be read.
+    owners: of all records, as rules name them. unreadable: of the records that cannot be read.
     """
 
     __slots__ = ("damaged", "elsewhere", "in_force", "leftovers", "over", "owners", "uncertain", "unreadable")
 
     def __init__(self, state: State, here: Here, tracked: Tracked | None = None) -> None:
-        """Read them. Grows with the number of containers: not for ADD, DEL or CHECK. tracked: shows a person how far it is."""
+        """Read all records. The cost grows with the number of containers: not for ADD, DEL or CHECK. tracked: shows progress."""
         self.in_force: list[Attachment] = []
         self.uncertain: list[Attachment] = []
         self.over: list[Attachment] = []
@@ -59,22 +59,22 @@ class Records:
 
     @property
     def attachments(self) -> list[Attachment]:
-        """All that can be read and are of this boot, in the order in which they were made."""
+        """All readable records of this boot, oldest first."""
         left = {attachment.id for attachment in self.leftovers}
         found = [a for a in (*self.in_force, *self.over, *self.elsewhere) if a.id not in left]
         return sorted(found, key=lambda attachment: (attachment.sequence, attachment.created_at))
 
     def of_backend(self, name: str) -> list[Attachment]:
-        """Return the attachments in force whose rules this backend makes."""
+        """Return the attachments in force that use this backend."""
         return [attachment for attachment in self.in_force if attachment.backend == name]
 
 
 def here_of(state: State) -> Here:
-    """Return where we are: this boot, this network namespace."""
+    """Return this boot and this network namespace."""
     return Here(state.boot_id, own_namespace())
 
 
 def standing(attachment: Attachment, here: Here) -> str:
-    """Look at the container's network namespace, and say what the record is worth."""
+    """Look at the container's network namespace, and return the record's standing."""
     seen = life(attachment.netns, attachment.netns_identity, attachment.netns_directory) if attachment.netns else ""
     return standing_of(attachment, here, seen)

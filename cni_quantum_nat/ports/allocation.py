@@ -1,4 +1,4 @@
-"""Port Mapper: allocates host ports, and keeps those that the host itself listens on from being published.
+"""Port Mapper: allocates host ports, and refuses to publish ports that the host itself listens on.
 
 A pod's start waits for this module.
 """
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from .listeners import Listener
 
 _RESERVED = "/proc/sys/net/ipv4/ip_local_reserved_ports"
-# How many ports the kernel is asked for at once: usually the first is free, and when it is not, the range may be nearly full.
+# How many ports to ask the kernel about at once: usually the first is free; if it is not, the range may be nearly full.
 _FEW, _MANY = 4, 512
 
 
 def recall_ports(attachment: Attachment, earlier: list[Attachment]) -> None:
-    """Give mappings without a host port the one that was allocated for them before: to this attachment or a sibling."""
+    """Reuse the host ports that were allocated before for the same mappings, to this attachment or a sibling."""
     taken = {protocol: set[int]() for protocol in PROTOCOLS}
     for mapping in attachment.port_mappings:
         taken[mapping.protocol].add(mapping.host_port)
@@ -44,7 +44,7 @@ def recall_ports(attachment: Attachment, earlier: list[Attachment]) -> None:
 
 
 class _Search:
-    """Finds free ports for mappings of one protocol on one host address; what the host says is read once."""
+    """Finds free ports for mappings of one protocol on one host address. Reads the host's listeners once."""
 
     def __init__(self, mapping: PortMapping, attachment: Attachment, settings: Settings, after: int) -> None:
         first, last = settings.port_range
@@ -52,7 +52,7 @@ class _Search:
         self._families = attachment.published_families
         self._ipv6_localhost = attachment.inbound.ipv6_localhost
         self._listeners = list(find_listeners(mapping.protocol, first, last))
-        self._free: list[int] = []  # by the kernel's word; under the lock, it stays true
+        self._free: list[int] = []  # the kernel has said so, and under the lock that stays true
         self._wanted = _FEW
         start = after + 1 if first <= after < last else first
         self._ports = (port for port in (*range(start, last + 1), *range(first, start)) if port not in excluded)
@@ -60,7 +60,7 @@ class _Search:
     def give(
         self, mapping: PortMapping, given: set[int], held_among: Callable[[list[HostPort]], Collection[HostPort]]
     ) -> bool:
-        """Give the next free port to the mapping, but none of `given`; False when there is none."""
+        """Give the mapping the next free port that is not in `given`; False if there is none."""
         while self._free or self._find_more(mapping, held_among):
             mapping.host_port = self._free.pop(0)
             shadowed = any(
@@ -73,7 +73,7 @@ class _Search:
         return False
 
     def _find_more(self, mapping: PortMapping, held_among: Callable[[list[HostPort]], Collection[HostPort]]) -> bool:
-        """Ask the kernel about the next ports; whether any of the range is left."""
+        """Ask the kernel about the next ports. Return whether any of the range is left."""
         families = [family for family in self._families if mapping.serves(family)]
         while candidates := [port for _, port in zip(range(self._wanted), self._ports)]:
             self._wanted = _MANY
@@ -94,7 +94,7 @@ def allocate_ports(
     last_ports: dict[str, int],
     held_among: Callable[[list[HostPort]], Collection[HostPort]],
 ) -> None:
-    """Give a free port of the range to each mapping that has none yet.
+    """Give each mapping without a host port a free one from the range.
 
     last_ports: by protocol, the port allocated last; changed here. held_among: asks the kernel which of these ports somebody has.
 

@@ -1,11 +1,11 @@
 """The state directory: who owns what. Every change happens under one exclusive flock(2).
 
     /run/cni/quantum-nat/                          mode 0700, of the plugin's user; on tmpfs, as rules die with a reboot too
-      lock                                         never removed: whoever waits for it holds the old inode
+      lock                                         never removed: a waiting process would lock the old inode
       pending                                      a file being written, before it is renamed to its place
       numbers                                      the last sequence number, and by protocol the port allocated last
-      iptables                                     is there when a network has, or had, the iptables backend
-      rebuilt                                      its time is when the rules were last made from the records
+      iptables                                     exists if a network uses, or used, the iptables backend
+      rebuilt                                      its mtime is when the rules were last rebuilt from the records
       tables/INODE                                 fingerprint of table inet quantum in the network namespace with this inode
       counters/NETWORK                             calls, failures and connections, see counters.py; has a lock of its own
       networks/NETWORK.json                        the configuration last validated, as given and as normalised
@@ -48,27 +48,32 @@ if TYPE_CHECKING:
 
 DEFAULT_DIRECTORY = "/run/cni/quantum-nat"
 _PARTS = ("attachments", "networks", "counters", "tables")
-_CLAIMS = "claims"  # of 1.0.0, which would believe it: it is removed
+_CLAIMS = "claims"  # from 1.0.0, which would trust it after a downgrade: it is removed
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _SUFFIX = ".json"
 _FORGOTTEN_AFTER_S = 86400
 
 
 class State:
-    """The records in one directory, which is made when it is first locked."""
+    """The records in one directory, which is created when it is first locked."""
 
     __slots__ = ("_boot_id", "_lock", "directory")
 
-    def __init__(self, directory: str = DEFAULT_DIRECTORY) -> None:
+    def __init__(self, directory: str = DEFAULT_DIRECTORY, lock: type[Lock] = Lock) -> None:
+        """Use a directory. lock: the kind of lock, see program_lock.py."""
         self.directory = directory
-        self._lock = Lock(f"{directory}/lock")
+        self._lock = lock(f"{directory}/lock")
         self._boot_id = ""
 
     def lock(self) -> None:
-        """Wait for the lock; CniError(11) when it cannot be had in time, CniError(5) when the directory cannot be used."""
+        """Wait for the lock. CniError(11) if that takes too long, CniError(5) if the directory cannot be used."""
         self.make_directory()
         try:
-            self._lock.acquire()
+            try:
+                self._lock.acquire()
+            except FileNotFoundError:  # it was removed a moment ago
+                self.make_directory()
+                self._lock.acquire()
         except OSError as error:
             raise io_failure("lock the state directory", self.directory, error) from error
 
@@ -77,7 +82,7 @@ class State:
         self._lock.release()
 
     def make_directory(self) -> None:
-        """Make it where it is not there; CniError(5) when it, or a part of it, is not a directory of this user."""
+        """Create the directory if it is missing. CniError(5) if it, or a part of it, is not a directory of this user."""
         try:
             mode = self._check("")
             if mode is None:
@@ -103,7 +108,7 @@ class State:
             )
 
     def check(self) -> None:
-        """See that it, and each part of it, is a directory of this user where it is there; CniError(5) when not."""
+        """Check that the directory and its parts, if they exist, are directories of this user. CniError(5) if one is not."""
         for part in ("", *(f"/{name}" for name in _PARTS)):
             self._check(part)
 
@@ -115,11 +120,11 @@ class State:
             raise CniError(
                 IO_FAILURE,
                 f"cannot use the state directory {path}: {why}",
-                "Move it out of the way; it is made again, and ADD of each container fills it.",
+                "Move it out of the way; it is created again, and ADD of each container fills it.",
             ) from why
 
     def read(self, attachment_id: AttachmentId) -> Attachment | None:
-        """Return the record, of whatever boot; None when there is none. CniError(102) when it is damaged, (108) when it is newer."""
+        """Return the record, of any boot; None if there is none. CniError(102) if it is damaged, (108) if it is newer."""
         container = self._container(attachment_id.container_id)
         try:
             check_directory(container)
@@ -128,7 +133,7 @@ class State:
             raise _damaged(container, why) from why
 
     def has_record(self, attachment_id: AttachmentId) -> bool:
-        """Whether there is a record, whatever it says."""
+        """Whether there is a record, readable or not."""
         try:
             posix.lstat(self.path(attachment_id))
         except OSError:
@@ -150,7 +155,7 @@ class State:
         self._replace(self.path(attachment.id), content)
 
     def _clear_the_place(self, container: str) -> None:
-        """Take away what stands where a container's directory should be; CniError(102) when it is in the way."""
+        """Remove whatever is in the place of a container's directory. CniError(102) if it cannot be removed."""
         try:
             check_directory(container)
         except Foreign as why:
@@ -164,7 +169,7 @@ class State:
             raise _damaged(container, why) from error
 
     def remove(self, attachment_id: AttachmentId) -> None:
-        """Remove the record, and what a call that was killed had begun to write; nothing happens when there is none."""
+        """Remove the record, if there is one, and the unfinished file of a killed call."""
         remove_file(f"{self.directory}/pending")
         container, path = self._container(attachment_id.container_id), self.path(attachment_id)
         try:
@@ -179,16 +184,16 @@ class State:
         try:
             posix.rmdir(container)
         except OSError:
-            pass  # another attachment of the container is in it, or it is not there
+            pass  # another attachment of the container is in it, or it does not exist
 
     def siblings(self, attachment_id: AttachmentId) -> list[Attachment]:
-        """Return the other attachments of the same container, of whatever boot, those whose record can be read."""
+        """Return the other attachments of the same container that have a readable record, of any boot."""
         own = self.path(attachment_id).rpartition("/")[2]
         return list(self._records_of(attachment_id.container_id, [], skipped=own))
 
     @property
     def realm(self) -> str:
-        """What tells the rules of this state directory from those of others: empty for the usual one, else ":" and four digits."""
+        """Marks the rules of this state directory: empty for the usual one, else ":" and four hexadecimal digits."""
         if self.directory == DEFAULT_DIRECTORY:
             return ""
         checksum = 0
@@ -198,21 +203,21 @@ class State:
 
     @property
     def option(self) -> str:
-        """How a command names this directory, with a space behind it; empty for the usual one."""
+        """The command-line option for this directory, with a space after it; empty for the usual one."""
         return "" if self.directory == DEFAULT_DIRECTORY else f"--state-dir {self.directory} "
 
     def attachments(self, damaged: list[CniError]) -> Iterator[Attachment]:
-        """Yield all records, of whatever boot; one that is damaged or newer is told in `damaged`, and the others go on.
+        """Yield all records, of any boot. For a damaged or newer record, add the error to `damaged` and continue.
 
-        CniError(5) when the system fails to read one: whoever took the others for the whole would take away what is recorded there.
+        CniError(5) if the system fails to read a record: a caller that took the rest for all would remove its rules.
 
-        Grows with the number of containers: not for ADD, DEL or CHECK, but when they heal.
+        The cost grows with the number of containers: not for ADD, DEL or CHECK, except when they heal.
         """
         for container in list_directory(f"{self.directory}/attachments"):
             yield from self._records_of(container, damaged)
 
     def identities(self) -> Iterator[AttachmentId]:
-        """Yield who has a record, by the names of the files: also those whose record cannot be read."""
+        """Yield who has a record, by file name, so unreadable records are included."""
         for container in list_directory(f"{self.directory}/attachments"):
             for name in list_directory(self._container(container)):
                 identity = _identity(container, name)
@@ -244,7 +249,7 @@ class State:
                     yield record
 
     def read_configuration(self, network: str) -> dict[str, Any] | None:
-        """Return what `write_configuration` kept, None when there is nothing to be used."""
+        """Return what `write_configuration` kept, None if there is nothing usable."""
         try:
             content = loads(read_own(f"{self.directory}/networks/{network}{_SUFFIX}").decode())
         except (OSError, ValueError, Foreign):
@@ -278,11 +283,11 @@ class State:
         return self._modified_at("iptables") is not None
 
     def note_rebuild(self) -> None:
-        """Remember that the kernel's rules, and their counters with them, were made anew from the records."""
+        """Remember that the kernel's rules, and so their counters, were rebuilt from the records."""
         self._replace(f"{self.directory}/rebuilt", {})
 
     def rebuilt_at(self) -> float:
-        """Say when that was last, in seconds since the epoch; 0 when never."""
+        """Return when that was, in seconds since the epoch; 0 for never."""
         return self._modified_at("rebuilt") or 0
 
     def _modified_at(self, name: str) -> float | None:
@@ -295,7 +300,7 @@ class State:
             raise io_failure("look for", path, error) from error
 
     def path(self, attachment_id: AttachmentId) -> str:
-        """Return where the record of an attachment is, or would be."""
+        """Return the path of an attachment's record."""
         container = self._container(attachment_id.container_id)
         return f"{container}/{attachment_id.network}:{attachment_id.interface}{_SUFFIX}"
 
@@ -331,22 +336,22 @@ class State:
         return self._boot_id
 
     def numbers(self) -> Numbers:
-        """Return the numbers that go on from record to record."""
+        """Return the numbers that continue from record to record."""
         return Numbers(f"{self.directory}/numbers", self._count_records)
 
     def _count_records(self) -> int:
-        """Return the highest sequence number on record, where the file with the last one is lost; and end the time of 1.0.0."""
+        """Return the highest sequence number on record, for when `numbers` is lost or new. Also remove what 1.0.0 left."""
         claims = f"{self.directory}/{_CLAIMS}"
         for name in list_directory(claims):
             remove_file(f"{claims}/{name}")
         try:
             posix.rmdir(claims)
         except OSError:
-            pass  # it was not there
+            pass  # it did not exist
         return max((attachment.sequence for attachment in self.attachments([])), default=0)
 
     def read_fingerprint(self) -> bytes:
-        """Return the fingerprint of the table in this network namespace, as it was last made; empty where it is not known."""
+        """Return the fingerprint of the table in this network namespace when it was last built; empty if unknown."""
         try:
             return read_own(self._fingerprint_path())
         except (OSError, Foreign):
@@ -371,7 +376,7 @@ class State:
 
 
 def _identity(container: str, name: str) -> AttachmentId | None:
-    """Read the name of a record's file; None where it is no record's."""
+    """Parse the name of a record's file; None if it is not one."""
     network, colon, interface = name.removesuffix(_SUFFIX).partition(":")
     if not (network and colon and interface and name.endswith(_SUFFIX)):
         return None

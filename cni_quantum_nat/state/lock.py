@@ -37,14 +37,19 @@ class Lock:
             OSError: the file cannot be opened.
         """
         flags = posix.O_CREAT | posix.O_RDWR | posix.O_CLOEXEC | posix.O_NOFOLLOW
-        self._descriptor = posix.open(self._path, flags, 0o600)
-        if inherited >= 0:
-            self._take_over()
-        try:
-            self._lock()
-        except BaseException:
-            self.release()  # the alarm may come right after the lock was taken
-            raise
+        while True:
+            self._descriptor = posix.open(self._path, flags, 0o600)
+            if inherited >= 0:
+                self._take_over()
+            try:
+                self._lock()
+                is_there = posix.fstat(self._descriptor).st_nlink
+            except BaseException:
+                self.release()  # the alarm may come right after the lock was taken
+                raise
+            if is_there:
+                break
+            self.release()  # the directory was removed while we waited, and others lock a new file
         held.add(self._descriptor)
 
     def release(self) -> None:
@@ -70,7 +75,15 @@ class Lock:
             self._wait()
 
     def _wait(self) -> None:
-        from _signal import ITIMER_REAL, SIGALRM, setitimer, signal  # rare: only if another call holds the lock
+        from _signal import (  # rare: only if another call holds the lock
+            ITIMER_REAL,
+            SIG_SETMASK,
+            SIG_UNBLOCK,
+            SIGALRM,
+            pthread_sigmask,
+            setitimer,
+            signal,
+        )
 
         def give_up(_number: int, _frame: object) -> None:
             raise TimeoutError
@@ -80,13 +93,15 @@ class Lock:
         except ValueError:  # only the main thread gets alarms, and the Python API may be used from any
             self._poll()
             return
+        blocked = pthread_sigmask(SIG_UNBLOCK, {SIGALRM})  # whoever started us may have blocked it
         setitimer(ITIMER_REAL, LOCK_TIMEOUT_S)
         try:
             flock(self._descriptor, LOCK_EX)
         except TimeoutError:
-            raise self._held_too_long() from None
+            raise held_too_long(self._path, self._descriptor) from None
         finally:
             setitimer(ITIMER_REAL, 0)
+            pthread_sigmask(SIG_SETMASK, blocked)
             signal(SIGALRM, previous)
 
     def _poll(self) -> None:
@@ -98,16 +113,18 @@ class Lock:
                 time.sleep(_POLL_S)
             else:
                 return
-        raise self._held_too_long()
+        raise held_too_long(self._path, self._descriptor)
 
-    def _held_too_long(self) -> CniError:
-        from ..kernel.processes import holders_of_lock  # rare: only after a time-out
 
-        holders = holders_of_lock(self._descriptor)
-        names = " and ".join(map(str, holders)) or "another process"
-        look = f"ps -f {' '.join(str(holder.number) for holder in holders)}" if holders else "lslocks"
-        return CniError(
-            TRY_AGAIN_LATER,
-            f"{names} has held {self._path} for {LOCK_TIMEOUT_S} seconds",
-            f"Find out why with `{look}`{'' if holders else ' on the host'}; the lock is released when the process ends.",
-        )
+def held_too_long(path: str, descriptor: int) -> CniError:
+    """Return what a call is told that could not have the lock; the descriptor is of its file."""
+    from ..kernel.processes import holders_of_lock  # rare: only after a time-out
+
+    holders = holders_of_lock(descriptor)
+    names = " and ".join(map(str, holders)) or "another process"
+    look = f"ps -f {' '.join(str(holder.number) for holder in holders)}" if holders else "lslocks"
+    return CniError(
+        TRY_AGAIN_LATER,
+        f"{names} has held {path} for {LOCK_TIMEOUT_S} seconds",
+        f"Find out why with `{look}`{'' if holders else ' on the host'}; the lock is released when the process ends.",
+    )

@@ -1,6 +1,6 @@
-"""The numbers that go on from record to record, in one small file that is changed in place, under the lock.
+"""Numbers that continue from record to record, in a small file that is changed in place, under the lock.
 
-    numbers    8 bytes: the sequence number given last; then for tcp, udp and sctp 2 bytes each: the port allocated last
+    numbers    8 bytes: the last sequence number; then 2 bytes each for tcp, udp and sctp: the last allocated port
 
 A pod's start waits for this module.
 """
@@ -22,12 +22,12 @@ _FILE = Struct("=QHHH")
 
 
 class Numbers:
-    """The numbers of one state directory. Nothing is written before `close`."""
+    """The numbers of a state directory. `close` writes them."""
 
     __slots__ = ("_before", "_descriptor", "_path", "last_ports", "sequence")
 
     def __init__(self, path: str, highest_on_record: Callable[[], int]) -> None:
-        """Read them; where they are lost, `highest_on_record` finds the sequence number to go on from. CniError(5)."""
+        """Read the numbers. If the file is lost, `highest_on_record` finds the last sequence number. CniError(5) if it cannot be read."""
         self._path = path
         self._before = b""
         try:
@@ -35,7 +35,7 @@ class Numbers:
             self._before = posix.pread(self._descriptor, _FILE.size + 1, 0)
         except OSError as error:
             raise io_failure("read", path, error) from error
-        except Foreign as why:  # a directory: it is in the way, and not for us to remove
+        except Foreign as why:  # a directory, which we do not remove
             raise CniError(
                 IO_FAILURE, f"cannot read {path}: {why}", f"Move it out of the way: mv {path} {path}.old"
             ) from why
@@ -55,13 +55,13 @@ class Numbers:
             return open_own(self._path, posix.O_RDWR | posix.O_CREAT)
 
     def next_sequence(self) -> int:
-        """Return a number that is higher than that of any record."""
+        """Return a number higher than that of any record."""
         self.sequence += 1
         number: int = self.sequence
         return number
 
     def close(self) -> None:
-        """Write what has changed; CniError(5)."""
+        """Write the numbers if they have changed. CniError(5) if that fails."""
         content = _FILE.pack(self.sequence, *self.last_ports.values())
         try:
             if content != self._before:

@@ -1,13 +1,13 @@
-"""The format of a record: what is written to the state directory, of which version, and what is believed of it.
+"""The format of a record: what is written to the state directory, its version, and the checks when it is read.
 
     format      the version of the format, an integer; a record without it is of format 1
-    bootId      since 2: the boot of the kernel that it was made in, empty where that is not known
+    bootId      since 2: the boot of the kernel in which it was written, empty if unknown
     isolate     since 2, in inbound
-    replaces    since 2: what the attachment was before, while the kernel may have rules of that
+    replaces    since 2: earlier generations of the attachment that the kernel may still have rules of
     hostNetns, netnsDirectory, sequence, hadEarlier, and noMasquerade in outbound: since 3
     the others  Attachment.as_record()
 
-An older format is upgraded as it is read. A newer one is left alone: who wrote it knows what it means.
+An older format is upgraded when it is read. A newer one is left alone: only the program that wrote it knows what it means.
 A pod's start waits for this module.
 """
 
@@ -29,7 +29,7 @@ _SYNTAX = frozenset('"\\*')  # to nft, or to iptables-restore
 
 
 def write_record(attachment: Attachment, boot_id: str) -> dict[str, Any]:
-    """Return what is written."""
+    """Return the content of the file."""
     record = {"format": FORMAT, "bootId": boot_id, **attachment.as_record()}
     if attachment.replaces:
         record["replaces"] = [former.as_record() for former in attachment.replaces]
@@ -37,10 +37,10 @@ def write_record(attachment: Attachment, boot_id: str) -> dict[str, Any]:
 
 
 def read_record(content: object, identity: AttachmentId, path: str) -> Attachment:
-    """Read a record back, of whatever boot.
+    """Read a record, of any boot.
 
-    Raises: CniError(108) when it is of a newer format; AttributeError, KeyError, TypeError or ValueError
-    when it is damaged, or is not of `identity`, whose place it is in.
+    Raises: CniError(108) if its format is newer; AttributeError, KeyError, TypeError or ValueError
+    if it is damaged, or is not the record of `identity`, as its path says.
     """
     if not isinstance(content, dict):
         raise TypeError("not an object")
@@ -74,7 +74,7 @@ def _upgraded(record: dict[str, Any], path: str) -> dict[str, Any]:
 
 
 def _upgraded_to_3(record: dict[str, Any]) -> dict[str, Any]:
-    """Add what format 3 has; what was not recorded is taken for the worst case."""
+    """Add the fields of format 3. For what was not recorded, assume the worst case."""
     return {
         **record,
         "netnsDirectory": list(NOWHERE),
@@ -82,13 +82,13 @@ def _upgraded_to_3(record: dict[str, Any]) -> dict[str, Any]:
         "sequence": 0,
         "hadEarlier": True,
         "outbound": {**record["outbound"], "noMasquerade": []},
-        # 1.0.0 kept mappings that served no address of the container, with the host port 0, and then could not read them.
+        # 1.0.0 recorded mappings that served none of the container's addresses with host port 0, and then could not read them.
         "portMappings": [mapping for mapping in record["portMappings"] if mapping["hostPort"] != 0],
     }
 
 
 def _check(attachment: Attachment) -> None:
-    """See that each value is one that rules can be made of: they are written as text, when the table is lost."""
+    """Check that rules can be made of each value: when the table is rebuilt, they are written as text."""
     _require("backend", attachment.backend in (NFTABLES, IPTABLES))
     _require("netns", isinstance(attachment.netns, str))
     for pair in (attachment.netns_identity, attachment.netns_directory, attachment.host_netns):
@@ -144,7 +144,7 @@ def _is_interface(name: object) -> bool:
 
 
 def is_plain(interface: str) -> bool:
-    """Whether the name of an interface can stand in a rule as it is."""
+    """Whether an interface name can be written in a rule as it is."""
     return interface.isprintable() and " " not in interface and _SYNTAX.isdisjoint(interface)
 
 

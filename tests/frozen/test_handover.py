@@ -56,6 +56,17 @@ def test_what_was_changed_is_undone_before(release: Release) -> None:
     assert (seen / "lock").read_text() == "held\n"
 
 
+def test_what_is_not_undone_is_finished_before(release: Release) -> None:
+    """A DEL removes the rules, and then needs the full program, which moves the network to another backend and finds nothing to remove."""
+    succeeds(release.call("ADD"))
+    conntrack = [*release.namespaces, "conntrack"]
+    flow = "-p tcp -s 10.88.0.2 -d 198.51.100.1 --sport 1000 --dport 80 --state ESTABLISHED -u SEEN_REPLY -t 600"
+    subprocess.run([*conntrack, "-I", *flow.split()], check=True, capture_output=True)
+    assert succeeds(release.call("DEL", backend="iptables", prevResult=None)) == ""
+    listed = subprocess.run([*conntrack, "-L"], check=True, capture_output=True, text=True)
+    assert listed.stdout == ""
+
+
 def test_nobody_comes_in_between_though_many_wait(release: Release) -> None:
     """Of ADDs at the same time on a host without a table the first one builds it, and it is counted once."""
     with ThreadPoolExecutor(8) as pool:

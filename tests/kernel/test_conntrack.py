@@ -168,6 +168,22 @@ def test_all_deletion_methods_select_the_same_entries(
     assert flows["other"].port in ports_tracked(host, family)
 
 
+@both_families
+def test_flows_to_other_ports_are_never_decoded(
+    stack: ExitStack, host: Host, client: Namespace, container: Container, plugin: Plugin, family: int
+) -> None:
+    """At 1.0.0 (defect 19) two UDP ports took the parsing of each IPv6 flow of the host, under the lock."""
+    plugin.add(container, publish(8080, protocol="udp"))
+    talks = {port: Talk(stack, client, HOST[family], port) for port in (8080, 8081, 8082)}
+    for talk in talks.values():
+        talk.ask()
+    address = Address.parse(HOST[family]).packed
+    ends = {address + port.to_bytes(2, "big") for port in (8080, 8081)}
+    with inside(host.path), ConnectionTracker() as tracker:
+        found = [flow.target[1] for flow in tracker.flows(Selection(family), to_any=(family, ends))]
+    assert sorted(found) == [8080, 8081]
+
+
 def ports_tracked(host: Host, family: int) -> set[int]:
     """Return the source ports of all conntrack entries."""
     with inside(host.path), ConnectionTracker() as tracker:

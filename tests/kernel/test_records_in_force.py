@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -43,7 +43,7 @@ def test_a_living_container_survives_gc_from_another_mount_namespace(
 ) -> None:
     """At 1.0.0 (defects 7 and 9) its rules were gone, with exit status 0: what could not be seen counted as dead."""
     web = plugin.add(container, publish(8080))
-    environment = {"QUANTUM_NETNS": str(container.path)}
+    environment: dict[str, Any] = {"QUANTUM_NETNS": str(container.path)}
     if how == "gc":
         done = from_elsewhere(
             plugin, seen, *plugin.command, "--state-dir", str(plugin.state_directory), "gc", **environment
@@ -146,7 +146,7 @@ def test_a_mapping_of_a_family_that_the_container_lacks_makes_no_damaged_record(
 ) -> None:
     """At 1.0.0 (defect 5) ADD succeeded, CHECK said 102, and GC of each network 106, forever."""
     container = host.container(families=(4,))
-    keys = {"ipv6Localhost": True} if entry["hostIP"] == "::1" and plugin.programs is None else {}
+    keys: dict[str, Any] = {"ipv6Localhost": True} if entry["hostIP"] == "::1" and plugin.programs is None else {}
     if entry["hostIP"] == "::1" and not keys:
         pytest.skip("the kernel has no ::1 that iptables could lead to a container")
     web = plugin.add(container, entry, **keys)

@@ -2,4 +2,6 @@
 
 `rules` says which elements, `layout` and `text` what the table is, `table` moves elements in and out over netlink, and
 `programs` runs libnftables where the table itself has to be made. The NAT Manager enters by `provider`.
+
+A pod's start waits for this module.
 """

@@ -1,4 +1,7 @@
-"""The flows that the elements of table `inet quantum` have counted: the rules see the first packet of each flow."""
+"""Connections that the elements of table `inet quantum` have counted: rules see the first packet of each.
+
+A pod's start waits for this module.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,13 @@ _FIXED = ("fixed", "network_fixed")
 
 
 def live_flows(table: NftablesTable) -> Flows:
-    """List what the table counts now, and add it up by network and type. Grows with the number of containers."""
+    """List the table's counters, and add them up by network and type. The cost grows with the number of containers."""
     listed = table.counted_flows()
     return add_up((owner, _type(set_name), flows) for set_name, owner, flows in listed)
 
 
 def counted(elements: Iterable[Element]) -> Iterator[CountedFlows]:
-    """Yield owner, type and number of flows of those elements that have counted any."""
+    """Yield owner, type and number of connections of the elements that have counted any."""
     for element in elements:
         if element.flows:
             yield element.owner, _type(element.set_name), element.flows

@@ -1,4 +1,4 @@
-"""Which container of those that share a host port gets which of its buckets. No I/O.
+"""Distribute the buckets of a shared port over the containers that share it. No I/O.
 
 A pod's start waits for this module.
 """
@@ -13,9 +13,9 @@ _STEP = 41  # of 64, next to the golden section
 
 
 def distribute(buckets: Sequence[str | None], members: list[str]) -> list[str]:
-    """Return the member for each bucket: as many for each, to one, and as few moved from who has them as that takes.
+    """Return a member for each bucket: equal numbers, give or take one, with as few moves as possible.
 
-    buckets: who has them now; None is nobody. Whoever is not a member loses all. members: at least one.
+    buckets: who has each now, None for nobody. An owner that is not a member loses all its buckets. members: at least one.
     """
     quotas = _quotas(buckets, members)
     assigned: list[str | None] = [None] * len(buckets)
@@ -28,7 +28,7 @@ def distribute(buckets: Sequence[str | None], members: list[str]) -> list[str]:
 
 
 def _quotas(buckets: Sequence[str | None], members: list[str]) -> dict[str, int]:
-    """Say how many buckets each gets: what is left over goes to those who have most, so that fewer move."""
+    """Return how many buckets each member gets. The remainder goes to those that have most already, so that fewer move."""
     share, rest = divmod(len(buckets), len(members))
     held = dict.fromkeys(members, 0)
     for member in buckets:
@@ -39,7 +39,7 @@ def _quotas(buckets: Sequence[str | None], members: list[str]) -> dict[str, int]
 
 
 def _scattered(count: int) -> list[int]:
-    """Return all buckets, neighbours far from each other: who gives buckets away gives them from everywhere."""
+    """Return all buckets in an order that spreads them, so that a member gives buckets away from everywhere."""
     return sorted(range(count), key=lambda bucket: bucket * _STEP % count)
 
 

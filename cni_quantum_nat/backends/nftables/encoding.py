@@ -1,7 +1,7 @@
 """Elements of table `inet quantum` as netlink attributes, and back (linux/netfilter/nf_tables.h). No I/O.
 
-A concatenated key has its fields padded to four bytes each. An interval of one field is two elements: its first address, and the
-address after its last one with a flag. In a concatenation an interval has a second key, of the last addresses.
+In a concatenated key, each field is padded to four bytes. An interval of a single field is two elements: its first address, and the
+address after its last one, with a flag. An interval in a concatenation has a second key, with the last addresses.
 A pod's start waits for this module.
 """
 
@@ -51,7 +51,7 @@ def text(content: str) -> bytes:
 
 
 def in_set(name: str) -> bytes:
-    """Frame which set a message is about."""
+    """Frame the name of the set that a message is about."""
     return attribute(_LIST_TABLE, text(TABLE)) + attribute(_LIST_SET, text(name))
 
 
@@ -84,14 +84,14 @@ def layouts_in(payload: bytes) -> Iterator[tuple[int, str]]:
 
 
 def deletion(element: Element) -> bytes:
-    """Frame what a deletion deletes: whatever has this key."""
+    """Frame the key of the element to delete."""
     return in_set(element.set_name) + nested(
         _LIST_ELEMENTS, nested(_LIST_ELEMENT, _keys_of(element)) + _end_of(element)
     )
 
 
 def addition(element: Element, owner: str) -> bytes:
-    """Frame what an addition adds: key, data, and the owner as a comment."""
+    """Frame the element to add: key, data, and the owner as a comment."""
     layout, content = SETS[element.set_name], _keys_of(element)
     if layout.data:
         content += nested(_ELEMENT_DATA, _encode_data(layout, element.data))
@@ -101,7 +101,7 @@ def addition(element: Element, owner: str) -> bytes:
 
 
 def elements_in(payload: bytes, set_name: str, ends: list[bytes] | None = None) -> Iterator[Element]:
-    """Yield the elements in a message's attributes; those that only end an interval go into `ends`, as addresses."""
+    """Yield the elements in a message's attributes. Elements that only end an interval go into `ends`, as addresses."""
     layout = SETS[set_name]
     for parts in _listed_in(payload):
         if _is_end(parts):
@@ -119,7 +119,7 @@ def elements_in(payload: bytes, set_name: str, ends: list[bytes] | None = None) 
 
 
 def counts_in(payload: bytes) -> Iterator[tuple[bytes, str, int]]:
-    """Yield of the elements the key as it is, the owner, and the connections.
+    """Yield each element's raw key, its owner, and its connections.
 
     Keys are not decoded: a set of a table that is to be replaced may have others.
     """

@@ -1,7 +1,7 @@
 """The layout of table `inet quantum`: its name, its sets and maps, and the chains that connections are sent to.
 
-The table is a small core and parts. The core is what an ordinary container needs; a part is made when the first attachment needs it.
-Everything that speaks of a set (rules, encoding, text) reads its fields here. text.py writes the chains.
+The table has a small core and parts. An ordinary container needs only the core; the first attachment that needs a part creates it.
+rules, encoding and text read the fields of sets from here. text.py writes the chains.
 A pod's start waits for this module.
 """
 
@@ -11,18 +11,18 @@ from ..base import MOST_MEMBERS
 
 TABLE = "quantum"
 
-# The version of all that this module and text.py say. To be raised with any change of them: a program replaces a table of a
-# lower one, with all its elements in one transaction, and leaves a table of a higher one alone.
+# The version of everything in this module and text.py. Raise it with any change to them: a program replaces a table of a lower
+# version, with all its elements, in one transaction, and leaves a table of a higher version alone.
 LAYOUT = 3
-# Has the version as its one element, and in that element's comment the boot of the kernel that the table was made in.
+# Its only element is the version; the comment of that element names the boot of the kernel in which the table was made.
 LAYOUT_SET = "layout"
 
-# The owner of what several containers use: a host port that is shared.
+# The owner of elements that several containers use: those of a shared port.
 SHARED = "shared"
-BUCKETS = MOST_MEMBERS  # that new connections to a shared port are distributed over
+BUCKETS = MOST_MEMBERS  # new connections to a shared port are distributed over them
 
-# IPv6 cannot route ::1 to a container, so with ipv6Localhost such packets have this address instead, between the socket and
-# the network. It is one of this host's, and no other host sees it.
+# IPv6 cannot route ::1 to a container, so with ipv6Localhost such packets carry this address between the socket and the
+# container. It is an address of this host, and no other host sees it.
 IPV6_LOCALHOST_ALIAS = "fd71:6e61:7400::1"
 
 DEFAULT_TIMEOUT_S = 3600
@@ -52,7 +52,7 @@ NETWORKS = "networks"
 
 
 class SetLayout:
-    """A set of one family, or with `data` a map. part: what it belongs to. purpose: its comment in the ruleset."""
+    """A set of one family, or a map if it has `data`. part: the part it belongs to. purpose: its comment in the ruleset."""
 
     __slots__ = ("counter", "data", "family", "has_intervals", "key", "name", "part", "purpose")
 
@@ -80,7 +80,7 @@ class SetLayout:
 _PORT = (PROTOCOL, PORT)
 _HOST_PORT = (ADDRESS, PROTOCOL, PORT)
 _VIA = (ADDRESS, INTERFACE)
-# Name without the family, part, key, data, purpose. Those in _COUNTED count the connections that their elements are for.
+# Name without the family, part, key, data, purpose. The elements of sets in _COUNTED count connections.
 _LAYOUTS: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], str], ...] = (
     ("endpoints", CORE, _PORT, (ADDRESS, PORT), "protocol, host port -> container"),
     ("containers", CORE, (ADDRESS,), (), "addresses that have rules here"),
@@ -171,7 +171,7 @@ def timeout_part(timeout_s: int) -> str:
 
 
 class _Sets(dict[str, SetLayout]):
-    """The sets by name; those of prefix lengths and time-outs are made as they are asked for."""
+    """The sets by name. Those for prefix lengths and time-outs are created on first access."""
 
     def __missing__(self, name: str) -> SetLayout:
         kind, _, number = name.partition("_")
@@ -215,8 +215,8 @@ def is_set(name: str) -> bool:
     return True
 
 
-# What a connection to a host port is sent to where that is not ordinary. An element that leads to a chain is dear: when the kernel is
-# given one, it looks at all elements of all such maps for loops, 1 us each.
+# Chains for connections to host ports that are not ordinary. An element that leads to a chain is expensive: when one is added, the
+# kernel checks all elements of all such maps for loops, 1 us each.
 PUBLISH = "publish"
 SPREAD_EVENLY = "spread"
 SPREAD_BY_CLIENT = "spread_by_client"
@@ -224,9 +224,9 @@ ON_ONE_ADDRESS = "_on_ip"  # ends the names above for a port on one host address
 
 
 class Policy:
-    """What becomes of a connection to a host port: a chain that elements lead to.
+    """The policy of a host port: the chain that its connections are sent to.
 
-    kind: one of the names above. conditions: by family, words in nft's syntax that the connection must match as well.
+    kind: one of the names above. conditions: by family, words in nft's syntax that a connection must match.
     """
 
     __slots__ = ("conditions", "kind")
@@ -237,7 +237,7 @@ class Policy:
 
     @property
     def chain(self) -> str:
-        """Name its chain, which is made when it is first needed."""
+        """The name of its chain, which is created when first needed."""
         if not self.conditions:
             return self.kind
         from _blake2 import blake2b  # only where a network has conditions
@@ -247,10 +247,10 @@ class Policy:
 
     @property
     def is_ordinary(self) -> bool:
-        """Whether connections are published as usual, which takes no element that leads to a chain."""
+        """Whether connections are published as usual, without an element that leads to a chain."""
         return self.kind.startswith(PUBLISH) and not self.conditions
 
     @property
     def unconditional(self) -> Policy:
-        """What becomes of a connection that matches the conditions."""
+        """The policy for connections that match the conditions."""
         return Policy(self.kind)

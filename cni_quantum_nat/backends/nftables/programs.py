@@ -1,12 +1,15 @@
-"""Table `inet quantum` through libnftables: built when it is not there, rehearsed, and given parts that it lacks."""
+"""Build, rehearse and extend table `inet quantum` through libnftables."""
 
 from __future__ import annotations
 
 import json
+import posix
+import sys
 from typing import TYPE_CHECKING
 
 from ...kernel.stderr import warn
 from ...model.errors import NOT_AVAILABLE, CniError, InvalidConfiguration
+from ...state.lock import held
 from .layout import CORE, DEFAULT_TIMEOUT_S, POLICIES, SETS, TABLE, timeout_part
 from .text import default_parts, elements_text, extension_text, parts_of, policies_text, table_text
 
@@ -20,11 +23,20 @@ if TYPE_CHECKING:
 
 _COVER = f"{TABLE}_cover"
 _REHEARSAL = f"{TABLE}_rehearsal"
+_FD_SETSIZE, _DESCRIPTORS_OF_LIBNFTABLES = 1024, 8
+_CHILD = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from cni_quantum_nat.backends.nftables.programs import open_libnftables
+nft = open_libnftables()
+nft.set_json_output(sys.argv[2] == "1")
+print(json.dumps(nft.cmd(sys.stdin.read())))
+"""
 _NFPROTO = {4: "ipv4", 6: "ipv6"}
 
 
 def build(elements: list[Element], boot_id: str, coming: Iterable[Element] = ()) -> None:
-    """Build the table and its elements in one transaction, in place of what there is; CniError(50) when refused.
+    """Build the table and its elements in one transaction, in place of any present one. CniError(50) if refused.
 
     coming: elements that will be added next: the table gets the parts that they need.
     """
@@ -32,7 +44,7 @@ def build(elements: list[Element], boot_id: str, coming: Iterable[Element] = ())
     try:
         _build(elements, parts, boot_id)
     except CniError as error:
-        # Time-outs are a part: a kernel without nfnetlink_cttimeout does without its default.
+        # Time-outs are a part: on a kernel without nfnetlink_cttimeout, the table has none.
         try:
             _build(elements, parts - {timeout_part(DEFAULT_TIMEOUT_S)}, boot_id)
         except CniError:
@@ -41,23 +53,26 @@ def build(elements: list[Element], boot_id: str, coming: Iterable[Element] = ())
 
 
 def _build(elements: list[Element], parts: set[str], boot_id: str) -> None:
-    # "add, delete, add" replaces the table whether it is there or not.
+    # "add, delete, add" replaces the table whether it exists or not.
     text = table_text(TABLE, parts, boot_id=boot_id)
     _run([f"add table inet {TABLE}", f"delete table inet {TABLE}", text, *_content(elements, TABLE)])
 
 
 def replace(elements: list[Element], boot_id: str, coming: Iterable[Element] = ()) -> None:
-    """Build the table in place of one that is in use, and lose no connection that begins meanwhile; CniError(50).
+    """Replace a table that is in use, without losing connections that begin meanwhile. CniError(50) if refused.
 
     To a packet, a transaction is not one moment. It may ask the new chain before the commit, which is empty then, and the
     old one's maps after it, which are empty by now: 1 of 100 replacements lost a connection. So a copy of the table,
     under another name, translates until the change is over; two that say the same are as good as one.
     """
-    nft = open_libnftables()  # the copy is owned by this socket: whatever becomes of this process, it goes
+    if _is_crowded():
+        build(elements, boot_id, coming)
+        return
+    nft = open_libnftables()  # this socket owns the copy, so it goes when the process ends, however that happens
     try:
         text = table_text(_COVER, default_parts() | parts_of(elements), is_owned=True)
         _run([text, *_content(elements, _COVER)], nft)
-    except CniError:  # Linux before 5.12 has no owned tables; if it is anything else, build() will meet it too
+    except CniError:  # Linux before 5.12 has no owner tables; any other problem will also occur in build()
         build(elements, boot_id, coming)
         return
     try:
@@ -75,7 +90,7 @@ def _policies_of(elements: Iterable[Element]) -> list[Policy]:
 
 
 def add_parts(set_names: list[str], elements: list[Element]) -> None:
-    """Make the parts that the elements need and the table lacks, and the chains of their policies.
+    """Add the parts that the elements need and the table lacks, and the chains of their policies.
 
     set_names: the sets that the table has. Raises: CniError(7) when conditions are no conditions, (50) when the kernel refuses.
     """
@@ -83,7 +98,7 @@ def add_parts(set_names: list[str], elements: list[Element]) -> None:
     for family, words in {(f, words) for policy in policies for f, words in policy.conditions.items()}:
         _check_conditions(family, " ".join(words))
     present = {SETS[name].part for name in set_names} | {CORE}
-    # A part without sets of its own is known by the chain that it brings.
+    # A part without sets of its own is recognised by its chain.
     if _has_default_timeout():
         present.add(timeout_part(DEFAULT_TIMEOUT_S))
     wanted = present | parts_of(elements)
@@ -100,7 +115,7 @@ def _has_default_timeout() -> bool:
 
 
 def rehearse() -> None:
-    """Let the kernel take the table under another name and drop it, in one transaction; CniError(50) when refused."""
+    """Let the kernel create the table under another name and delete it, in one transaction. CniError(50) if refused."""
     _run([table_text(_REHEARSAL, {CORE, POLICIES}), f"delete table inet {_REHEARSAL}"])
 
 
@@ -131,16 +146,46 @@ def _check_conditions(family: int, text: str) -> None:
 
 
 def _run(commands: list[str], nft: Nftables | None = None, *, as_json: bool = False) -> str:
-    nft = nft or open_libnftables()
-    nft.set_json_output(as_json)
-    status, output, error = nft.cmd("\n".join(commands) + "\n")
+    text = "\n".join(commands) + "\n"
+    if nft is None and _is_crowded():
+        status, output, error = _run_in_child(text, as_json=as_json)
+    else:
+        nft = nft or open_libnftables()
+        nft.set_json_output(as_json)
+        status, output, error = nft.cmd(text)
     if status:
         raise CniError(NOT_AVAILABLE, f"nftables cannot hold table inet {TABLE}", " ".join(error.split())[:1000])
     return str(output)
 
 
+def _is_crowded() -> bool:
+    """Return whether a descriptor that is opened next may be too high for select(2), by which libnftables would end this process."""
+    free = posix.open("/dev/null", posix.O_RDONLY | posix.O_CLOEXEC)
+    posix.close(free)
+    return free + _DESCRIPTORS_OF_LIBNFTABLES > _FD_SETSIZE
+
+
+def _run_in_child(text: str, *, as_json: bool) -> tuple[int, str, str]:
+    """Run commands in a process with few descriptors: a program that uses the Python API may have thousands."""
+    import subprocess  # rare: only a program with that many descriptors
+
+    # It holds the lock too: when this process is killed, nobody else may begin before the child has ended.
+    done = subprocess.run(
+        [sys.executable, "-c", _CHILD, json.dumps(sys.path), str(int(as_json))],
+        input=text,
+        capture_output=True,
+        text=True,
+        check=False,
+        pass_fds=tuple(held),
+    )
+    if done.returncode:
+        return 1, "", done.stderr
+    status, output, error = json.loads(done.stdout)
+    return status, output, error
+
+
 def open_libnftables() -> Nftables:
-    """Return a handle of the library, with a netlink socket of its own; CniError(50) where it cannot be loaded."""
+    """Return a handle of the library, with its own netlink socket. CniError(50) if it cannot be loaded."""
     from nftables import Nftables  # loads the library, which may not be installed
 
     try:

@@ -1,6 +1,6 @@
 """Backend Provider for nftables: an attachment is elements of table `inet quantum`, added and deleted in one transaction.
 
-The kernel is the arbiter: elements are added at once, and only where one is in the way is it looked at.
+The kernel is the arbiter: elements are added without a check, and looked up only if one is in the way.
 A pod's start waits for this module.
 """
 
@@ -19,7 +19,9 @@ from .table import MISSING, NftablesTable, rules_in
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Sequence
+
+    Distribution = dict[HostPort, Sequence[Element | None]]
 
     from ...connections.counts import Flows
     from ...model.attachments import Attachment, PortMapping
@@ -32,7 +34,7 @@ _ATTEMPTS = 3  # the table can be flushed between two calls, but not three times
 
 
 class Difference:
-    """Elements to be deleted and added, in one transaction."""
+    """Elements to delete and to add, in one transaction."""
 
     __slots__ = ("add", "delete")
 
@@ -41,7 +43,7 @@ class Difference:
         self.add = list(add)
 
     def replace(self, present: Element | None, wanted: Element | None) -> None:
-        """Note what leads from what is there to what is wanted."""
+        """Note how to get from the present element to the wanted one."""
         if present is not None and wanted is not None and present.is_same(wanted):
             return
         if present is not None:
@@ -51,7 +53,7 @@ class Difference:
 
 
 class NftablesBackend(Backend):
-    """Table `inet quantum` of the network namespace that we are in."""
+    """Table `inet quantum` of this process's network namespace."""
 
     __slots__ = ("_state", "_table")
 
@@ -63,7 +65,7 @@ class NftablesBackend(Backend):
         self._table = NftablesTable(state.realm)
 
     def holders(self, units: Collection[Unit]) -> tuple[dict[Unit, list[str]], set[Unit]]:
-        """Look up the elements that tell who has a unit, and of shared ports the buckets."""
+        """Look up the elements that show who owns a unit, and the buckets of shared ports."""
         wanted = list(units)
         holders: dict[Unit, list[str]] = {}
         shared: set[Unit] = set()
@@ -118,7 +120,7 @@ class NftablesBackend(Backend):
         return problems
 
     def damage(self) -> list[str]:
-        """Describe what is wrong with the table as a whole: that it is missing, older, or that rules were altered."""
+        """Describe what is wrong with the table as a whole: missing, older, or changed rules."""
         problem, found = self._table.state_of(self._state.boot_id)
         if problem:
             return [problem]
@@ -135,23 +137,25 @@ class NftablesBackend(Backend):
         return [f"chain {name} was altered" if name else "the table or a base chain was altered" for name in altered]
 
     def rebuild(self, plan: Plan, known: Collection[str], expected: Iterable[Installed] = ()) -> None:
-        """Build the table anew without a gap for packets."""
+        """Rebuild the table without a gap for packets."""
         from ...connections.counts import note_lost  # only where the table is lost
         from .programs import build, replace  # libnftables
 
         lost = self._count_flows()
-        elements = elements_of(plan)
+        is_there = self._table.exists()
+        held: Distribution = {port: self._table.find(buckets_of(port)) for port in plan.shared} if is_there else {}
+        elements = elements_of(plan, held)
         coming = [
             element for one in expected for element in (*plan_rules(one.attachment, one.units), *_first_buckets(one))
         ]
         try:
-            if self._table.exists():
+            if is_there:
                 elements += self._strangers(elements, known)
                 replace(self._commented(elements), self._state.boot_id, coming)
             else:
                 build(self._commented(elements), self._state.boot_id, coming)
         except CniError as error:
-            self._rebuild_in_part(plan, error)
+            self._rebuild_in_part(plan, held, error)
         self._note_made()
         note_lost(self._state, NFTABLES, lost)
 
@@ -160,7 +164,7 @@ class NftablesBackend(Backend):
         return {e.owner for e in self._table.owned_elements() if is_of_network(e.owner, network)}
 
     def require(self) -> None:
-        """Let the kernel take the table under another name, where it is not there already."""
+        """Unless the table exists, check that the kernel accepts it under another name."""
         if self._table.exists():
             self._table.check_layout()
         else:
@@ -169,7 +173,7 @@ class NftablesBackend(Backend):
             rehearse()
 
     def make(self, difference: Difference) -> None:
-        """Change the elements, in one transaction; the counts of those that are deleted are kept."""
+        """Change the elements in one transaction. The counts of deleted elements are kept."""
         self._table.commit(delete=difference.delete, add=difference.add)
         if any(element.flows for element in difference.delete):
             from ...connections.counts import add_gone  # 0.3 ms, only where there were connections
@@ -178,7 +182,7 @@ class NftablesBackend(Backend):
             add_gone(self._state, NFTABLES, counted(difference.delete))
 
     def establish(self, difference: Difference) -> None:
-        """Change the elements, after the parts that they need were made; RulesDamaged where the table has gone."""
+        """Create the parts that the elements need, then change the elements. RulesDamaged if the table is gone."""
         try:
             self.make(difference)
         except NotThere:
@@ -196,7 +200,7 @@ class NftablesBackend(Backend):
             raise RulesDamaged("; ".join(problems))
 
     def _note_made(self) -> None:
-        """Keep what the table looks like, so that a change of it is noticed."""
+        """Keep the fingerprint of the table, so that a later call notices changes."""
         _, fingerprint = self._table.state_of(self._state.boot_id)
         self._table.sign(self._state.boot_id, _digest(fingerprint))
         self._state.write_fingerprint(fingerprint)
@@ -211,7 +215,7 @@ class NftablesBackend(Backend):
         return lambda: self._table.commit(delete=difference.add, add=difference.delete)
 
     def _find_difference(self, change: Change, elements: list[Element]) -> tuple[Difference, list[Address]]:
-        """Look up everything that the change is about; return what differs, and the addresses that had connections."""
+        """Look up everything that the change concerns. Return the difference, and the addresses that had connections."""
         wanted = {element.identity: element for element in elements}
         removed = [element for attachment in change.remove for element in plan_rules(attachment)]
         ports = [u for installed in change.install for u in installed.units if isinstance(u, HostPort)]
@@ -236,7 +240,7 @@ class NftablesBackend(Backend):
     def _share(
         self, change: Change, ports: list[HostPort], found: dict[Identity, Element], difference: Difference
     ) -> None:
-        """Add what becomes of shared ports: their buckets, and when nobody shares one any more, all of it."""
+        """Add the changes of shared ports: their buckets, or all their elements if the last member leaves."""
         endpoints: dict[HostPort, dict[str, Fields]] = {}
         for installed in change.install:
             for port, mapping in shared_ports_of(installed).items():
@@ -254,7 +258,7 @@ class NftablesBackend(Backend):
                 difference.delete += [element for element in shared if element.identity not in gone]
 
     def _remove_orphans(self, change: Change, difference: Difference, wanted: Collection[Identity]) -> None:
-        """List all elements, and delete those of the orphans; their buckets go to the others who share the port."""
+        """List all elements, and delete those of orphans. Their buckets go to the other members of the port."""
         known = {*wanted, *(element.identity for element in difference.delete)}
         ports: dict[HostPort, None] = {}
         for element in self._table.owned_elements():
@@ -276,7 +280,7 @@ class NftablesBackend(Backend):
                     ]
 
     def _commented(self, elements: list[Element]) -> list[Element]:
-        """Return copies whose owners are as the table's comments say them."""
+        """Return copies with the owners as in the table's comments."""
         return [Element(e.set_name, e.key, e.data, self._table.comment_of(e), e.policy) for e in elements]
 
     def _strangers(self, planned: list[Element], known: Collection[str]) -> list[Element]:
@@ -292,8 +296,8 @@ class NftablesBackend(Backend):
         special = {element.key for element in listed if SETS[element.set_name].data == (GOTO,)}
         return [e for e in listed if e.key not in special and e.key[:-1] not in special and e.owner != SHARED]
 
-    def _rebuild_in_part(self, plan: Plan, cause: CniError) -> None:
-        """Build the table although the kernel refuses something: leave out the attachments that it is asked by."""
+    def _rebuild_in_part(self, plan: Plan, held: Distribution, cause: CniError) -> None:
+        """Build the table although the kernel refuses something: leave out the attachments that need it."""
         from .programs import build
 
         build([], self._state.boot_id)
@@ -306,10 +310,10 @@ class NftablesBackend(Backend):
             except CniError as error:
                 warn(CniError(error.code, f"{installed.attachment.id} is left out: {error.message}", error.details))
         for port, attachments in plan.shared.items():
-            self._table.commit(add=_buckets(port, attachments))
+            self._table.commit(add=_buckets(port, attachments, held.get(port, ())))
 
     def _count_flows(self) -> Flows:
-        """Count what is there before it is lost; to heal is worth more than to count."""
+        """Count connections before the table is lost. If that fails, healing goes on."""
         from .counts import live_flows  # only where the table is lost
 
         try:
@@ -325,19 +329,31 @@ def _digest(fingerprint: bytes) -> str:
     return blake2b(fingerprint, digest_size=16).hexdigest()
 
 
-def elements_of(plan: Plan) -> list[Element]:
-    """Return the elements of all attachments, each key once, with the buckets of shared ports."""
+def elements_of(plan: Plan, held: Distribution | None = None) -> list[Element]:
+    """Return the elements of all attachments, each key once, including the buckets of shared ports.
+
+    held: the present buckets by port, so that clients stay with their containers.
+    """
+    held = held or {}
     elements = {e.identity: e for i in plan.installed for e in plan_rules(i.attachment, i.units)}
-    return [*elements.values(), *(b for port, members in plan.shared.items() for b in _buckets(port, members))]
+    return [
+        *elements.values(),
+        *(b for port, members in plan.shared.items() for b in _buckets(port, members, held.get(port, ()))),
+    ]
 
 
-def _buckets(port: HostPort, members: list[Attachment]) -> list[Element]:
+def _buckets(port: HostPort, members: list[Attachment], held: Sequence[Element | None]) -> list[Element]:
+    """Return the buckets of a shared port: as they are where members have them, else as if the members had come one by one."""
     endpoints = {member.id.owner: endpoint_of(member, port, member.host_ports[port]) for member in members}
-    return [bucket for bucket in redistribute(port, [], list(endpoints), endpoints) if bucket]
+    owners = list(endpoints)
+    buckets = list(held) if any(held) else []
+    for count in range(len(owners) if any(held) else 1, len(owners) + 1):
+        buckets = redistribute(port, buckets, owners[:count], endpoints)
+    return [bucket for bucket in buckets if bucket]
 
 
 def _first_buckets(installed: Installed) -> list[Element]:
-    """Return a bucket of each shared port, to find the parts by."""
+    """Return a bucket of each shared port, which shows the parts that it needs."""
     return [buckets_of(port)[0] for port in shared_ports_of(installed)]
 
 
@@ -357,7 +373,7 @@ def _owner(element: Element | None) -> str | None:
 def _addresses_in_use(
     removed: list[Attachment], found: dict[Identity, Element], losers: Collection[str]
 ) -> list[Address]:
-    """Return the addresses of removed attachments that have had connections, but none that somebody else has by now."""
+    """Return the addresses of removed attachments that had connections, without those that belong to another attachment by now."""
     addresses: dict[Address, None] = {}
     for attachment in removed:
         used = {4, 6} if attachment.had_earlier or any(m.sharing for m in attachment.port_mappings) else set()

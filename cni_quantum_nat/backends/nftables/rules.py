@@ -1,4 +1,4 @@
-"""What an attachment needs, as elements of the table's sets and maps, by the unit that they belong to. No I/O.
+"""The elements that an attachment needs in the table's sets and maps, by unit. No I/O.
 
 A pod's start waits for this module.
 """
@@ -42,8 +42,8 @@ _NOBODY = {4: Address(4, bytes(4)), 6: Address(6, bytes(16))}
 class Element:
     """An element of the set `set_name`: `key` and `data` have the fields of its layout, `owner` is its comment.
 
-    policy: where it leads to a chain, what that is.
-    flows: how many connections the kernel has counted: its rules see the first packet of each.
+    policy: the policy that it leads to, if any.
+    flows: how many connections the kernel has counted; rules see the first packet of each.
     """
 
     __slots__ = ("data", "flows", "key", "owner", "policy", "set_name")
@@ -58,11 +58,11 @@ class Element:
 
     @property
     def identity(self) -> Identity:
-        """What there can be only one of in the kernel."""
+        """Set and key, which are unique in the kernel."""
         return self.set_name, self.key
 
     def is_same(self, other: Element) -> bool:
-        """Whether both are the same to a packet, and have the same owner."""
+        """Whether both have the same effect and the same owner."""
         return (self.identity, self.data, self.owner) == (other.identity, other.data, other.owner)
 
     @property
@@ -72,7 +72,7 @@ class Element:
 
     @property
     def is_foreign(self) -> bool:
-        """Whether another state directory has recorded it."""
+        """Whether its record is in another state directory."""
         return ":" in self.owner
 
     @property
@@ -90,9 +90,9 @@ def _joined(fields: Fields) -> str:
 
 
 def plan_rules(attachment: Attachment, units: Iterable[Unit] | None = None) -> list[Element]:
-    """Return the elements of an attachment that belong to these units, or to all that it wants, in a fixed order.
+    """Return the elements of an attachment for these units, or for all its units, in a fixed order.
 
-    The buckets of shared ports depend on who else shares them: see sharing.py.
+    The buckets of shared ports depend on the other members: see sharing.py.
     """
     wanted = [*attachment.address_units, *attachment.host_ports] if units is None else list(units)
     mappings = attachment.host_ports
@@ -112,7 +112,7 @@ def _plan_addresses(attachment: Attachment, unit: Address | Subnet) -> Iterator[
 
 
 def lead_of(unit: Unit) -> Element:
-    """Return the element that whoever has the unit has, to be looked up: its owner has the unit."""
+    """Return the element to look up to find the owner of a unit: the owner of this element."""
     if isinstance(unit, HostPort):
         prefix, key = _place(unit)
         return Element(f"{prefix}endpoints{unit.family}", key, (), "")
@@ -121,7 +121,7 @@ def lead_of(unit: Unit) -> Element:
 
 
 def port_of(element: Element) -> HostPort:
-    """Return the host port that an element of a port's sets is for; ::1 has its alias there."""
+    """Return the host port that an element is for. ::1 has its alias there."""
     fields = list(element.key)
     address = fields.pop(0) if element.set_name.startswith("host_ip_") else None
     assert address is None or isinstance(address, Address)  # noqa: S101 - for the type checker: so it is laid out
@@ -130,7 +130,7 @@ def port_of(element: Element) -> HostPort:
 
 
 def elements_of_port(port: HostPort) -> list[Element]:
-    """Return all elements that a host port may have but buckets, whoever has it, to be looked up."""
+    """Return all elements to look up for a host port, whoever owns it, except buckets."""
     prefix, key = _place(port)
     elements = [lead_of(port), Element(f"{prefix}policies{port.family}", key, (), "")]
     if port.family == 6:
@@ -139,20 +139,20 @@ def elements_of_port(port: HostPort) -> list[Element]:
 
 
 def buckets_of(port: HostPort) -> list[Element]:
-    """Return all buckets of a host port, to be looked up."""
+    """Return all buckets of a host port, to look up."""
     prefix, key = _place(port)
     return [Element(f"{prefix}buckets{port.family}", (*key, number), (), "") for number in range(BUCKETS)]
 
 
 def endpoint_of(attachment: Attachment, port: HostPort, mapping: PortMapping) -> Fields:
-    """Return the container's address and port that a host port leads to."""
+    """Return the container address and port that a host port leads to."""
     endpoint = attachment.published_endpoint(port.family)
     assert endpoint is not None  # noqa: S101 - for the type checker: that is what published means
     return endpoint.address, mapping.container_port
 
 
 def _place(port: HostPort) -> tuple[str, Fields]:
-    """Return how the names of the sets begin that a host port is looked up in, and its key."""
+    """Return the prefix of the sets that a host port is looked up in, and its key."""
     if port.address is None:
         return "", (port.protocol, port.port)
     address = _ALIAS if port.family == 6 and port.address.is_loopback else port.address
@@ -160,7 +160,7 @@ def _place(port: HostPort) -> tuple[str, Fields]:
 
 
 def policy_of(attachment: Attachment, port: HostPort, mapping: PortMapping) -> Policy:
-    """Say what becomes of connections to a host port of the attachment."""
+    """Return the policy of a host port of the attachment."""
     kind = _KINDS[mapping.sharing] + (ON_ONE_ADDRESS if port.address is not None else "")
     return Policy(kind, attachment.inbound.conditions)
 
@@ -168,7 +168,7 @@ def policy_of(attachment: Attachment, port: HostPort, mapping: PortMapping) -> P
 def _plan_host_port(attachment: Attachment, port: HostPort, mapping: PortMapping) -> Iterator[Element]:
     prefix, key = _place(port)
     owner = SHARED if mapping.sharing else attachment.id.owner
-    # Connections to a shared port never reach its lead: the policy comes first.
+    # Connections to a shared port never reach this element: its policy comes first.
     data = (_NOBODY[port.family], 0) if mapping.sharing else endpoint_of(attachment, port, mapping)
     yield Element(f"{prefix}endpoints{port.family}", key, data, owner)
     policy = policy_of(attachment, port, mapping)
@@ -215,7 +215,7 @@ def _plan_outbound(attachment: Attachment, address: Address) -> Iterator[Element
 
 
 def _plan_return_paths(attachment: Attachment, endpoint: Endpoint) -> Iterator[Element]:
-    """Say by which host ports the container is reached, and which of its ports are for this host alone."""
+    """Yield the host ports that lead to the container, and those of its ports that only this host may reach."""
     address, family, owner = endpoint.address, endpoint.address.family, attachment.id.owner
     inbound = attachment.inbound
     mappings = [mapping for mapping in attachment.port_mappings if mapping.serves(family)]

@@ -1,4 +1,4 @@
-"""Shared ports: new connections are distributed over buckets, and each container that shares the port has its part of them. No I/O.
+"""Shared ports: new connections are distributed over buckets, and each member has some of them. No I/O.
 
 A pod's start waits for this module.
 """
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 def owners_of(buckets: Sequence[Element | None]) -> list[str]:
-    """Return who has buckets, each once."""
+    """Return the owners of the buckets, each once."""
     return list(dict.fromkeys(bucket.owner for bucket in buckets if bucket))
 
 
 def redistribute(
     port: HostPort, buckets: Sequence[Element | None], members: list[str], endpoints: dict[str, Fields]
 ) -> list[Element | None]:
-    """Return the buckets of a port that is shared by these members, with as few moved as can be; each None where there is no member.
+    """Return the buckets of a port for these members, with as few moves as possible; all None if there is no member.
 
     buckets: as they are. endpoints: by owner, where its connections go; of a member who has buckets it may be left out.
     """

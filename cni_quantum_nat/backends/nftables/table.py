@@ -1,7 +1,7 @@
-"""Elements in and out of table `inet quantum`, over netlink (linux/netfilter/nf_tables.h).
+"""Add, delete and look up elements of table `inet quantum` over netlink (linux/netfilter/nf_tables.h).
 
-One batch is one transaction: all of it happens, or nothing. Nothing here lists a set, but what says so: it is for garbage collection,
-healing and a person's commands.
+A batch is a transaction: all of it happens, or nothing. Functions that list sets say so: they are for garbage collection, healing and
+the operator's commands.
 A pod's start waits for this module.
 """
 
@@ -68,11 +68,11 @@ _SET_TABLE, _SET_NAME = 1, 2
 _FAMILY_HEADER = Struct(">BBH")  # family, version, resource
 _PART = Struct("=BL")  # of a fingerprint: the kind of message, its length
 _LAYOUT_SEQUENCE = 1 << 30  # of the request for the version, beside those for elements or chains
-_GETS_PER_REQUEST = 64  # so that the answers fit into a socket's default buffer
+_GETS_PER_REQUEST = 64  # the answers must fit into a socket's default buffer
 
 _RULES = " rules "
 MISSING = "table inet quantum is missing"
-# The chains that packets enter by. What they jump to is known by its rules.
+# The base chains. Other chains are recognised by their rules.
 _BASE_CHAINS = ("guard", "prerouting", "output", "postrouting", "guard_forward", "localhost6_out", "localhost6_in")
 
 
@@ -81,7 +81,7 @@ def _request(operation: int, flags: int, sequence: int, payload: bytes, family: 
 
 
 class NftablesTable:
-    """The table in the kernel, through one socket that is opened when it is first needed.
+    """The table in the kernel, through a socket that is opened when first needed.
 
     Owners are as records name them. In the table, those of a state directory that is not the usual one end with its realm, so
     that several state directories on a host can tell what is theirs; of others, the owner that is returned has a colon.
@@ -93,7 +93,7 @@ class NftablesTable:
         """`realm` is that of the state directory, see State.realm."""
         self._realm = realm
         self._socket: NetlinkSocket | None = None
-        self._is_known = False  # that it is of this version
+        self._is_known = False  # whether its version is known to be ours
         self.is_older = False
         self.made_as = ""  # the digest of the fingerprint that the table had when it was last made, by whatever program
 
@@ -119,7 +119,7 @@ class NftablesTable:
         _raise_first(errors, "change the elements of table inet quantum")
 
     def find(self, elements: list[Element]) -> list[Element | None]:
-        """Return what the kernel has under the key of each element, None where nothing; CniError(108) for a newer table."""
+        """Return the kernel's element for the key of each element, None if there is none. CniError(108) for a newer table."""
         found: list[Element | None] = [None] * len(elements)
         for start in range(0, max(1, len(elements)), _GETS_PER_REQUEST):
             chunk = elements[start : start + _GETS_PER_REQUEST]
@@ -180,7 +180,7 @@ class NftablesTable:
         _raise_first([reply.error_number for reply in replies if reply.error_number], "sign table inet quantum")
 
     def _note_layout(self, reply: Reply, boot_id: str = "") -> str:
-        """Say whether the table is of another version or boot; CniError(108) when the version is newer."""
+        """Return how the table differs in version or boot. CniError(108) if the version is newer."""
         if reply.is_answer:
             self._is_known = True
             _, comment = next(layouts_in(reply.payload[_FAMILY_HEADER.size :]), (LAYOUT, ""))
@@ -200,15 +200,15 @@ class NftablesTable:
         return f"the table has version {layout}, not {LAYOUT}"
 
     def _read_layout(self) -> int:
-        """Return the version of the table, 0 where it says none."""
+        """Return the version of the table, 0 if it has none."""
         return max((version for content in self._list(LAYOUT_SET) for version, _ in layouts_in(content)), default=0)
 
     def check_layout(self) -> None:
-        """See that the table is not of a newer program; CniError(108)."""
+        """Check that the table is not from a newer program. CniError(108) if it is."""
         self.find([])
 
     def set_names(self) -> list[str]:
-        """List the names of the sets and maps that the table has and this program knows."""
+        """List the sets and maps of the table that this program knows."""
         request = _request(_GETSET, NLM_F_DUMP, 0, attribute(_SET_TABLE, text(TABLE)))
         names = []
         for payload in self._dump(request, "list the sets"):
@@ -218,7 +218,7 @@ class NftablesTable:
         return sorted(names)
 
     def owned_elements(self) -> list[Element]:
-        """List every set, and return the elements: nothing for ADD, DEL or CHECK."""
+        """List all elements of all sets. Not for ADD, DEL or CHECK."""
         self.check_layout()
         listed: list[Element] = []
         for name in self.set_names():
@@ -235,7 +235,7 @@ class NftablesTable:
         return listed
 
     def counted_flows(self) -> Iterator[tuple[str, str, int]]:
-        """List what counts connections: set, owner, connections. For scrapes and rebuilds.
+        """List the elements that count connections: set, owner, connections. For scrapes and rebuilds.
 
         A key is told once, although the kernel may list one twice while the set grows.
         """
@@ -246,12 +246,12 @@ class NftablesTable:
                     yield name, self.owner_of(comment), flows
 
     def _list(self, set_name: str) -> Iterator[bytes]:
-        """Yield the attributes of the messages that list a set; nothing where it is not there."""
+        """Yield the attributes of the messages that list a set; nothing if there is no such set."""
         for payload in self._dump(_request(_GETSETELEM, NLM_F_DUMP, 0, in_set(set_name)), f"list set {set_name}"):
             yield payload[_FAMILY_HEADER.size :]
 
     def _dump(self, request: bytes, what: str) -> Iterator[bytes]:
-        """Yield the messages of a listing; nothing where what is listed is not there."""
+        """Yield the messages of a listing; nothing if the object does not exist."""
         try:
             for reply in self._open().dump(request):
                 if reply.error_number == ENOENT:
@@ -260,22 +260,22 @@ class NftablesTable:
                     raise KernelRefused(what, reply.error_number)
                 yield reply.payload
         except OSError as error:
-            self.close()  # with what it has not read yet
+            self.close()  # drops the unread rest
             raise KernelRefused(what, error.errno or 0) from error
 
     def comment_of(self, element: Element) -> str:
-        """Return the comment that says who owns an element."""
+        """Return the comment that names an element's owner."""
         return element.owner + self._realm if ":" not in element.owner else element.owner
 
     def owner_of(self, comment: str) -> str:
-        """Return the owner that a comment says; of another state directory, it has a colon."""
+        """Return the owner that a comment names. One from another state directory has a colon."""
         owner, colon, realm = comment.partition(":")
         if colon + realm == self._realm:
             return owner
         return comment if colon or not comment else f"{comment}:"
 
     def exists(self) -> bool:
-        """Whether the table exists; CniError(50) where nf_tables cannot be used at all."""
+        """Whether the table exists. CniError(50) if nf_tables cannot be used at all."""
         replies = self._exchange(
             _request(_GETGEN, NLM_F_ACK, 1, b"", family=0)
             + _request(_GETTABLE, NLM_F_ACK, 2, attribute(_TABLE_NAME, text(TABLE))),
@@ -330,7 +330,7 @@ def _batch(kind: int, sequence: int) -> bytes:
 
 
 def _raise_first(errors: list[int], what: str) -> None:
-    """Raise for the error that says most: one that we have no answer to, else a missing thing, else a held key."""
+    """Raise the most telling error: one that we cannot handle, else a missing object, else an existing key."""
     for number in errors:
         if number not in (ENOENT, EEXIST):
             raise KernelRefused(what, number)

@@ -1,7 +1,7 @@
 """Table `inet quantum` as text: the sets, and the chains as they follow from the parts that the table has.
 
-Containers are elements and never add a rule. A part adds sets, chains, and rules to the chains of the core; adding one writes the chains
-that change anew, in one transaction, so the order in which parts come makes no difference.
+Containers are elements and never add a rule. A part adds sets, chains, and rules in the core's chains. Adding a part rewrites the chains
+that change, in one transaction, so the order in which parts are added makes no difference.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 # matches is the only one, so a published port must not depend on who registered last.
 _PRIORITY_IN = -110
 _PRIORITY_OUT = 90
-# Any number: all rules that distribute by client agree, and go on agreeing after the table is built again.
+# Any number, as long as all rules that distribute by client use the same one, also after the table is rebuilt.
 _SEED = 0x51756E74
 _IP = {4: "ip", 6: "ip6"}
 _NFPROTO = {4: "ipv4", 6: "ipv6"}
@@ -72,12 +72,12 @@ class Chain(NamedTuple):
 
 
 def parts_of(elements: Iterable[Element]) -> set[str]:
-    """Return the parts that a table needs to hold these elements: the default time-out is the core's companion."""
+    """Return the parts that a table needs for these elements, the core included."""
     return {SETS[element.set_name].part for element in elements} | {CORE}
 
 
 def default_parts() -> set[str]:
-    """Return the parts that every table has, where the kernel has what they need."""
+    """Return the parts that every table has if the kernel supports them."""
     return {CORE, timeout_part(DEFAULT_TIMEOUT_S)}
 
 
@@ -107,7 +107,7 @@ def _timeouts(parts: Collection[str]) -> list[int]:
 
 
 def chains(parts: Collection[str]) -> dict[str, Chain]:
-    """Return the chains of a table with these parts, by name; those of policies are not among them."""
+    """Return the chains of a table with these parts, by name, without those of policies."""
     found = {
         "guard": _guard(parts),
         "prerouting": Chain(
@@ -190,7 +190,7 @@ def _host_ports(parts: Collection[str]) -> Chain:
 
 
 def _publish() -> list[str]:
-    """Translate; each rule is for one family, or its counters would count the other's connections too."""
+    """Translate. Each rule is for one family, or its counters would count the other family's connections too."""
     return [
         f"meta nfproto {_NFPROTO[f]} dnat {ip} to meta l4proto . th dport map @endpoints{f}" for f, ip in _IP.items()
     ]
@@ -325,7 +325,7 @@ def _mask(family: int, length: int) -> str:
     return str(network.netmask)
 
 
-# nft wants the protocol said, since the type of a map with buckets names one.
+# nft needs the protocol by name, because the type of a map with buckets names one.
 def _spread(where: str, prefix: str, bucket: str) -> list[str]:
     return [
         f"meta nfproto {_NFPROTO[f]} dnat {ip} to {where.format(ip)}meta l4proto . {protocol} dport . {bucket.format(ip)} "
@@ -346,7 +346,7 @@ _POLICY_RULES = {
 
 
 def policies_text(policies: Iterable[Policy], table: str = TABLE) -> list[str]:
-    """Return the commands that make the chains of policies, as nft reads them; those that are there are written anew."""
+    """Return the nft commands that create the chains of policies, or rewrite them."""
     wanted = {policy.chain: policy for policy in policies}
     wanted |= {p.chain: p for p in (policy.unconditional for policy in policies) if p.kind in _POLICY_RULES}
     commands = []
@@ -358,7 +358,7 @@ def policies_text(policies: Iterable[Policy], table: str = TABLE) -> list[str]:
 
 
 def _policy_rules(policy: Policy) -> list[str]:
-    """Write the rules of a policy. One with conditions goes on to the same without."""
+    """Write the rules of a policy. One with conditions continues to the same policy without."""
     if not policy.conditions:
         return _POLICY_RULES[policy.kind]
     goal = policy.unconditional.chain
@@ -369,7 +369,7 @@ def _policy_rules(policy: Policy) -> list[str]:
 
 
 def table_text(name: str, parts: Collection[str], *, boot_id: str = "", is_owned: bool = False) -> str:
-    """Return the table without elements, as nft reads it; an owned one goes with the socket that makes it."""
+    """Return the table without elements, for nft. An owned one disappears with the socket that creates it."""
     comment = f' comment "boot {boot_id}"' if boot_id else ""
     version = (
         f"\tset {LAYOUT_SET} {{ type inet_service; flags constant; elements = {{ {LAYOUT}{comment} }}; "
@@ -386,7 +386,7 @@ def _body(parts: Collection[str], first: str = "") -> str:
 
 
 def extension_text(present: Collection[str], wanted: Collection[str], table: str = TABLE) -> list[str]:
-    """Return the commands that add parts to a table: what is new, and the chains that change, written anew."""
+    """Return the commands that add parts to a table: new sets and chains, and the chains that change."""
     before, after = chains(present), chains(wanted)
     changed = {name: chain for name, chain in after.items() if before.get(name) != chain}
     known = {layout.name for layout in sets_of(present)}
@@ -427,12 +427,12 @@ def _type(layout: SetLayout) -> str:
 
 
 def element_text(element: Element) -> str:
-    """Return the command that adds an element, as nft reads it."""
+    """Return the nft command that adds an element."""
     return f"add element inet {TABLE} {element.set_name} {{ {_element(element)} }}"
 
 
 def elements_text(elements: Iterable[Element], table: str = TABLE) -> list[str]:
-    """Return commands that add elements, one for each set: nft reads 60,000 that way in half the time."""
+    """Return commands that add elements, one for each set: nft reads 60,000 elements in half the time that way."""
     by_set: dict[str, list[str]] = {}
     for element in elements:
         by_set.setdefault(element.set_name, []).append(_element(element))

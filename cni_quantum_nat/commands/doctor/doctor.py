@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _checks() -> list[tuple[str, Callable[[Snapshot], Iterable[Finding]]]]:
-    """Return the checks: first our own rules, then the host's settings, then other programs."""
+    """Return the checks: first our own rules, then the host's sysctls, then other programs."""
     from . import others, rules, settings
 
     return [

@@ -163,7 +163,7 @@ class Trace:
             if found is not None:
                 self.steps.append(f"{found} matches: host port {port} {_owner(found)}")
                 if policy is not None:
-                    self.steps.append(f"{policy}: its connections pass chain {policy.data[0]}")
+                    self.steps.append(f"{policy}: chain {policy.data[0]} decides")
                 return found
         self.steps.append(f"no element of host_ip_endpoints{self._family} or endpoints{self._family} matches")
         return None

@@ -1,6 +1,6 @@
-"""Where kernel and records disagree, and how they are made to agree: for each backend in one transaction.
+"""Find where kernel and records disagree, and repair it, in one transaction for each backend.
 
-Used under the lock of the state directory. Who holds what is decided as for every call: nat/decision.py.
+Used under the lock of the state directory. nat/decision.py decides who owns what, as for every call.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 
 class Disagreement(NamedTuple):
-    """One thing that the kernel has and should not have, or lacks.
+    """Something that the kernel has and should not have, or lacks.
 
-    change: what repairs it: "add", "delete", "replace", "rebuild". what: the thing, as the kernel's program names it.
-    owner: NETWORK/CONTAINER/INTERFACE; empty where it has none. why: what is wrong.
+    change: the repair: "add", "delete", "replace" or "rebuild". what: the object, as nft or iptables names it.
+    owner: NETWORK/CONTAINER/INTERFACE, empty if it has none. why: what is wrong.
     """
 
     change: str
@@ -42,13 +42,13 @@ class Disagreement(NamedTuple):
 
 
 class Agreement:
-    """What there is to do in one backend; nothing, where `disagreements` is empty."""
+    """The differences in one backend; none if `disagreements` is empty."""
 
     backend: str
     disagreements: list[Disagreement]
 
     def establish(self) -> None:
-        """Do it, in one transaction."""
+        """Repair them, in one transaction."""
         raise NotImplementedError
 
 
@@ -58,7 +58,7 @@ class NftablesAgreement(Agreement):
     backend = NFTABLES
 
     def __init__(self, state: State, records: Records, plan: Plan) -> None:
-        """Read what the kernel has."""
+        """Read the kernel's rules."""
         self._backend = NftablesBackend(state)
         self._plan = plan.of_backend(NFTABLES)
         self._known = records.owners - records.unreadable
@@ -75,7 +75,7 @@ class NftablesAgreement(Agreement):
         self.disagreements = list(self._describe())
 
     def establish(self) -> None:
-        """Change the elements; where the table itself is damaged, build it anew with all of them."""
+        """Change the elements; if the table itself is damaged, rebuild it with all of them."""
         from ...backends.base import RulesDamaged
 
         if self._damage:
@@ -84,7 +84,7 @@ class NftablesAgreement(Agreement):
         try:
             with waiting("Changing the kernel's elements"):
                 self._backend.establish(self._difference)
-        except RulesDamaged:  # somebody took the table away since it was listed
+        except RulesDamaged:  # another program removed the table after it was listed
             self._rebuild()
 
     def _rebuild(self) -> None:
@@ -106,9 +106,9 @@ class NftablesAgreement(Agreement):
 
 
 def compare(plan: Plan, held: Iterable[Element], kept: set[str]) -> Difference:
-    """Return what leads from what the kernel holds to the plan.
+    """Return the changes from the kernel's elements to the plan.
 
-    What is there for `kept` owners stays, and so does what another state directory has recorded.
+    Elements of `kept` owners stay, and so do those on record in another state directory.
     """
     of_key = {element.identity: element for element in held}
     difference = Difference()
@@ -132,7 +132,7 @@ def compare(plan: Plan, held: Iterable[Element], kept: set[str]) -> Difference:
 
 
 def _waiting_for_gc(records: Records) -> set[str]:
-    """Return the owners whose container is gone and whose record is there: DEL or gc removes their rules with it."""
+    """Return the owners whose container is gone but whose record exists: DEL or gc removes record and rules together."""
     leftovers = {attachment.id for attachment in records.leftovers}
     return {attachment.id.owner for attachment in records.over if attachment.id not in leftovers}
 
@@ -143,12 +143,12 @@ def _shared_by(kept: set[str], held: Iterable[Element]) -> set[HostPort]:
 
 
 class IptablesAgreement(Agreement):
-    """Chains QUANTUM-... against the records; what is wrong is told by family, the first missing rule of each."""
+    """Chains QUANTUM-... against the records. For each family, reports the first missing rule."""
 
     backend = IPTABLES
 
     def __init__(self, state: State, records: Records, plan: Plan) -> None:
-        """Read what the kernel has."""
+        """Read the kernel's rules."""
         self._backend = IptablesBackend(state)
         self._plan = plan.of_backend(IPTABLES)
         self._known: dict[int, set[str]] = {}
@@ -164,7 +164,7 @@ class IptablesAgreement(Agreement):
             self.disagreements += [_of_nobody(family, owner) for owner in sorted(orphans)]
 
     def establish(self) -> None:
-        """Make the chains anew, with the rules of every record."""
+        """Rebuild the chains with the rules of every record."""
         for family, known in self._known.items():
             with waiting(f"Making the chains of {PREFIXES[family]}"):
                 self._backend.rebuild_family(family, self._plan, known)
@@ -179,7 +179,7 @@ def _of_nobody(family: int, owner: str) -> Disagreement:
 
 
 def agreements(state: State, records: Records) -> list[Agreement]:
-    """Compare each backend that is, or was, in use here."""
+    """Compare each backend that is, or was, in use."""
     plan = decide_all(records.in_force)
     found: list[Agreement] = [NftablesAgreement(state, records, plan)]
     if state.has_iptables():

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ...model.errors import InvalidConfiguration
 from ...state.directory import State
+from ...state.program_lock import ProgramLock
 from ..parser import add_command
 from ..tables import complain, print_table
 from .repair import as_json, count, reconcile, summary
@@ -50,7 +51,7 @@ def add_to(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Reconcile, and print the result; return 1 if a dry run finds differences, or a record cannot be read."""
-    state = State(arguments.state_dir)
+    state = State(arguments.state_dir, ProgramLock)
     if arguments.watch:
         from .watch import watch  # only with --watch
 

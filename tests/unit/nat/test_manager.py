@@ -1,4 +1,4 @@
-"""All sequences of five calls and events, over the real manager and state directory, with the kernel in memory.
+"""The real manager over the real state directory, with the kernel in memory: all sequences of five calls and events, and failures.
 
 Two sequences that lead to the same records and the same rules go on alike, so each situation is left once by each event: a
 sequence of five is a path through what is found in five rounds.
@@ -16,12 +16,19 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
+from cni_quantum_nat.model.errors import CLEAN_UP_INCOMPLETE, KERNEL_REFUSED, KernelRefused, NeedsFullProgram
+from cni_quantum_nat.nat import manager as manager_module
+from cni_quantum_nat.nat.manager import NatManager
 from tests.sequences import Sequence, Violation
-from tests.simulation import Held, Host, SimulatedBackend
+from tests.simulation import Held, Host, SimulatedBackend, attachment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Self
 
+    from cni_quantum_nat.backends.base import Applied, Change
+    from cni_quantum_nat.model.addresses import Address
+    from cni_quantum_nat.model.attachments import Attachment
     from cni_quantum_nat.model.units import Unit
 
 LENGTH = 5
@@ -129,3 +136,88 @@ def _next_round(
                 found[after.key] = (*path, event)
                 reached.append(((*path, event), after))
     return reached
+
+
+class RefusingBackend(SimulatedBackend):
+    """A kernel that refuses what concerns one container."""
+
+    refused = ""
+
+    def apply(self, change: Change) -> Applied:
+        concerned = [*change.remove, *(installed.attachment for installed in change.install)]
+        if any(attachment.id.container_id == self.refused for attachment in concerned):
+            raise KernelRefused("change the elements", 12)
+        return super().apply(change)
+
+
+@pytest.fixture
+def tracked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Have conntrack entries to delete; return the list of the addresses that they are deleted of."""
+    deleted: list[str] = []
+
+    class Tracker:
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def delete_of_addresses(self, addresses: list[Address]) -> None:
+            deleted.extend(map(str, addresses))
+
+        def delete_untranslated(self, _attachments: list[Attachment]) -> None:
+            """The first ADD has made the table."""
+
+    monkeypatch.setattr(Host, "is_tracking", True)
+    monkeypatch.setattr(manager_module, "ConnectionTracker", Tracker)
+    return deleted
+
+
+def test_a_gc_that_fails_for_one_container_deletes_the_connections_of_the_others(
+    memory: str, tracked: list[str]
+) -> None:
+    """The next GC does not find these containers any more."""
+    backend = RefusingBackend()
+    host = Host(f"{memory}/state", backend=backend)
+    with host.here():
+        for container_id, address in (("web", "10.88.0.2/24"), ("db", "10.88.0.3/24"), ("mail", "10.88.0.4/24")):
+            assert host.add(attachment(container_id, address)) == 0
+        backend.refused = "db"
+        assert host.collect_garbage("net", set()) == CLEAN_UP_INCOMPLETE
+    assert sorted(tracked) == ["10.88.0.2", "10.88.0.4"]
+
+
+def test_an_interruption_after_a_removal_does_not_keep_its_connections(memory: str, tracked: list[str]) -> None:
+    """So ends a DEL in a release's plugin whose network has to be moved to another backend: the full program begins it again."""
+    host = Host(f"{memory}/state")
+    web = attachment("web", "10.88.0.2/24")
+
+    def remove_and_go(manager: NatManager) -> None:
+        manager.remove(web.id)
+        raise NeedsFullProgram("cni_quantum_nat.cni.configuration", [])
+
+    with host.here():
+        assert host.add(web) == 0
+        with pytest.raises(NeedsFullProgram):
+            host.call(remove_and_go)
+    assert tracked == ["10.88.0.2"]
+
+
+def test_an_add_that_fails_deletes_no_connections(
+    memory: str, tracked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever had the address still has it."""
+    host = Host(f"{memory}/state")
+
+    def refuse(*_: object) -> None:
+        raise KernelRefused("write route_localnet", 30)
+
+    with host.here():
+        assert host.add(attachment("dead", "10.88.0.2/24")) == 0
+        host.dies("dead")
+        with monkeypatch.context() as patch:
+            patch.setattr(NatManager, "_enable_route_localnet", refuse)
+            assert host.add(attachment("web", "10.88.0.2/24")) == KERNEL_REFUSED
+        assert tracked == []
+        assert host.add(attachment("web", "10.88.0.2/24")) == 0
+    assert tracked == ["10.88.0.2"]

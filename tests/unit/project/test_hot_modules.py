@@ -14,33 +14,9 @@ LISTED = [
     for line in (ROOT / "packaging" / "hot-modules.txt").read_text().splitlines()
     if line.startswith("cni_quantum_nat")
 ]
-# Modules that lack the line so far. Remove them from this set together with adding the line.
-NOT_YET = {
-    "cni_quantum_nat.backends",
-    "cni_quantum_nat.backends.base",
-    "cni_quantum_nat.backends.nftables",
-    "cni_quantum_nat.backends.nftables.counts",
-    "cni_quantum_nat.backends.nftables.distribution",
-    "cni_quantum_nat.backends.nftables.encoding",
-    "cni_quantum_nat.backends.nftables.full_plan",
-    "cni_quantum_nat.backends.nftables.layout",
-    "cni_quantum_nat.backends.nftables.provider",
-    "cni_quantum_nat.backends.nftables.rules",
-    "cni_quantum_nat.backends.nftables.sharing",
-    "cni_quantum_nat.backends.nftables.table",
-    "cni_quantum_nat.connections",
-    "cni_quantum_nat.connections.counts",
-    "cni_quantum_nat.connections.tracker",
-    "cni_quantum_nat.model.attachments",
-    "cni_quantum_nat.nat.manager",
-    "cni_quantum_nat.ports.allocation",
-    "cni_quantum_nat.state.claims",
-    "cni_quantum_nat.state.directory",
-    "cni_quantum_nat.state.record",
-}
 
 
-@pytest.mark.parametrize("module", sorted(set(LISTED) - NOT_YET))
+@pytest.mark.parametrize("module", LISTED)
 def test_the_docstring_ends_with_the_line(module: str) -> None:
     path = ROOT / module.replace(".", "/")
     source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")

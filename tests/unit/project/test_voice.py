@@ -69,6 +69,7 @@ def test_what_a_page_quotes_of_the_program_counts_with_its_code() -> None:
 
 def test_strings_of_code_are_read_whole_and_comments_are_not() -> None:
     source = '"""A module.\n\nIts neighbours.\n"""\n# a neighbour\nname = f"port {1} is held"\n'
+    source += 'class Fact:\n    """Has `holders`."""\n\n    __slots__ = ("holders",)\n'
     assert sorted(found.line for found in VOICE["in_code"](source)) == [3, 6]
 
 

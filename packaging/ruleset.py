@@ -1,0 +1,193 @@
+"""Writes the listings of docs/development/ruleset.md from the code that makes the table: python packaging/ruleset.py."""
+
+from __future__ import annotations
+
+import re
+from difflib import ndiff
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cni_quantum_nat.backends.nftables import layout
+from cni_quantum_nat.backends.nftables.layout import ON_ONE_ADDRESS, SPREAD_BY_CLIENT, SPREAD_EVENLY, TABLE, Policy
+from cni_quantum_nat.backends.nftables.text import (
+    Chain,
+    chains,
+    default_parts,
+    policies_text,
+    sets_of,
+    table_text,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+PAGE = Path(__file__).parents[1] / "docs" / "development" / "ruleset.md"
+
+# Prefix lengths and time-outs are parts by number; these stand for all of them.
+_PREFIXES = (layout.prefix_part(4, 24), layout.prefix_part(6, 64))
+_TIMEOUT = layout.timeout_part(7200)
+# What is shown together, and what makes a call add it.
+PARTS: tuple[tuple[tuple[str, ...], str], ...] = (
+    (_PREFIXES, "A container is published or masqueraded, and its subnet has this prefix length; here /24 and /64."),
+    ((layout.HOST_IP,), "A port is published on one host address (`hostIP`)."),
+    ((layout.POLICIES,), "A port is shared, or its network has conditions."),
+    ((layout.SHARED_PORTS,), "A port is shared (`sharedPorts`). Part `policies` comes with it."),
+    ((layout.UNMASQUERADED,), 'A network with `"snat": false` publishes a port.'),
+    ((layout.MASQUERADE_ALL,), "A network with `masqAll` publishes a port."),
+    ((layout.LOCALHOST6,), "A network with `ipv6Localhost` publishes a port that `::1` reaches."),
+    ((layout.CLOSED,), "A container is isolated (`isolate`), or a port is published on 127.0.0.1 only."),
+    ((layout.VIA,), "A container is masqueraded on certain interfaces only (`externalInterface`)."),
+    ((layout.FIXED_SOURCE,), "A container has a fixed source address (`snatAddress`)."),
+    ((layout.NO_MASQUERADE,), "A network has `noMasqueradeTo`."),
+    ((layout.NETWORKS,), "The Python API gives a network CIDR outbound NAT."),
+    ((_TIMEOUT,), "A network's `conntrackTimeout` is not 3600; here 7200."),
+)
+_HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
+_PRIORITIES = {"raw": -300, "filter": 0}
+_BASE = re.compile(r"type \w+ hook (\w+) priority (\S+);")
+_LEADS_TO = re.compile(r"\b(?:jump|goto) (\w+)")
+
+
+def core() -> str:
+    """Return the table that every host has, each set and chain below its reason."""
+    text = table_text(TABLE, default_parts()).expandtabs(4)
+    text = re.sub(r'^( +)(.*) comment "([^"]*)"; \}$', r"\1# \3\n\1\2 }", text, flags=re.MULTILINE)
+    text = re.sub(r'^( +)(chain \w+ \{)\n +comment "([^"]*)"$', r"\n\1# \3\n\1\2", text, flags=re.MULTILINE)
+    return _fenced("", text)
+
+
+def parts() -> str:
+    """Return for each part what it adds to the core, and when."""
+    return "\n".join(
+        f"### {_title(names)}\n\n{why}\n\n{_fenced('diff', ''.join(_added(names)))}" for names, why in PARTS
+    )
+
+
+def walk() -> str:
+    """Return the chains in the order in which a packet meets them, when the table has every part."""
+    known = _every_chain()
+    seen: set[str] = set()
+    bases = sorted((name for name, chain in known.items() if chain.hook), key=lambda name: _place(known[name]))
+    lines = []
+    for name in bases:
+        hook, priority = _hook_of(known[name])
+        lines.append(f"- **{hook}**, priority {priority}: {_described(name, known)}\n")
+        lines += _below(name, known, seen, 1)
+    return "".join(lines)
+
+
+BLOCKS = {"walk": walk, "core": core, "parts": parts}
+
+
+def with_listings(page: str) -> str:
+    """Return the page with each listing in its place."""
+    for name, listing in BLOCKS.items():
+        begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
+        before, _, rest = page.partition(begin)
+        page = f"{before}{begin}\n{listing()}\n{end}{rest.partition(end)[2]}"
+    return page
+
+
+def _every_part() -> set[str]:
+    return default_parts() | {name for names, _ in PARTS for name in names}
+
+
+def _every_chain() -> dict[str, Chain]:
+    """Return the chains of a table with every part, and those of shared ports."""
+    spread = {
+        SPREAD_EVENLY: "a shared port: to the container that has the next bucket",
+        SPREAD_BY_CLIENT: "a shared port: to the container that has the bucket of the client's address",
+    }
+    return chains(_every_part()) | {
+        name + where: Chain(comment + at, _rules_of(name + where))
+        for name, comment in spread.items()
+        for where, at in (("", ""), (ON_ONE_ADDRESS, ", on one host address"))
+    }
+
+
+def _rules_of(policy: str) -> list[str]:
+    prefix = f"add rule inet {TABLE} {policy} "
+    return [line.removeprefix(prefix) for line in policies_text([Policy(policy)]) if line.startswith(prefix)]
+
+
+def _hook_of(chain: Chain) -> tuple[str, str]:
+    found = _BASE.match(chain.hook)
+    if found is None:
+        raise ValueError(f"no hook and priority in {chain.hook!r}")
+    return found[1], found[2]
+
+
+def _place(chain: Chain) -> tuple[int, int]:
+    hook, priority = _hook_of(chain)
+    return _HOOKS.index(hook), _PRIORITIES[priority] if priority in _PRIORITIES else int(priority)
+
+
+def _described(name: str, known: dict[str, Chain]) -> str:
+    ours = name in chains(default_parts())
+    return f"`{name}`{'' if ours else ' (' + _part_of_chain(name) + ')'}: {known[name].comment}"
+
+
+def _part_of_chain(name: str) -> str:
+    """Return the part that brings a chain."""
+    for names, _ in PARTS:
+        if name in chains(default_parts() | set(names)):
+            return f"part {_title(names)}"
+    return f"part `{layout.SHARED_PORTS}`"
+
+
+def _below(name: str, known: dict[str, Chain], seen: set[str], depth: int) -> Iterator[str]:
+    """Yield the chains that a chain leads to, in the order of its rules; what was described before is only named."""
+    found: dict[str, None] = {}
+    for rule in known[name].rules:
+        found |= dict.fromkeys(_LEADS_TO.findall(rule))
+        if " vmap " in rule:
+            at = ON_ONE_ADDRESS if "host_ip_" in rule else ""
+            found |= dict.fromkeys(kind + at for kind in (layout.PUBLISH, SPREAD_EVENLY, SPREAD_BY_CLIENT))
+    for called in found:
+        indent = "  " * depth
+        if called in seen:
+            yield f"{indent}- `{called}`, as above\n"
+            continue
+        seen.add(called)
+        yield f"{indent}- {_described(called, known)}\n"
+        yield from _below(called, known, seen, depth + 1)
+
+
+def _title(names: Collection[str]) -> str:
+    return " and ".join(f"`{name}`" for name in names)
+
+
+def _added(names: tuple[str, ...]) -> Iterator[str]:
+    """Yield what a part adds: sets, and chains with the place of each new rule."""
+    present, wanted = default_parts(), default_parts() | set(names)
+    known = {found.name for found in sets_of(present)}
+    declared = re.findall(
+        r"^\t((?:set|map) (\w+) .*) comment \"([^\"]*)\"; \}$", table_text(TABLE, wanted), re.MULTILINE
+    )
+    for declaration, name, purpose in declared:
+        if name not in known and name != layout.LAYOUT_SET:
+            yield f"+ {declaration} }}  # {purpose}\n"
+    before = chains(present)
+    after = chains(wanted) | (
+        {name: chain for name, chain in _every_chain().items() if name.startswith(SPREAD_EVENLY)}
+        if layout.SHARED_PORTS in names
+        else {}
+    )
+    for name, chain in after.items():
+        if before.get(name) == chain:
+            continue
+        sign = " " if name in before else "+"
+        yield f"{sign} chain {name} {{  # {chain.comment}\n"
+        former = [before[name].hook, *before[name].rules] if name in before else []
+        for line in ndiff([rule for rule in former if rule], [rule for rule in (chain.hook, *chain.rules) if rule]):
+            if not line.startswith("?"):
+                yield f"{line[0]}     {line[2:]}\n"
+        yield f"{sign} }}\n"
+
+
+def _fenced(language: str, text: str) -> str:
+    return f"```{language}\n{text.rstrip()}\n```\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(with_listings(PAGE.read_text()))
