@@ -251,16 +251,21 @@ def normalise(configuration: dict[str, Any]) -> dict[str, Any]:
 
 
 def validated(configuration: dict[str, Any]) -> NatConfig:
-    """Read the keys of JSON, where null is as absent; pydantic's ValidationError, or CniError(7) for a key in another case.
+    """Return the model of a configuration in JSON, in which null is the same as absent.
 
-    The names that Python's side has for the keys are unknown keys there, and ignored, as CNI asks.
+    Python's names of the keys are unknown keys there, and ignored, as CNI requires.
+
+    Raises:
+        ValidationError: (pydantic's) a value is not valid.
+        CniError: (7) a key is in another case.
     """
     known = {to_camel(name): name for name in NatConfig.model_fields}
     spelling = {key.lower(): key for key in known}
     for key in configuration:
         if key not in known and key.lower() in spelling:
             raise InvalidConfiguration(
-                f"key {key!r} is spelled {spelling[key.lower()]!r}: other plugins take it in any case, and this one would ignore it"
+                f"unknown key {key!r}",
+                f"Write it as {spelling[key.lower()]!r}: other plugins ignore the case of keys, and this one does not.",
             )
     return NatConfig.model_validate(
         {key: value for key, value in configuration.items() if key in known and value is not None}

@@ -1,4 +1,4 @@
-"""What a runtime calls: ADD, DEL, CHECK, GC, STATUS, VERSION. Read -> validate -> apply -> print.
+"""Run a CNI call: ADD, DEL, CHECK, GC, STATUS or VERSION. Read, validate, apply, print.
 
 A pod's start waits for this module.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..model.settings import Settings
     from .protocol import Environment
 
-_NO_NAMESPACE = protocol.Namespace("", NOWHERE, NOWHERE)  # DEL may come when it is gone, and has no use for it
+_NO_NAMESPACE = protocol.Namespace("", NOWHERE, NOWHERE)  # DEL may come after it is gone, and does not need it
 
 
 def run() -> int:
@@ -129,7 +129,7 @@ _VERBS: dict[str, Callable[[Environment, dict[str, Any], str], None]] = {
 
 
 def counter_of(configuration: dict[str, Any], verb: str, started_at: float) -> CallCounter | None:
-    """Return what counts the call; None where it does not say whose it is, or `metrics` is not true."""
+    """Return the call's counter; None if the network is not named, or `metrics` is not true."""
     metrics = configuration.get("metrics")
     if metrics is not None and metrics is not True:
         return None

@@ -41,7 +41,7 @@ _REQUIRED = {
 _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 _NAME_MAX_BYTES = 200  # names become file names, with a suffix
 _INTERFACE_MAX_BYTES = 15
-_MOST_INPUT_BYTES = 1 << 24  # 28,000 port mappings, or as many attachments for GC, take a quarter of it
+_MOST_INPUT_BYTES = 1 << 24  # four times what 28,000 port mappings, or as many attachments for GC, take
 
 
 class Environment:
@@ -102,7 +102,7 @@ def _check_interface(name: str) -> None:
 
 
 class Namespace:
-    """The container's network namespace: its path, the identity of what the path names, and of the directory that it is in."""
+    """The container's network namespace: its path, the identity of the file there, and that of its directory."""
 
     __slots__ = ("directory", "identity", "path")
 
@@ -113,21 +113,25 @@ class Namespace:
 
 
 def find_namespace(environment: Environment) -> Namespace:
-    """Return the container's network namespace; CniError(4) when there is none, 8 when it is the plugin's own."""
+    """Return the container's network namespace.
+
+    Raises:
+        CniError: (4) there is no such namespace; (8) it is the plugin's own.
+    """
     path = environment.netns
     found = identity(path)
     if found is None:
-        raise InvalidEnvironment(f"CNI_NETNS is {path!r}: there is no such network namespace")
+        raise InvalidEnvironment(f"CNI_NETNS is {path!r}: no such network namespace")
     if not is_namespace(found):
         raise InvalidEnvironment(
-            f"CNI_NETNS is {path!r}: that is not a network namespace, seen from here",
-            "The plugin has to run in the mount namespace that the runtime mounts its namespaces in.",
+            f"CNI_NETNS is {path!r}: not a network namespace in this mount namespace",
+            "Run the plugin in the mount namespace where the runtime mounts its network namespaces.",
         )
     if found == own_namespace() and _variable("CNI_NETNS_OVERRIDE").lower() not in ("true", "1"):
         raise CniError(
             INVALID_NAMESPACE,
             f"CNI_NETNS {path!r} is the plugin's own network namespace",
-            "A container needs its own; CNI_NETNS_OVERRIDE=true permits it.",
+            "Give the container its own namespace, or set CNI_NETNS_OVERRIDE=true.",
         )
     return Namespace(path, found, directory_of(path))
 
@@ -156,9 +160,9 @@ def parse_configuration(raw: bytes) -> dict[str, Any]:
 
 
 def version_of(raw: bytes) -> str:
-    """Return the version to answer in: the configuration's, where it can be read and is one of ours.
+    """Return the version for the answer: the configuration's if it can be read and is supported, else the latest.
 
-    Without a version, or with "", it is 0.1.0, as to libcni.
+    As in libcni, a missing or empty cniVersion is 0.1.0.
     """
     try:
         configuration = loads(raw.decode())
@@ -173,9 +177,9 @@ def version_of(raw: bytes) -> str:
 
 
 def check_version(configuration: dict[str, Any], command: str) -> None:
-    """See that we speak its version; CniError(1) when we do not, or when the command is younger than it.
+    """Check the version; raise CniError(1) if it is not supported, or older than the command.
 
-    A DEL is answered in whatever version: libcni stops where one fails, and what other plugins made would stay.
+    DEL accepts any version: libcni stops at the first plugin that fails, and would leave behind what the others made.
     """
     given = configuration.get("cniVersion")
     version = VERSIONS[0] if given in (None, "") else given
@@ -185,7 +189,7 @@ def check_version(configuration: dict[str, Any], command: str) -> None:
         raise CniError(INCOMPATIBLE_VERSION, f"cniVersion is {given!r}, not one of {', '.join(VERSIONS)}")
     first = _FIRST_VERSION_OF.get(command, VERSIONS[0])
     if VERSIONS.index(version) < VERSIONS.index(first):
-        raise CniError(INCOMPATIBLE_VERSION, f"{command} exists from cniVersion {first} on, this is {version}")
+        raise CniError(INCOMPATIBLE_VERSION, f"{command} needs cniVersion {first} or newer, this is {version}")
 
 
 def network_name(configuration: dict[str, Any]) -> str:
@@ -218,7 +222,7 @@ def previous_result(configuration: dict[str, Any], command: str) -> dict[str, An
 
 
 def endpoints_of(result: dict[str, Any], interface: str) -> list[Endpoint]:
-    """Return the container's addresses: those of `ips` on its interface, or on none that is named; before 0.3.0, ip4 and ip6."""
+    """Return the container's addresses: the `ips` on its interface or without one; before 0.3.0, `ip4` and `ip6`."""
     interfaces = _objects(result, "interfaces")
     endpoints = []
     for number, entry in enumerate(_objects(result, "ips")):
@@ -265,7 +269,7 @@ def _kind(value: object) -> str:
 def result_in_version(result: dict[str, Any], version: str) -> dict[str, Any]:
     """Return prevResult in the format of this version, with all other keys kept.
 
-    Before 1.0.0 each address says its `version`; from then on it does not. Before 0.3.0 there are other keys.
+    Before 1.0.0 each address has a `version`; since then it has none. Before 0.3.0 there are other keys.
     """
     if version in _WITHOUT_LIST_OF_IPS:
         return result
@@ -313,11 +317,11 @@ def version_report(raw: bytes) -> dict[str, object]:
 
 
 def encode_result(result: dict[str, Any]) -> bytes:
-    """Return the answer as it is written."""
+    """Return a result or an error as it is printed."""
     return dumps(result).encode() + b"\n"
 
 
 def print_result(content: bytes) -> None:
-    """Write the answer to standard output, whole."""
+    """Write an encoded result to standard output."""
     while content:
         content = content[posix.write(1, content) :]

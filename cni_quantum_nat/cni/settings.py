@@ -1,4 +1,4 @@
-"""What a network configuration asks for: from the cache where it was validated before, or else by configuration.py.
+"""Read the settings of a network: from the cache, or from a new configuration, validated by cni/configuration.py.
 
 A pod's start waits for this module.
 """
@@ -49,7 +49,7 @@ def _default_interfaces(family: int) -> tuple[str, ...]:
 
 
 def state_of(configuration: dict[str, Any]) -> State:
-    """Return the state directory that the configuration names; CniError(7) when it names none that can be."""
+    """Return the state directory in the configuration; raise CniError(7) if its path is invalid."""
     directory = configuration.get("stateDir")
     if directory is None:
         directory = DEFAULT_DIRECTORY

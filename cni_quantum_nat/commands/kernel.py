@@ -33,7 +33,7 @@ class KernelRules(NamedTuple):
 
 
 def flows_by_owner(attachments: Iterable[Attachment], state: State) -> dict[str, int]:
-    """Return by owner how many connections the kernel has counted; whose backend cannot be read is left out."""
+    """Return the number of connections so far by owner; attachments are left out if their backend cannot be read."""
     by_backend: dict[str, list[str]] = {}
     for attachment in attachments:
         by_backend.setdefault(attachment.backend, []).append(attachment.id.owner)
@@ -82,7 +82,7 @@ def kernel_rules(attachment: Attachment, state: State) -> KernelRules:
 
 
 def _expected(attachment: Attachment, state: State) -> Installed:
-    """Return what the attachment holds when all is well: its container may have a host port by another network."""
+    """Return what should be installed for the attachment: a host port may belong to its container's other network."""
     here = here_of(state)
     siblings = [other for other in state.siblings(attachment.id) if standing(other, here) in (IN_FORCE, UNCERTAIN)]
     installed = {one.attachment.id: one for one in decide_all([attachment, *siblings]).installed}

@@ -20,9 +20,9 @@ _DEFAULT_ROUTE = "default"
 class Settings:
     """The normalised configuration; NatConfig describes each key.
 
-    masquerade: address families. no_masquerade: destinations that are never masqueraded. external_interfaces: any if empty.
-    follows_default_route: they are those of the default route at ADD.
-    snat_addresses: by family. port_range: first and last. sharing: what a port in shared_ports is to be, see PortMapping.
+    masquerade: address families. no_masquerade: destinations that are never masqueraded. external_interfaces: empty for any.
+    follows_default_route: whether they are those of the default route at ADD. snat_addresses: by family. port_range: first and
+    last. sharing: how the ports in shared_ports are shared, see PortMapping.
     """
 
     __slots__ = (

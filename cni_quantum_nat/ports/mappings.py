@@ -1,4 +1,4 @@
-"""Port mappings as the runtime asks for them, entry by entry. No I/O.
+"""Parse the port mappings that a runtime requests. No I/O.
 
 A pod's start waits for this module.
 """
@@ -121,6 +121,6 @@ def _distinct(mappings: list[PortMapping]) -> list[PortMapping]:
         if former is not None:
             raise HostPortConflict(
                 f"host port {mapping.host_port}/{mapping.protocol} is requested twice in one call: {former} and {mapping}",
-                "Publish each container port on a host port of its own.",
+                "Publish each container port on its own host port.",
             )
     return list(distinct.values())

@@ -35,7 +35,7 @@ def read_own(path: str) -> bytes:
 
 
 def open_own(path: str, access: int) -> int:
-    """Open a file of ours; Foreign when it is something else, OSError when it cannot be had."""
+    """Open one of our files; raise Foreign if it is not ours, OSError if it cannot be opened."""
     try:
         descriptor = posix.open(path, access | posix.O_CLOEXEC | posix.O_NOFOLLOW | posix.O_NONBLOCK, 0o600)
     except OSError:

@@ -119,18 +119,25 @@ def _arguments() -> argparse.Namespace:
         "--json",
         type=Path,
         metavar="FILE",
-        help="write the figures here (all of them: docs/development/performance.json)",
+        help="write the figures to this file (default for a full run: docs/development/performance.json)",
     )
     parser.add_argument(
-        "--plot", type=Path, metavar="FILE", help="draw them here (all of them: docs/pictures/performance.svg)"
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help="draw them to this file (default for a full run: docs/pictures/performance.svg)",
     )
     parser.add_argument(
-        "--against", type=Path, default=_JSON, metavar="FILE", help="say what became worse since (%(default)s)"
+        "--against",
+        type=Path,
+        default=_JSON,
+        metavar="FILE",
+        help="report regressions since these figures (default: %(default)s)",
     )
     parser.add_argument(
         "--write-tables",
         action="store_true",
-        help="measure nothing: put the tables of --json into the two pages on performance",
+        help="measure nothing, but write the tables from --json to the two pages on performance",
     )
     return parser.parse_args()
 

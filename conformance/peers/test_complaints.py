@@ -27,7 +27,7 @@ def test_moby_53384_flows_of_another(
 ) -> None:
     """DEL keeps the UDP connections of another container with the same port on another address (moby#53384)."""
     keep_conntrack_enabled(host)
-    other_container.serve("neighbour", 80)
+    other_container.serve("other", 80)
     web = mapper.add(container, publish(5353, protocol="udp", hostIP=HOST[4]))
     mapper.add(other_container, publish(5353, protocol="udp", hostIP=HOST_SECONDARY[4]))
     talk = Talk(stack, client, HOST_SECONDARY[4], 5353)

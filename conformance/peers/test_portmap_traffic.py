@@ -166,7 +166,7 @@ def test_conditions_of_another_network(
     client: Namespace, container: Container, other_container: Container, mapper: PortMapper
 ) -> None:
     """The conditions of one network do not apply to containers of another."""
-    other_container.serve("neighbour", 80)
+    other_container.serve("other", 80)
     mapper.add(container, publish(8080))
     mapper.add(other_container, publish(8081), network="other", conditionsV4=mapper.conditions("192.0.2.1"))
     assert client.ask(HOST[4], 8080).server == "web"

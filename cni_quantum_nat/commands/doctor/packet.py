@@ -161,26 +161,26 @@ class Trace:
             port = HostPort(self._family, self._protocol, self._port, address)
             found, policy = self._table.find(elements_of_port(port)[:2])
             if found is not None:
-                self.steps.append(f"{found} matches: host port {port} is {_owner(found)}")
+                self.steps.append(f"{found} matches: host port {port} {_owner(found)}")
                 if policy is not None:
                     self.steps.append(f"{policy}: chain {policy.data[0]} decides")
                 return found
-        self.steps.append(f"no element of host_ip_endpoints{self._family} and endpoints{self._family} matches")
+        self.steps.append(f"no element of host_ip_endpoints{self._family} or endpoints{self._family} matches")
         return None
 
-    def _look_up_goal(self, held: Element) -> tuple[Address, int] | None:
-        if held.owner == SHARED:
-            return self._look_up_buckets(held)
-        self.steps.append(f"{held}, after {held.flows} connections")
-        return _goal_of(held)
+    def _look_up_goal(self, port_element: Element) -> tuple[Address, int] | None:
+        if port_element.owner == SHARED:
+            return self._look_up_buckets(port_element)
+        self.steps.append(f"{port_element} ({port_element.flows} connections so far)")
+        return _goal_of(port_element)
 
-    def _look_up_buckets(self, held: Element) -> tuple[Address, int] | None:
-        buckets = [bucket for bucket in self._table.find(buckets_of(port_of(held))) if bucket]
+    def _look_up_buckets(self, port_element: Element) -> tuple[Address, int] | None:
+        buckets = [bucket for bucket in self._table.find(buckets_of(port_of(port_element))) if bucket]
         if not buckets:
-            self.steps.append("no bucket of it leads anywhere: it is not translated (quantum-nat reconcile)")
+            self.steps.append("the shared port has no buckets: it is not translated (run `quantum-nat reconcile`)")
             return None
         goals = sorted({" . ".join(map(str, bucket.data)) for bucket in buckets})
-        self.steps.append(f"{buckets[0].set_name}: one of {', '.join(goals)}; the first is followed")
+        self.steps.append(f"{buckets[0].set_name}: one of {', '.join(goals)}; this trace follows the first")
         return _goal_of(min(buckets, key=lambda bucket: str(bucket.data)))
 
     def _filter(self, interface: str, address: Address, port: int) -> None:

@@ -24,7 +24,7 @@ _RECONCILE = "quantum-nat reconcile"
 
 
 def check_kernel(_host: Snapshot) -> Iterator[Finding]:
-    """Whether the kernel takes the table, in a network namespace where nobody is."""
+    """Check that the kernel accepts the table, in a new network namespace."""
     refused = ask_in_new_namespace(_refusal)
     if refused:
         yield Finding(
@@ -35,7 +35,7 @@ def check_kernel(_host: Snapshot) -> Iterator[Finding]:
 
 
 def check_table(host: Snapshot) -> Iterator[Finding]:
-    """Whether the table and its chains are there, and are what we made."""
+    """Check that the table and its chains exist and are unchanged."""
     for _, entry in _compared(host):
         if entry.change == "rebuild":
             yield Finding(entry.what, entry.why, _RECONCILE)
@@ -84,7 +84,7 @@ def _find_writable_parents(directory: str) -> Iterator[Finding]:
 
 
 def check_namespaces(host: Snapshot) -> Iterator[Finding]:
-    """Whether the attachments' network namespaces are still there."""
+    """Check that the attachments' network namespaces still exist."""
     for attachment in host.records.over:
         if attachment not in host.records.leftovers:
             gone = f"its network namespace {attachment.netns} is gone"
@@ -99,7 +99,7 @@ def _compared(host: Snapshot) -> list[Any]:
 
 
 def _refusal() -> str:
-    """Return why the kernel does not take the table, empty when it does."""
+    """Return the kernel's reason for refusing the table; empty if it accepts it."""
     try:
         rehearse()
     except CniError as error:

@@ -54,7 +54,7 @@ class Snapshot:
 
     @cached_property
     def living(self) -> list[Attachment]:
-        """The attachments whose network namespace is there."""
+        """The attachments with an existing network namespace."""
         return self.records.in_force
 
     def published(self) -> Iterator[tuple[Attachment, PortMapping, int]]:

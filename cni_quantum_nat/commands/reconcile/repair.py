@@ -65,7 +65,7 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def _establish(found: list[Agreement], state: State, records: Records) -> int:
-    """Repair what differs, and return how many conntrack entries were deleted."""
+    """Repair the differences, and return the number of conntrack entries deleted."""
     differing = [agreement for agreement in found if agreement.disagreements]
     for agreement in differing:
         agreement.establish()
