@@ -248,7 +248,7 @@ def test_the_python_api_counts_as_its_own_network(
         manager.enable_outbound_connectivity(network)
         web = manager.create_port_mapping("web", container.address[4], 80, 8080)
         with pytest.raises(Exception, match="8080"):
-            manager.create_port_mapping("other", container.address[4], 80, 8080)
+            manager.create_port_mapping("other", "10.88.0.99", 80, 8080)  # the same address would be taken over
     client.ask(HOST[4], 8080)
     container.ask(CLIENT[4], 90)
     where = {"network": "python-api", "backend": BACKEND[backend]}
