@@ -128,6 +128,8 @@ class NatManager:
     ) -> PortMapping:
         """Publish a container's port on the host; without host_port, on a free port in the configuration's portRange.
 
+        An address has one owner: the mappings of another container_id with the same container_ip are removed.
+
         Raises:
             CniError: (7) an argument is not valid; (100) the host port is in use; (105) the host has no route to the
                 container; (107) no port is free.
