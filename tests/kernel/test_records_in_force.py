@@ -89,7 +89,7 @@ def test_a_living_containers_port_is_not_taken_from_another_mount_namespace(
 def test_a_plain_file_is_no_network_namespace(container: Container, plugin: Plugin) -> None:
     """At 1.0.0 (defect 9) ADD took `CNI_NETNS=/etc/passwd`."""
     attachment = plugin.attachment(container, publish(8080))
-    with pytest.raises(PluginError, match="is not a network namespace") as caught:
+    with pytest.raises(PluginError, match="not a network namespace in this mount namespace") as caught:
         plugin.call("ADD", attachment.configuration, container, CNI_NETNS="/etc/passwd")
     assert caught.value.code == 4
 
