@@ -160,7 +160,7 @@ def _run(commands: list[str], nft: Nftables | None = None, *, as_json: bool = Fa
 
 def _is_crowded() -> bool:
     """Return whether a descriptor that is opened next may be too high for select(2), by which libnftables would end this process."""
-    free = posix.open("/dev/null", posix.O_RDONLY | posix.O_CLOEXEC)
+    free = posix.open("/", posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)  # in a container there may be no /dev
     posix.close(free)
     return free + _DESCRIPTORS_OF_LIBNFTABLES > _FD_SETSIZE
 
