@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 API_NETWORK = "python-api"  # the network name of the API's records
-_NETWORK_CIDR = "network"  # stands for an interface in the record of a whole network
+_NETWORK_CIDR = "network"  # stands for an interface in the record of a network CIDR
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,7 @@ def test_restarts(cluster: Cluster) -> None:
 
 
 def test_two_networks_restarted(cluster: Cluster) -> None:
-    """A container on two networks keeps its port and its way out over a restart."""
+    """A container on two networks keeps its port and its outbound NAT over a restart."""
     container = cluster.restart(cluster.run(Port(8080), networks=(FRONT, BACK)))
     cluster.serves(container, cluster.client.path, HOST[4], 8080)
     assert cluster.answer(container.netns, CLIENT[4], 80) == ("outside", HOST[4])

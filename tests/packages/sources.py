@@ -54,7 +54,7 @@ class SourceRoot(Root):
         return ["unshare", "--mount", "sh", "-euc", pivot, str(self.path), *command]
 
     def prepare(self) -> None:
-        """Put the checkout there, and the way out."""
+        """Put the checkout there, and connect it to the network."""
         copy_sources(self.inside(CHECKOUT))
         (self.path / "etc/resolv.conf").write_bytes(Path("/etc/resolv.conf").read_bytes())
         if authorities := os.environ.get("PIP_CERT"):
