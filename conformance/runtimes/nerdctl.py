@@ -15,7 +15,7 @@ from .images import SERVER
 from .mounts import unmount_below
 from .podman import published
 from .processes import parent_of, runs
-from .runtime import FRONT, HANDS_PORTS_ON, SERVED_PORTS, Network, NotRun, Port, Running, addresses_in, shell
+from .runtime import CACHE, FRONT, HANDS_PORTS_ON, SERVED_PORTS, Network, NotRun, Port, Running, addresses_in, shell
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tests.kernel.topology import Host
 
 _NERDCTL = ("nerdctl", "github.com/containerd/nerdctl/cmd/nerdctl", "v1.7.7")
+_FIREWALL = "firewall"  # a plugin: the network that nerdctl makes by itself names it
 _NAMESPACE = "default"
 
 
@@ -42,11 +43,12 @@ class Nerdctl(Containerd16):
         super().install()
         shell("apt_install", "iptables")
         shell("go_program", *_NERDCTL)
+        shell("cni_plugins", str(CACHE / "cni"), _FIREWALL)
 
     def __init__(self, directory: Path, plugin: Path, host: Host) -> None:
         """Put the plugin in portmap's place too: the network that nerdctl makes by itself names portmap."""
         super().__init__(directory, plugin, host)
-        shell("cni_plugins", str(self.cni_bin), "firewall")
+        shell("cni_plugins", str(self.cni_bin), _FIREWALL)
         (self.cni_bin / "portmap").symlink_to(plugin)
         self._processes: dict[str, int] = {}
 
