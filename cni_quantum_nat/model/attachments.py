@@ -143,6 +143,10 @@ class AttachmentId:
         container_id, _, interface = rest.partition("/")
         return cls(network, container_id, interface) if interface and "~" not in owner and ":" not in owner else None
 
+    def is_sibling_of(self, other: AttachmentId) -> bool:
+        """Whether it is another attachment of the same container."""
+        return self.container_id == other.container_id and self != other
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, AttachmentId) and self._fields == other._fields
 

@@ -143,7 +143,7 @@ def decide_add(wanted: Attachment, facts: Facts) -> Decision:
             _release(decision, holder)
     for port, mapping in wanted.host_ports.items():
         holders = _staying(facts, decision, port, wanted.id)
-        if any(_is_sibling(holder, wanted.id) for holder in holders):
+        if any(_is_of_sibling(holder, wanted.id) for holder in holders):
             decision.waiting.append(port)
         else:
             _take_port(decision, port, mapping, wanted, holders, is_shared=port in facts.shared)
@@ -167,7 +167,7 @@ def decide_remove(removed: list[Attachment], facts: Facts) -> Decision:
 def expected_units(attachment: Attachment, facts: Facts) -> list[Unit]:
     """Return what an attachment should have: everything except the host ports that another attachment of its container has."""
     ports = [
-        p for p in attachment.host_ports if not any(_is_sibling(h, attachment.id) for h in facts.holders.get(p, ()))
+        p for p in attachment.host_ports if not any(_is_of_sibling(h, attachment.id) for h in facts.holders.get(p, ()))
     ]
     return [*attachment.address_units, *ports]
 
@@ -185,10 +185,10 @@ def decide_all(attachments: Iterable[Attachment]) -> Plan:
         for unit in (*attachment.address_units, *ports):
             holding = [holder for holder in holders.get(unit, ()) if holder.id in standing]
             if holding and isinstance(unit, HostPort):
-                if any(holder.id.container_id == attachment.id.container_id for holder in holding):
+                if any(attachment.id.is_sibling_of(holder.id) for holder in holding):
                     continue  # it waits
                 if may_share(unit, attachment, holding):
-                    holders[unit] = _with_member(holding, attachment)
+                    holders[unit] = [*holding, attachment]
                     continue
             for former in holding:
                 plan.superseded.append(standing.pop(former.id))
@@ -219,13 +219,6 @@ def _settle(
         if left:
             settled[unit] = left
     return settled
-
-
-def _with_member(holding: list[Attachment], attachment: Attachment) -> list[Attachment]:
-    """Add a member to a shared port. A container is a member once, whatever its networks."""
-    if any(holder.id.container_id == attachment.id.container_id for holder in holding):
-        return holding
-    return [*holding, attachment]
 
 
 def may_share(port: HostPort, newcomer: Attachment, members: Iterable[Attachment]) -> bool:
@@ -267,19 +260,16 @@ def _successor(facts: Facts, decision: Decision, port: HostPort, loser: Attachme
     waiting = [
         a
         for a in facts.others
-        if a.id.container_id == loser.container_id
-        and a.id != loser
-        and a.id not in decision.released
-        and port in facts.ports_of(a)
+        if a.id.is_sibling_of(loser) and a.id not in decision.released and port in facts.ports_of(a)
     ]
     return min(waiting, key=_age, default=None)
 
 
-def _is_sibling(holder: Holder, identity: AttachmentId) -> bool:
-    """Whether the owner is another attachment of the same container that may still be in force."""
+def _is_of_sibling(holder: Holder, identity: AttachmentId) -> bool:
+    """Whether the owner is a sibling that may still be in force."""
     if holder.attachment is None or holder.standing not in (IN_FORCE, UNCERTAIN):
         return False
-    return holder.attachment.id != identity and holder.attachment.id.container_id == identity.container_id
+    return holder.attachment.id.is_sibling_of(identity)
 
 
 def _take_port(  # noqa: PLR0913 - the facts of one port

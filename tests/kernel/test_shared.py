@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -195,6 +196,39 @@ def test_after_a_lost_table_buckets_are_distributed_again(
     host.run("nft", "flush", "ruleset")
     plugin.add(container)
     assert len(served(client, HOST[4], 64)) == 3
+
+
+@pytest.mark.parametrize("repair", ["add", "reconcile"])
+def test_repair_leaves_a_member_its_buckets_whose_record_cannot_be_read(
+    host: Host, client: Namespace, container: Container, plugin: Plugin, repair: str
+) -> None:
+    kept, unreadable = backends(host, plugin, 2)
+    Path(plugin.state_directory, "attachments", unreadable.container.id, "net:eth0.json").write_text("{")
+    host.run("nft", "add", "rule", "inet", "quantum", "prerouting", "counter")
+    plugin.add(container) if repair == "add" else plugin.operate("reconcile")
+    both = {kept.container.address[4]: 32, unreadable.container.address[4]: 32}
+    assert served(client, HOST[4], 64) == both
+    assert "The kernel matches the records" in plugin.operate("reconcile").stdout
+    assert served(client, HOST[4], 64) == both
+
+
+def _buckets(host: Host) -> list[tuple[int, str]]:
+    """Return the IPv4 buckets of port 8080, and whose they are."""
+    found = []
+    for element, _ in host.elements()["buckets4"]:
+        assert isinstance(element["elem"]["val"], dict)
+        found.append((element["elem"]["val"]["concat"][-1], element["elem"]["comment"]))
+    return sorted(found)
+
+
+def test_reconcile_makes_lost_buckets_as_healing_does(host: Host, container: Container, plugin: Plugin) -> None:
+    backends(host, plugin, 3)
+    host.run("nft", "flush", "map", "inet", "quantum", "buckets4")
+    plugin.operate("reconcile")
+    reconciled = _buckets(host)
+    host.run("nft", "flush", "ruleset")
+    plugin.add(container)
+    assert reconciled == _buckets(host)
 
 
 def test_a_failed_add_leaves_the_buckets_unchanged(

@@ -144,7 +144,7 @@ class NftablesBackend(Backend):
         lost = self._count_flows()
         is_there = self._table.exists()
         held: Distribution = {port: self._table.find(buckets_of(port)) for port in plan.shared} if is_there else {}
-        elements = elements_of(plan, held)
+        elements = [*elements_of(plan), *_all_buckets(plan, held, known)]
         coming = [
             element for one in expected for element in (*plan_rules(one.attachment, one.units), *_first_buckets(one))
         ]
@@ -155,7 +155,7 @@ class NftablesBackend(Backend):
             else:
                 build(self._commented(elements), self._state.boot_id, coming)
         except CniError as error:
-            self._rebuild_in_part(plan, held, error)
+            self._rebuild_in_part(plan, _all_buckets(plan, held, known), error)
         self._note_made()
         note_lost(self._state, NFTABLES, lost)
 
@@ -296,7 +296,7 @@ class NftablesBackend(Backend):
         special = {element.key for element in listed if SETS[element.set_name].data == (GOTO,)}
         return [e for e in listed if e.key not in special and e.key[:-1] not in special and e.owner != SHARED]
 
-    def _rebuild_in_part(self, plan: Plan, held: Distribution, cause: CniError) -> None:
+    def _rebuild_in_part(self, plan: Plan, buckets: list[Element], cause: CniError) -> None:
         """Build the table although the kernel refuses something: leave out the attachments that need it."""
         from .programs import build
 
@@ -309,8 +309,7 @@ class NftablesBackend(Backend):
                 self._table.commit(add=elements)
             except CniError as error:
                 warn(CniError(error.code, f"{installed.attachment.id} is left out: {error.message}", error.details))
-        for port, attachments in plan.shared.items():
-            self._table.commit(add=_buckets(port, attachments, held.get(port, ())))
+        self._table.commit(add=buckets)
 
     def _count_flows(self) -> Flows:
         """Count connections before the table is lost. If that fails, healing goes on."""
@@ -329,27 +328,37 @@ def _digest(fingerprint: bytes) -> str:
     return blake2b(fingerprint, digest_size=16).hexdigest()
 
 
-def elements_of(plan: Plan, held: Distribution | None = None) -> list[Element]:
-    """Return the elements of all attachments, each key once, including the buckets of shared ports.
+def elements_of(plan: Plan) -> list[Element]:
+    """Return the elements of all attachments, each key once, without the buckets of shared ports."""
+    return list({e.identity: e for i in plan.installed for e in plan_rules(i.attachment, i.units)}.values())
 
-    held: the present buckets by port, so that clients stay with their containers.
+
+def _all_buckets(plan: Plan, held: Distribution, known: Collection[str]) -> list[Element]:
+    """Return the buckets of all shared ports, see `planned_buckets`. Owners that are not in `known` keep theirs."""
+    planned = []
+    for port, members in plan.shared.items():
+        present = held.get(port, ())
+        staying = [owner for owner in owners_of(present) if owner not in known]
+        planned += [bucket for bucket in planned_buckets(port, members, present, staying) if bucket]
+    return planned
+
+
+def planned_buckets(
+    port: HostPort, members: list[Attachment], held: Sequence[Element | None], staying: list[str]
+) -> list[Element | None]:
+    """Return the buckets of a shared port, so that clients stay with their containers: for healing and `reconcile`.
+
+    held: the present buckets. Where there are none, the result is as if the members had come one by one.
+    staying: owners without a readable record that keep what they have.
     """
-    held = held or {}
-    elements = {e.identity: e for i in plan.installed for e in plan_rules(i.attachment, i.units)}
-    return [
-        *elements.values(),
-        *(b for port, members in plan.shared.items() for b in _buckets(port, members, held.get(port, ()))),
-    ]
-
-
-def _buckets(port: HostPort, members: list[Attachment], held: Sequence[Element | None]) -> list[Element]:
-    """Return the buckets of a shared port: as they are where members have them, else as if the members had come one by one."""
     endpoints = {member.id.owner: endpoint_of(member, port, member.host_ports[port]) for member in members}
-    owners = list(endpoints)
-    buckets = list(held) if any(held) else []
-    for count in range(len(owners) if any(held) else 1, len(owners) + 1):
+    owners = list(dict.fromkeys([*endpoints, *staying]))
+    if any(held):
+        return redistribute(port, held, owners, endpoints)
+    buckets: list[Element | None] = []
+    for count in range(1, len(owners) + 1):
         buckets = redistribute(port, buckets, owners[:count], endpoints)
-    return [bucket for bucket in buckets if bucket]
+    return buckets
 
 
 def _first_buckets(installed: Installed) -> list[Element]:

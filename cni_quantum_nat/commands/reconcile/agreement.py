@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from ...backends.iptables.programs import PREFIXES, list_rules
 from ...backends.iptables.provider import IptablesBackend, missing_rules
 from ...backends.nftables.layout import BUCKET, SETS, SHARED
-from ...backends.nftables.provider import Difference, NftablesBackend, elements_of
-from ...backends.nftables.rules import buckets_of, endpoint_of, port_of
-from ...backends.nftables.sharing import owners_of, redistribute
+from ...backends.nftables.provider import Difference, NftablesBackend, elements_of, planned_buckets
+from ...backends.nftables.rules import buckets_of, port_of
+from ...backends.nftables.sharing import owners_of
 from ...backends.nftables.table import MISSING, NftablesTable
 from ...model.attachments import IPTABLES, NFTABLES
 from ...nat.decision import decide_all
@@ -113,15 +113,11 @@ def compare(plan: Plan, held: Iterable[Element], kept: set[str]) -> Difference:
     of_key = {element.identity: element for element in held}
     difference = Difference()
     for wanted in elements_of(plan):
-        if BUCKET not in SETS[wanted.set_name].key:
-            difference.replace(of_key.pop(wanted.identity, None), wanted)
+        difference.replace(of_key.pop(wanted.identity, None), wanted)
     for port, members in plan.shared.items():
         buckets = [of_key.pop(bucket.identity, None) for bucket in buckets_of(port)]
-        endpoints = {member.id.owner: endpoint_of(member, port, member.host_ports[port]) for member in members}
         staying = [owner for owner in owners_of(buckets) if owner in kept]
-        for present, bucket in zip(
-            buckets, redistribute(port, buckets, [*endpoints, *staying], endpoints), strict=True
-        ):
+        for present, bucket in zip(buckets, planned_buckets(port, members, buckets, staying), strict=True):
             difference.replace(present, bucket)
     kept_ports = _shared_by(kept, of_key.values())
     for element in of_key.values():

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cni_quantum_nat.backends.nftables.layout import BUCKET, BUCKETS, SETS, SHARED
-from cni_quantum_nat.backends.nftables.provider import elements_of
+from cni_quantum_nat.backends.nftables.provider import elements_of, planned_buckets
 from cni_quantum_nat.backends.nftables.rules import Element, lead_of
 from cni_quantum_nat.commands.reconcile.agreement import compare
 from cni_quantum_nat.model.addresses import Address, Endpoint
@@ -56,10 +56,16 @@ def attachments(draw: st.DrawFn) -> list[Attachment]:
     ]
 
 
+def everything(plan: Plan) -> list[Element]:
+    """Return the elements of the plan, with the buckets of shared ports."""
+    buckets = [bucket for port, members in plan.shared.items() for bucket in planned_buckets(port, members, (), [])]
+    return elements_of(plan) + [bucket for bucket in buckets if bucket]
+
+
 @st.composite
 def damaged(draw: st.DrawFn, plan: Plan) -> list[Element]:
     """Draw a damaged state: some elements of the plan are missing or have another owner, and some are foreign."""
-    held = {element.identity: element for element in elements_of(plan)}
+    held = {element.identity: element for element in everything(plan)}
     for identity in draw(st.lists(st.sampled_from(sorted(held, key=str)), max_size=20)) if held else []:
         element = held.pop(identity, None)
         if element is not None and draw(st.booleans()):
@@ -96,7 +102,7 @@ def test_afterwards_the_kernel_holds_exactly_the_plan(records: list[Attachment],
     plan = decide_all(records)
     result = after(plan, data.draw(damaged(plan)), set())
     others = {element.identity: element for element in result if BUCKET not in SETS[element.set_name].key}
-    placed = {e.identity: e for e in elements_of(plan) if BUCKET not in SETS[e.set_name].key}
+    placed = {element.identity: element for element in elements_of(plan)}
     assert others.keys() == placed.keys()
     assert all(element.is_same(placed[identity]) for identity, element in others.items())
     members: dict[object, set[str]] = {
