@@ -232,6 +232,8 @@ class Attachment:
     created_at: seconds since the epoch, for people. sequence: orders the records of a state directory.
     is_network: whether it stands for all addresses of its endpoints' networks; CNI knows no such thing.
     had_earlier: whether it has replaced earlier rules of its own, whose flows the counters do not know.
+    waits_for: the host ports, as `HostPort.name`, that a sibling had when the attachment was last added. It gets them when that one gives
+    them up.
     replaces: what it was before, for as long as the kernel may have rules of that; the latest first.
     """
 
@@ -253,6 +255,7 @@ class Attachment:
         "port_mappings",
         "replaces",
         "sequence",
+        "waits_for",
     )
 
     def __init__(  # noqa: PLR0913 - a record has as many fields
@@ -273,6 +276,7 @@ class Attachment:
         host_netns: tuple[int, int] = NOWHERE,
         sequence: int = 0,
         had_earlier: bool = False,
+        waits_for: tuple[str, ...] = (),
     ) -> None:
         self.id = attachment_id
         self.is_network = is_network
@@ -290,6 +294,7 @@ class Attachment:
         self.created_at = created_at
         self.sequence = sequence
         self.had_earlier = had_earlier
+        self.waits_for = waits_for
         self.replaces: list[Attachment] = []
 
     @property
@@ -361,6 +366,7 @@ class Attachment:
             "createdAt": self.created_at,
             "sequence": self.sequence,
             "hadEarlier": self.had_earlier,
+            "waitsFor": list(self.waits_for),
             "endpoints": [{"address": str(e), "hostInterface": e.host_interface} for e in self.endpoints],
             "portMappings": [_mapping_record(mapping) for mapping in self.port_mappings],
             "outbound": _outbound_record(self.outbound),
@@ -387,6 +393,7 @@ class Attachment:
             created_at=record["createdAt"],
             sequence=record["sequence"],
             had_earlier=record["hadEarlier"],
+            waits_for=tuple(record["waitsFor"]),
             is_network=record["isNetwork"],
         )
         for endpoint, written in zip(attachment.endpoints, record["endpoints"]):
@@ -395,7 +402,16 @@ class Attachment:
 
 
 # Fields that do not determine rules.
-_CIRCUMSTANCES = ("netns", "netnsIdentity", "netnsDirectory", "hostNetns", "createdAt", "sequence", "hadEarlier")
+_CIRCUMSTANCES = (
+    "netns",
+    "netnsIdentity",
+    "netnsDirectory",
+    "hostNetns",
+    "createdAt",
+    "sequence",
+    "hadEarlier",
+    "waitsFor",
+)
 
 
 def _identity_of_record(pair: list[int]) -> tuple[int, int]:

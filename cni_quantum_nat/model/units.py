@@ -35,6 +35,11 @@ class HostPort:
     def __hash__(self) -> int:
         return hash(self._fields)
 
+    @property
+    def name(self) -> str:
+        """What records call it."""
+        return f"IPv{self.family} {self}"
+
     def __str__(self) -> str:
         return f"{self.port}/{self.protocol}" + ("" if self.address is None else f" on {self.address}")
 

@@ -114,7 +114,7 @@ class Decision:
     released: attachments that lose everything: rules, record, conntrack entries.
     orphans: owners without a readable record that lose all their rules.
     members: by shared port, the owners that share it afterwards, present members first.
-    waiting: host ports that the attachment does not get, because another attachment of its container has them.
+    waiting: what its record should say an attachment waits for, where it says something else.
     """
 
     __slots__ = ("installed", "members", "orphans", "released", "waiting")
@@ -124,7 +124,7 @@ class Decision:
         self.released: dict[AttachmentId, Attachment] = {}
         self.orphans: set[str] = set()
         self.members: dict[HostPort, list[str]] = {}
-        self.waiting: list[HostPort] = []
+        self.waiting: dict[AttachmentId, tuple[str, ...]] = {}
 
     @property
     def is_plain(self) -> bool:
@@ -138,17 +138,19 @@ def decide_add(wanted: Attachment, facts: Facts) -> Decision:
     if facts.before is None and any(h.owner == wanted.id.owner for held in facts.holders.values() for h in held):
         decision.orphans.add(wanted.id.owner)  # its record is lost: only the kernel knows what else it had
     units: list[Unit] = list(wanted.address_units)
+    waiting: list[HostPort] = []
     for unit in wanted.address_units:
         for holder in _others(facts, unit, wanted.id):
             _release(decision, holder)
     for port, mapping in wanted.host_ports.items():
         holders = _staying(facts, decision, port, wanted.id)
         if any(_is_of_sibling(holder, wanted.id) for holder in holders):
-            decision.waiting.append(port)
+            waiting.append(port)
         else:
             _take_port(decision, port, mapping, wanted, holders, is_shared=port in facts.shared)
             units.append(port)
     decision.installed.append(Installed(wanted, units))
+    _note_waiting(decision, facts, wanted, waiting)
     losers = [*([facts.before] if facts.before is not None else []), *decision.released.values()]
     _leave_shared(decision, facts, losers, kept=set(units))
     _give_to_successors(decision, facts, losers, taken=set(units))
@@ -179,20 +181,27 @@ def decide_all(attachments: Iterable[Attachment]) -> Plan:
     standing = {attachment.id: attachment for attachment in ordered}
     holders: dict[Unit, list[Attachment]] = {}
     shared: set[Unit] = set()
+    claims: list[tuple[Attachment, Unit]] = []
+    waiting: list[
+        tuple[Attachment, Unit]
+    ] = []  # after the claims, or the older of two siblings would always have a port
     for attachment in ordered:
-        ports = attachment.host_ports
-        shared.update(port for port, mapping in ports.items() if mapping.sharing)
-        for unit in (*attachment.address_units, *ports):
-            holding = [holder for holder in holders.get(unit, ()) if holder.id in standing]
-            if holding and isinstance(unit, HostPort):
-                if any(attachment.id.is_sibling_of(holder.id) for holder in holding):
-                    continue  # it waits
-                if may_share(unit, attachment, holding):
-                    holders[unit] = [*holding, attachment]
-                    continue
-            for former in holding:
-                plan.superseded.append(standing.pop(former.id))
-            holders[unit] = [attachment]
+        claims += [(attachment, unit) for unit in attachment.address_units]
+        for port, mapping in attachment.host_ports.items():
+            (waiting if port.name in attachment.waits_for else claims).append((attachment, port))
+            if mapping.sharing:
+                shared.add(port)
+    for attachment, unit in (*claims, *waiting):
+        holding = [holder for holder in holders.get(unit, ()) if holder.id in standing]
+        if holding and isinstance(unit, HostPort):
+            if any(attachment.id.is_sibling_of(holder.id) for holder in holding):
+                continue  # it waits
+            if may_share(unit, attachment, holding):
+                holders[unit] = [*holding, attachment]
+                continue
+        for former in holding:
+            plan.superseded.append(standing.pop(former.id))
+        holders[unit] = [attachment]
     held: dict[AttachmentId, list[Unit]] = {identity: [] for identity in standing}
     for unit, holding in _settle(ordered, standing, holders).items():
         for holder in holding:
@@ -304,6 +313,20 @@ def _release(decision: Decision, holder: Holder) -> None:
         decision.orphans.add(holder.owner)
     else:
         decision.released[holder.attachment.id] = holder.attachment
+
+
+def _note_waiting(decision: Decision, facts: Facts, wanted: Attachment, waiting: list[HostPort]) -> None:
+    """Note who waits for a port, so that healing decides likewise: of two siblings, the older does not always have it."""
+    waits_for = tuple(port.name for port in waiting)
+    if waits_for != wanted.waits_for:
+        decision.waiting[wanted.id] = waits_for
+    ports = [unit for unit in decision.installed[0].units if isinstance(unit, HostPort)]
+    for other in facts.others:
+        if other.id.is_sibling_of(wanted.id) and other.id not in decision.released:
+            names = (port.name for port in ports if port in facts.ports_of(other))
+            passed_over = tuple(name for name in names if name not in other.waits_for)
+            if passed_over:
+                decision.waiting[other.id] = (*other.waits_for, *passed_over)
 
 
 def _leave_shared(decision: Decision, facts: Facts, losers: list[Attachment], kept: set[Unit]) -> None:

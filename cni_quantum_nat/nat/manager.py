@@ -274,6 +274,7 @@ class NatManager:
         self.state.write(attachment)
         for _ in range(_ATTEMPTS):
             decision = decide_add(attachment, facts)
+            self._note_waiting(decision, [attachment, *facts.others])
             try:
                 self._apply_all(attachment, decision, generations, undo, is_new=is_new and decision.is_plain)
             except (AlreadyThere, _HasHealed):
@@ -287,6 +288,12 @@ class NatManager:
             attachment.replaces = []
             self.state.write(attachment)
         return decision
+
+    def _note_waiting(self, decision: Decision, attachments: list[Attachment]) -> None:
+        for attachment in attachments if decision.waiting else ():
+            if attachment.id in decision.waiting:
+                attachment.waits_for = decision.waiting[attachment.id]
+                self.state.write(attachment)
 
     def _apply_all(
         self,

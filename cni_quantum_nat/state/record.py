@@ -4,7 +4,7 @@
     bootId      since 2: the boot of the kernel in which it was written, empty if unknown
     isolate     since 2, in inbound
     replaces    since 2: earlier generations of the attachment that the kernel may still have rules of
-    hostNetns, netnsDirectory, sequence, hadEarlier, and noMasquerade in outbound: since 3
+    hostNetns, netnsDirectory, sequence, hadEarlier, waitsFor, and noMasquerade in outbound: since 3
     the others  Attachment.as_record()
 
 An older format is upgraded when it is read. A newer one is left alone: only the program that wrote it knows what it means.
@@ -81,6 +81,7 @@ def _upgraded_to_3(record: dict[str, Any]) -> dict[str, Any]:
         "hostNetns": list(NOWHERE),
         "sequence": 0,
         "hadEarlier": True,
+        "waitsFor": [],
         "outbound": {**record["outbound"], "noMasquerade": []},
         # 1.0.0 recorded mappings that served none of the container's addresses with host port 0, and then could not read them.
         "portMappings": [mapping for mapping in record["portMappings"] if mapping["hostPort"] != 0],
@@ -95,6 +96,7 @@ def _check(attachment: Attachment) -> None:
         _require("netnsIdentity, netnsDirectory or hostNetns", all(map(_is_number, pair)))
     _require("sequence", _is_number(attachment.sequence))
     _require("hadEarlier", isinstance(attachment.had_earlier, bool))
+    _require("waitsFor", all(isinstance(name, str) for name in attachment.waits_for))
     _require("bootId", isinstance(attachment.boot_id, str))
     _require("createdAt", isinstance(attachment.created_at, (int, float)))
     _require("establishedTimeoutS", _is_number(attachment.established_timeout_s) and attachment.established_timeout_s)

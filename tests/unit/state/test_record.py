@@ -88,6 +88,8 @@ def test_a_newer_format_is_left_to_whoever_wrote_it() -> None:
         {"sequence": -1},
         {"sequence": "1"},
         {"hadEarlier": 1},
+        {"waitsFor": 1},
+        {"waitsFor": [1]},
         {"createdAt": "now"},
         {"establishedTimeoutS": 0},
         {"isNetwork": 0},
