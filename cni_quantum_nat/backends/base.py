@@ -98,8 +98,13 @@ class Plan:
 
 
 def is_of_network(owner: str, network: str) -> bool:
-    """Whether an owner is, or may be, an attachment of this network: a name that was too long for a comment is abbreviated."""
+    """Whether an owner is, or may be, an attachment of this network: a name that was too long for a comment is abbreviated.
+
+    Not one of another state directory, whose owners have a colon.
+    """
     kept, abbreviated, _ = owner.partition("~")
+    if ":" in owner:
+        return False
     return owner.startswith(f"{network}/") or bool(abbreviated and f"{network}/".startswith(kept))
 
 

@@ -39,7 +39,7 @@ def flows_by_owner(attachments: Iterable[Attachment], state: State) -> dict[str,
         by_backend.setdefault(attachment.backend, []).append(attachment.id.owner)
     flows: dict[str, int] = {}
     for backend, owners in by_backend.items():
-        counted = _count_elements(state) if backend == NFTABLES else _count_rules()
+        counted = _count_elements(state) if backend == NFTABLES else _count_rules(state)
         if counted is not None:
             flows |= {owner: counted.get(owner, 0) for owner in owners}
     return flows
@@ -62,14 +62,14 @@ def _count_elements(state: State) -> dict[str, int] | None:
     return counted
 
 
-def _count_rules() -> dict[str, int] | None:
+def _count_rules(state: State) -> dict[str, int] | None:
     from ..backends.iptables import counts as iptables_counts
     from ..backends.iptables.programs import PREFIXES
 
     counted: dict[str, int] = {}
     try:
         for family in PREFIXES:
-            for owner, flows in iptables_counts.flows_by_owner(family).items():
+            for owner, flows in iptables_counts.flows_by_owner(state, family).items():
                 counted[owner] = counted.get(owner, 0) + flows
     except (CniError, OSError):
         return None
@@ -111,10 +111,9 @@ def _by_nftables(attachment: Attachment, state: State) -> KernelRules:
 def _by_iptables(attachment: Attachment, state: State) -> KernelRules:
     from ..backends.iptables import counts as iptables_counts
     from ..backends.iptables.programs import PREFIXES, list_rules
-    from ..backends.iptables.provider import IptablesBackend
-    from ..backends.iptables.text import owner_of
+    from ..backends.iptables.provider import IptablesBackend, names_of
 
-    backend, owner = IptablesBackend(state), attachment.id.owner
+    backend, names, owner = IptablesBackend(state), names_of(state), attachment.id.owner
     try:
         differences = backend.differences(_expected(attachment, state))
     finally:
@@ -122,9 +121,9 @@ def _by_iptables(attachment: Attachment, state: State) -> KernelRules:
     rules = [
         f"{prefix} -t {table} {line}"
         for family, prefix in PREFIXES.items()
-        for table, line in list_rules(family).rules
-        if owner_of(line) == owner
+        for table, line in list_rules(family, names).rules
+        if names.owner_of(line) == owner
     ]
     return KernelRules(
-        [], rules, differences, sum(iptables_counts.flows_by_owner(family).get(owner, 0) for family in PREFIXES)
+        [], rules, differences, sum(iptables_counts.flows_by_owner(state, family).get(owner, 0) for family in PREFIXES)
     )

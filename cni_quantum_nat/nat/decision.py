@@ -180,18 +180,8 @@ def decide_all(attachments: Iterable[Attachment]) -> Plan:
     plan = Plan()
     standing = {attachment.id: attachment for attachment in ordered}
     holders: dict[Unit, list[Attachment]] = {}
-    shared: set[Unit] = set()
-    claims: list[tuple[Attachment, Unit]] = []
-    waiting: list[
-        tuple[Attachment, Unit]
-    ] = []  # after the claims, or the older of two siblings would always have a port
-    for attachment in ordered:
-        claims += [(attachment, unit) for unit in attachment.address_units]
-        for port, mapping in attachment.host_ports.items():
-            (waiting if port.name in attachment.waits_for else claims).append((attachment, port))
-            if mapping.sharing:
-                shared.add(port)
-    for attachment, unit in (*claims, *waiting):
+    ports = {attachment.id: attachment.host_ports for attachment in ordered}
+    for attachment, unit in _claims(ordered, ports):
         holding = [holder for holder in holders.get(unit, ()) if holder.id in standing]
         if holding and isinstance(unit, HostPort):
             if any(attachment.id.is_sibling_of(holder.id) for holder in holding):
@@ -206,10 +196,23 @@ def decide_all(attachments: Iterable[Attachment]) -> Plan:
     for unit, holding in _settle(ordered, standing, holders).items():
         for holder in holding:
             held[holder.id].append(unit)
-        if isinstance(unit, HostPort) and unit in shared and holding[0].host_ports[unit].sharing:
+        if isinstance(unit, HostPort) and ports[holding[0].id][unit].sharing:
             plan.shared[unit] = holding
     plan.installed = [Installed(standing[identity], units) for identity, units in held.items()]
     return plan
+
+
+def _claims(
+    ordered: list[Attachment], ports: dict[AttachmentId, dict[HostPort, PortMapping]]
+) -> list[tuple[Attachment, Unit]]:
+    """Return what each attachment wants; last the ports that it waits for, or the older of two siblings would always have a port."""
+    claims: list[tuple[Attachment, Unit]] = []
+    waiting: list[tuple[Attachment, Unit]] = []
+    for attachment in ordered:
+        claims += [(attachment, unit) for unit in attachment.address_units]
+        for port in ports[attachment.id]:
+            (waiting if port.name in attachment.waits_for else claims).append((attachment, port))
+    return claims + waiting
 
 
 def _settle(

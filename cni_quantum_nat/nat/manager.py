@@ -500,10 +500,7 @@ class NatManager:
             is_published = endpoint is attachment.published_endpoint(family) and family in attachment.published_families
             if is_published or attachment.inbound.isolate:
                 endpoint.host_interface = container_interface(endpoint.address)
-                if not is_plain(endpoint.host_interface):
-                    raise InvalidConfiguration(
-                        f"interface {endpoint.host_interface!r}, which leads to {endpoint.address}, has a name that cannot be used in a rule"
-                    )
+                _check_name(endpoint.host_interface, attachment)
 
     def _enable_forwarding(self, attachment: Attachment) -> None:
         for family in (4, 6):
@@ -565,6 +562,21 @@ class NatManager:
                     delete(tracker)
         except (CniError, OSError) as error:
             warn(error if isinstance(error, CniError) else KernelRefused("track connections", error.errno or 0))
+
+
+def _check_name(interface: str, attachment: Attachment) -> None:
+    """Refuse the name of a host interface that cannot be used in a rule."""
+    if not is_plain(interface):
+        raise InvalidConfiguration(
+            f"{attachment.id} is behind host interface {interface!r}, a name that cannot be used in a rule",
+            "Rename the interface: ip link set dev OLD name NEW.",
+        )
+    is_matched = attachment.inbound.isolate or any(mapping.on_loopback_only for mapping in attachment.port_mappings)
+    if attachment.backend == IPTABLES and interface.endswith("+") and is_matched:
+        raise InvalidConfiguration(
+            f"{attachment.id} is behind host interface {interface!r}, and iptables takes the + for a wildcard",
+            'Rename the interface: ip link set dev OLD name NEW; or set "backend": "nftables".',
+        )
 
 
 def _differences_in_record(record: Attachment | None, attachment: Attachment) -> list[str]:

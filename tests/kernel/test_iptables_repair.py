@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -250,3 +251,60 @@ def test_host_programs_run_with_host_libraries(
     environment: dict[str, Any] = {} if libraries is None else {"LD_LIBRARY_PATH": libraries}
     plugin.call("ADD", plugin.attachment(container, publish(8080)).configuration, container, **environment)
     assert set(seen.read_text().split()) == {libraries or "unset"}
+
+
+@both_variants
+def test_two_state_directories_leave_each_others_rules_alone(
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin, tmp_path: Path
+) -> None:
+    """At 1.0.0 (defect 27) the cure that doctor gave for one of them, `reconcile`, deleted the rules of the other's containers."""
+    second = Plugin(host, tmp_path / "second", plugin.programs)
+    other_container.serve("other", 80)
+    web = plugin.add(container, publish(8080))
+    other = second.add(other_container, publish(8081))
+    assert [one.operate("reconcile", "--dry-run").returncode for one in (plugin, second)] == [0, 0]
+    iptables(host, "-t", "nat", "-F", "QUANTUM-ANY-IP")
+    assert [one.operate("reconcile").returncode for one in (plugin, second, plugin)] == [0, 0, 0]
+    for family in (4, 6):
+        assert client.ask(HOST[family], 8080).server == "web"
+        assert client.ask(HOST[family], 8081).server == "other"
+    second.gc({"cni.dev/valid-attachments": []})
+    assert host.owners() == {web.owner}
+    web.check()
+    with pytest.raises(PluginError, match="which another state directory has on record"):
+        second.add(other_container, publish(8080))
+    assert other.owner not in host.owners()
+
+
+@nft_variant
+def test_rules_that_name_no_state_directory_get_its_name_with_the_next_add(
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
+) -> None:
+    """1.0.0 wrote none: rules of a container on record here are this directory's."""
+    web = plugin.add(container, publish(8080))
+    for prefix in ("iptables", "ip6tables"):
+        saved = host.run(f"{prefix}-save")
+        host.run(f"{prefix}-restore", stdin=re.sub(r":[0-9a-f]{4}(?=[ \"])", "", saved))
+    assert f"{web.owner}:" not in "\n".join(host.iptables_rules())
+    plugin.add(other_container, publish(8081))
+    web.check()
+    assert client.ask(HOST[4], 8080).server == "web"
+    assert all(f"{web.owner}:" in line for line in host.iptables_rules() if web.owner in line)
+    web.delete()
+    assert web.owner not in host.owners()
+    assert client.is_refused(HOST[4], 8080)
+
+
+@nft_variant
+@pytest.mark.parametrize("keys", [{"isolate": True}, {}])
+def test_the_containers_own_interface_is_no_wildcard(
+    host: Host, container: Container, other_container: Container, plugin: Plugin, keys: dict[str, Any]
+) -> None:
+    """At 1.0.0 (defect 38) every interface whose name begins alike was the container's own network: "cni+" is cni1 too."""
+    host.ip("link set cni0 down", "link set cni0 name cni+", "link set cni+ up")
+    ports = [publish(8080)] if keys else [publish(8080, hostIP="127.0.0.1")]
+    with pytest.raises(PluginError, match=r"interface 'cni\+'.*wildcard") as caught:
+        plugin.add(container, *ports, **keys)
+    assert caught.value.code == 7
+    assert host.installed() == set()
+    plugin.add(other_container, publish(8080))

@@ -221,3 +221,7 @@ def test_two_state_directories_leave_each_others_table_alone(
     assert (client.ask(HOST[4], 8080).server, client.ask(HOST[4], 8081).server) == ("web", "other")
     with pytest.raises(PluginError, match="which another state directory has on record"):
         other.add(host.container(), publish(8080))
+    other.gc({"cni.dev/valid-attachments": []})
+    first.check()
+    assert client.ask(HOST[4], 8080).server == "web"
+    assert host.owners() == {first.owner}

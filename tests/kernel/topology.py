@@ -290,9 +290,10 @@ class Host(Namespace):
     def owners(self) -> set[str]:
         """Return the comments of all elements, or rules."""
         if self.backend != "nftables":
-            return {owner for line in self.iptables_rules() for owner in re.findall(r'--comment "?([^" ]+)', line)}
-        found: set[str] = set()
-        _collect_comments(self.elements(), found)
+            found = {owner for line in self.iptables_rules() for owner in re.findall(r'--comment "?([^" ]+)', line)}
+        else:
+            found = set()
+            _collect_comments(self.elements(), found)
         # What follows a colon is the realm of the test's state directory.
         return {comment.partition(":")[0] for comment in found}
 

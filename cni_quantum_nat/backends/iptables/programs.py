@@ -1,4 +1,4 @@
-"""Starts the programs of iptables: iptables-restore and iptables-save, and their twins for IPv6, of either variant."""
+"""Run iptables-save and iptables-restore, and ip6tables' programs for IPv6, of either variant (nft or legacy)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 
 from ...model.errors import KERNEL_REFUSED, NOT_AVAILABLE, TRY_AGAIN_LATER, CniError
 from ...state.lock import held
-from .text import Listing, Script
+from .text import Listing, Names, Script
 
 PREFIXES = {4: "iptables", 6: "ip6tables"}
 _DIRECTORIES = "/usr/sbin:/sbin:/usr/bin:/bin:/usr/local/sbin"
@@ -18,7 +18,7 @@ _LOCK_IN_USE = "holding the xtables lock"
 
 
 class DoesNotFit(Exception):
-    """iptables-restore did not take a script; `line` is the one that it stopped at."""
+    """iptables-restore rejected a script, at `line`."""
 
     def __init__(self, family: int, complaint: str, line: str) -> None:
         super().__init__(complaint)
@@ -27,19 +27,19 @@ class DoesNotFit(Exception):
 
     @property
     def as_problem(self) -> str:
-        """Say which of the rules that were looked for is missing, or why there could be none."""
+        """Say which rule is missing, or why iptables-restore could not check."""
         if self.line.startswith("-C "):
             return f"{PREFIXES[self.family]} has no rule {self.line.removeprefix('-C ')}"
-        return f"{PREFIXES[self.family]} cannot look for the rules: {self}"
+        return f"{PREFIXES[self.family]}-restore cannot check the rules: {self}"
 
     def as_error(self, code: int = KERNEL_REFUSED) -> CniError:
-        """Return what a runtime is told."""
+        """Return the error for the runtime."""
         at = f" at {self.line!r}" if self.line else ""
         return CniError(code, f"{PREFIXES[self.family]}-restore refused our rules{at}", str(self))
 
 
 def find_program(family: int, name: str) -> str:
-    """Return the path of a program; CniError(50) when it is not installed."""
+    """Return the path of a program. CniError(50) if it is not installed."""
     command = f"{PREFIXES[family]}-{name}"
     path = shutil.which(command) or shutil.which(command, path=_DIRECTORIES)
     if path is None:
@@ -51,18 +51,18 @@ def find_program(family: int, name: str) -> str:
     return path
 
 
-def list_rules(family: int) -> Listing:
+def list_rules(family: int, names: Names | None = None) -> Listing:
     """List the rules of all tables."""
-    return Listing(_save(family))
+    return Listing(_save(family), names)
 
 
 def list_counted_rules(family: int) -> str:
-    """List the rules of table nat, each with the packets and bytes that it has seen."""
+    """List the rules of table nat with their packet and byte counters."""
     return _save(family, "-c", "-t", "nat")
 
 
 def save(family: int, variant: str) -> str:
-    """Return what iptables-save of a variant, nft or legacy, lists; CniError(50) when it is not installed."""
+    """Return the output of one variant's iptables-save, nft or legacy. CniError(50) if it is not installed."""
     return _save(family, program=f"{variant}-save")
 
 
@@ -74,7 +74,7 @@ def _save(family: int, *options: str, program: str = "save") -> str:
 
 
 def try_to_restore(family: int, script: Script, *options: str) -> None:
-    """Let iptables-restore do it; DoesNotFit when it does not want to, CniError(101) when it was killed."""
+    """Run iptables-restore. DoesNotFit if it rejects the script; CniError(11) if the xtables lock stays taken, (101) if it was killed."""
     text = script.text
     if not text:
         return
@@ -85,7 +85,7 @@ def try_to_restore(family: int, script: Script, *options: str) -> None:
             f"another program has held the lock of {PREFIXES[family]} for {_WAIT_S} seconds",
             f"Find out which: fuser -v /run/xtables.lock. {_one_line(done.stderr)}",
         )
-    if done.returncode < 0:  # that says nothing about the rules: nobody should go and leave some of them out
+    if done.returncode < 0:  # not a verdict on the rules, so a rebuild must not leave any of them out
         raise CniError(
             KERNEL_REFUSED, f"{PREFIXES[family]}-restore was ended by signal {-done.returncode}", _one_line(done.stderr)
         )
@@ -96,7 +96,7 @@ def try_to_restore(family: int, script: Script, *options: str) -> None:
 
 
 def restore(family: int, script: Script) -> None:
-    """Let iptables-restore do it; CniError(101) when it does not want to."""
+    """Run iptables-restore. CniError(101) if it rejects the script."""
     try:
         try_to_restore(family, script)
     except DoesNotFit as error:

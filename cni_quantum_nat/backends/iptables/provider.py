@@ -1,6 +1,6 @@
-"""Backend Provider for iptables: the rules are listed (iptables-save), and one iptables-restore for each family changes them.
+"""Backend Provider for iptables: list the rules with iptables-save, change them with one iptables-restore for each family.
 
-Each table's part of a change happens as a whole or not at all. Both variants of iptables, nft and legacy, read the same scripts.
+Each table changes as a whole or not at all. Both variants of iptables, nft and legacy, read the same scripts.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from ...connections.counts import note_lost
 from ...kernel.stderr import warn
 from ...model.addresses import Address
-from ...model.attachments import IPTABLES
+from ...model.attachments import IPTABLES, AttachmentId
 from ...model.errors import NOT_AVAILABLE, CniError
 from ..base import Applied, Backend, RulesDamaged, is_of_network
 from .programs import PREFIXES, DoesNotFit, find_program, list_rules, restore, try_to_restore
-from .rules import FIXED_CHAINS, fixed_rules, own_chains, plan_rules, units_of
-from .text import Listing, Script, begin_anew, owner_of, remove_owners, restore_listed
+from .rules import FIXED_CHAINS, chains_of, fixed_rules, plan_rules, units_of
+from .text import Listing, Names, Script, begin_anew, remove_owners, restore_listed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -24,16 +24,18 @@ if TYPE_CHECKING:
     from ...model.units import Unit
     from ...state.directory import State
     from ..base import Change, Installed, Plan
+    from .rules import Rule
 
 
 class IptablesBackend(Backend):
-    """Chains QUANTUM-... of the network namespace that we are in."""
+    """Chains QUANTUM-... of this process's network namespace."""
 
     name = IPTABLES
     arbitrates = False
 
     def __init__(self, state: State) -> None:
         self._state = state
+        self._names = names_of(state)
         self._listings: dict[int, Listing] = {}
 
     def holders(self, units: Collection[Unit]) -> tuple[dict[Unit, list[str]], set[Unit]]:
@@ -41,9 +43,10 @@ class IptablesBackend(Backend):
         wanted = set(units)
         holders: dict[Unit, list[str]] = {}
         for family in sorted({unit.family for unit in wanted}):
-            for _, line in self._listing(family).rules:
+            listing = self._listing(family)
+            for _, line in listing.rules:
                 for unit in units_of(line, family):
-                    owner = owner_of(line)
+                    owner = listing.owner_of(line)
                     if unit in wanted and owner not in holders.setdefault(unit, []):
                         holders[unit].append(owner)
         return holders, set()
@@ -56,8 +59,11 @@ class IptablesBackend(Backend):
             find_program(family, "restore")
         if change.install:
             self._state.note_iptables()
-            if not all(self._listing(family).has_all_fixed(family) for family in families_of(*attachments)):
+            listings = {family: self._listing(family) for family in families_of(*attachments)}
+            if not all(listing.has_all_fixed(family) for family, listing in listings.items()):
                 raise RulesDamaged("chains QUANTUM-... are missing or were altered")
+            if any(listing.is_older for listing in listings.values()):
+                raise RulesDamaged("rules of an older version do not name their state directory")
         losers = {*change.orphans, *(attachment.id.owner for attachment in change.remove)}
         losers.update(installed.attachment.id.owner for installed in change.install if not installed.in_addition)
         addresses = self._addresses_left(change.remove, losers)
@@ -66,14 +72,14 @@ class IptablesBackend(Backend):
 
         def undo() -> None:
             for family in done:
-                self._restore(family, restore_listed(Script(), list_rules(family), before[family], losers | added))
+                self._restore(family, restore_listed(Script(), self._listing(family), before[family], losers | added))
 
         added = {installed.attachment.id.owner for installed in change.install}
         try:
             for family in families:
                 script = remove_owners(Script(), before[family], losers)
                 for installed in change.install:
-                    _put(script, installed, family)
+                    self._add_rules(script, installed, family)
                 self._restore(family, script)
                 done.append(family)
         except BaseException as error:
@@ -82,29 +88,41 @@ class IptablesBackend(Backend):
         return Applied(undo, addresses)
 
     def differences(self, installed: Installed) -> list[str]:
-        """Look for every rule; of a family, the first that is missing is named."""
+        """Check every rule. For each family, only the first missing rule is named."""
         families = families_of(installed.attachment)
-        return [problem for family in families for problem in missing_rules(family, [installed])]
+        return [problem for family in families for problem in self.missing_rules(family, [installed])]
+
+    def missing_rules(self, family: int, installed: list[Installed]) -> list[str]:
+        """Check the fixed rules and those of the attachments, and name the first missing rule."""
+        script = Script()
+        script.change(fixed_rules(family), "-C")
+        for one in installed:
+            script.change(self._plan_rules(one, family), "-C")
+        try:
+            try_to_restore(family, script)
+        except DoesNotFit as difference:
+            return [difference.as_problem]
+        return []
 
     def rebuild(self, plan: Plan, known: Collection[str], expected: Iterable[Installed] = ()) -> None:
-        """Make all chains anew, with the rules of the plan."""
+        """Make all chains again, with the rules of the plan."""
         for family in PREFIXES:
             concerned = any(family in installed.attachment.families for installed in (*plan.installed, *expected))
             if concerned or self._listing(family).rules:
                 self.rebuild_family(family, plan, known)
 
     def rebuild_family(self, family: int, plan: Plan, known: Collection[str]) -> None:
-        """Make the chains of one family anew; rules of owners who are not known stay."""
-        listing, owners = list_rules(family), set(known)
+        """Make the chains of one family again. Rules of owners that are not known stay."""
+        listing, owners = list_rules(family, self._names), set(known)
         script = begin_anew(Script(), listing, owners, family)
         for installed in plan.installed:
-            _put(script, installed, family)
+            self._add_rules(script, installed, family)
         try:
             try_to_restore(family, script)
         except DoesNotFit:
-            _rebuild_in_part(begin_anew(Script(), listing, owners, family), plan, family)
+            self._rebuild_in_part(begin_anew(Script(), listing, owners, family), plan, family)
         self._listings.clear()
-        note_lost(self._state, PREFIXES[family], {})  # what was there before is no more than the last scrape saw
+        note_lost(self._state, PREFIXES[family], {})  # what the last scrape saw is all that is known of the lost rules
 
     def owners(self, network: str) -> set[str]:
         """List all rules."""
@@ -112,7 +130,7 @@ class IptablesBackend(Backend):
         return {owner for owner in listed if is_of_network(owner, network)}
 
     def require(self) -> None:
-        """Let iptables-restore take our chains without putting them in."""
+        """Let iptables-restore test our chains without adding them."""
         for family in PREFIXES:
             script = Script()
             for table, names in FIXED_CHAINS.items():
@@ -127,9 +145,9 @@ class IptablesBackend(Backend):
         """Nothing is open."""
 
     def _listing(self, family: int) -> Listing:
-        """List the rules of a family; once, until they change: everything happens under the lock."""
+        """List the rules of a family. Once, until we change them: under the lock nobody else does."""
         if family not in self._listings:
-            self._listings[family] = list_rules(family)
+            self._listings[family] = list_rules(family, self._names)
         return self._listings[family]
 
     def _restore(self, family: int, script: Script) -> None:
@@ -137,24 +155,45 @@ class IptablesBackend(Backend):
         restore(family, script)
 
     def _addresses_left(self, removed: list[Attachment], losers: set[str]) -> list[Address]:
-        """Return the addresses of removed attachments that nobody else has."""
+        """Return the addresses of removed attachments that no other attachment has."""
         units = {unit for attachment in removed for unit in attachment.address_units}
         holders, _ = self.holders(units)
         free = [unit for unit in units if losers.issuperset(holders.get(unit, ()))]
         return [unit for unit in free if isinstance(unit, Address)]
 
+    def _plan_rules(self, installed: Installed, family: int) -> list[Rule]:
+        return plan_rules(installed.attachment, family, installed.units, self._names.realm)
 
-def missing_rules(family: int, installed: list[Installed]) -> list[str]:
-    """Look for every rule that is fixed or an attachment's, and name the first that is missing."""
-    script = Script()
-    script.change(fixed_rules(family), "-C")
-    for one in installed:
-        script.change(plan_rules(one.attachment, family, one.units), "-C")
-    try:
-        try_to_restore(family, script)
-    except DoesNotFit as difference:
-        return [difference.as_problem]
-    return []
+    def _add_rules(self, script: Script, installed: Installed, family: int) -> None:
+        rules = self._plan_rules(installed, family)
+        if rules:
+            if not installed.in_addition:
+                script.make_chains("nat", chains_of(installed.attachment.id.owner + self._names.realm))
+            script.change(rules)
+
+    def _rebuild_in_part(self, script: Script, plan: Plan, family: int) -> None:
+        """Rebuild although something is missing that an attachment needs, such as another program's chain: leave that attachment out."""
+        restore(family, script)
+        for installed in plan.installed:
+            alone = Script()
+            self._add_rules(alone, installed, family)
+            try:
+                try_to_restore(family, alone)
+            except DoesNotFit as error:
+                warn(error.as_error())
+
+
+def names_of(state: State) -> Names:
+    """Return how the rules of a state directory are read."""
+
+    def is_recorded(owner: str) -> bool:
+        identity = AttachmentId.of_owner(owner)
+        try:
+            return identity is not None and state.read(identity) is not None
+        except CniError:
+            return False  # its rules are left alone, like those of another state directory
+
+    return Names(state.realm, is_recorded)
 
 
 def families_of(*attachments: Attachment) -> list[int]:
@@ -162,28 +201,8 @@ def families_of(*attachments: Attachment) -> list[int]:
     return sorted({family for attachment in attachments for family in attachment.families})
 
 
-def _put(script: Script, installed: Installed, family: int) -> None:
-    rules = plan_rules(installed.attachment, family, installed.units)
-    if rules:
-        if not installed.in_addition:
-            script.make_chains("nat", own_chains(installed.attachment))
-        script.change(rules)
-
-
-def _rebuild_in_part(script: Script, plan: Plan, family: int) -> None:
-    """Make all anew although an attachment needs what is not there, such as another program's chain: leave that one out."""
-    restore(family, script)
-    for installed in plan.installed:
-        alone = Script()
-        _put(alone, installed, family)
-        try:
-            try_to_restore(family, alone)
-        except DoesNotFit as error:
-            warn(error.as_error())
-
-
 def _undo_after(cause: BaseException, undo: Callable[[], None]) -> None:
-    """Undo what was done by then; the runtime is told of the first failure, and of this one in its details."""
+    """Undo what was done so far. A failure of the undo becomes a note of the first failure."""
     try:
         undo()
     except CniError as error:

@@ -1,4 +1,4 @@
-"""What the programs of iptables read and write: the script for iptables-restore, and what iptables-save lists. No I/O."""
+"""The text that iptables' programs read and write: scripts for iptables-restore, listings of iptables-save. No I/O."""
 
 from __future__ import annotations
 
@@ -8,18 +8,71 @@ from typing import TYPE_CHECKING
 from .rules import FIXED_CHAINS, chains_of, fixed_rules
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from .rules import Rule
 
-TABLES = ("raw", "filter", "nat")  # what guards is there before what it guards against
+TABLES = ("raw", "filter", "nat")  # the guards are in place before the ports that they guard
 _OURS = "-A QUANTUM-"
 _COMMENT = re.compile(r'--comment (?:"((?:[^"\\]|\\.)*)"|(\S+))')
 _JUMP_TO_OURS = re.compile(r" -[jg] (QUANTUM-\S+)")
 
 
+def _nobody(_: str) -> bool:
+    return False
+
+
+class Names:
+    """Reads the owners of rules, for one state directory.
+
+    Like the comments of table `inet quantum`, those of rules end with the realm of the state directory that has the owner's record, unless it
+    is the usual one. Here, owners of other state directories have a colon. Version 1.0.0 wrote no realm: its rules belong to this directory if
+    their owner is on record here.
+    """
+
+    def __init__(self, realm: str = "", is_recorded: Callable[[str], bool] = _nobody) -> None:
+        """realm: see State.realm. is_recorded: whether an owner has a readable record here."""
+        self.realm = realm
+        self._is_recorded = is_recorded
+        self._recorded: dict[str, bool] = {}
+
+    def owner_of(self, line: str) -> str:
+        """Return the owner of a rule as iptables-save lists it; empty if it has none."""
+        comment = _comment_in(line)
+        owner, colon, realm = comment.partition(":")
+        if colon + realm == self.realm or (not colon and self._has(owner)):
+            return owner
+        return comment if colon or not comment else f"{comment}:"
+
+    def is_of_1_0_0(self, line: str) -> bool:
+        """Whether a rule of ours lacks the realm."""
+        comment = _comment_in(line)
+        return bool(self.realm and comment) and ":" not in comment and self._has(comment)
+
+    def chains_of(self, owner: str) -> set[str]:
+        """Return the names of the chains that an owner may have."""
+        if ":" in owner:
+            return set(chains_of(owner.removesuffix(":")))
+        names = set(chains_of(owner + self.realm))
+        return names.union(chains_of(owner)) if self._has(owner) else names
+
+    def _has(self, owner: str) -> bool:
+        if owner not in self._recorded:
+            self._recorded[owner] = self._is_recorded(owner)
+        return self._recorded[owner]
+
+
+def _comment_in(line: str) -> str:
+    """Return the comment of a rule of ours. Conditions may have comments too: ours is the last."""
+    comments = _COMMENT.findall(line) if line.startswith(_OURS) else []
+    if not comments:
+        return ""
+    quoted, plain = comments[-1]
+    return re.sub(r"\\(.)", r"\1", quoted) or plain
+
+
 class Script:
-    """What iptables-restore is to do, by table; each table's part happens as a whole or not at all."""
+    """The input of iptables-restore, by table; each table changes as a whole or not at all."""
 
     def __init__(self) -> None:
         self._made: dict[str, dict[str, None]] = {table: {} for table in TABLES}
@@ -27,24 +80,24 @@ class Script:
         self._changes: dict[str, list[str]] = {table: [] for table in TABLES}
 
     def make_chains(self, table: str, names: Iterable[str]) -> None:
-        """Make chains, empty: those that are there already are flushed before anything else happens."""
+        """Create chains, or flush them if they exist, before anything else happens."""
         self._made[table].update(dict.fromkeys(names))
 
     def remove_chains(self, table: str, names: Iterable[str]) -> None:
-        """Remove chains, whether they are there or not, unless they are also made; after all else has happened."""
+        """Remove chains, whether they exist or not, after everything else; not those that are also made."""
         self._removed[table].update(dict.fromkeys(names))
 
     def change(self, rules: Iterable[Rule], operation: str = "") -> None:
-        """Add rules, or with -D or -C delete or look for them."""
+        """Add rules; with -D delete them, with -C check that they exist."""
         for rule in rules:
             self._changes[rule.table].append(rule.line(operation))
 
     def keep_lines(self, table: str, lines: Iterable[str]) -> None:
-        """Add rules again that a flushed chain had, as iptables-save listed them."""
+        """Add the rules of a flushed chain again, as iptables-save listed them."""
         self._changes[table] += lines
 
     def delete_line(self, table: str, line: str) -> None:
-        """Delete a rule as iptables-save lists it."""
+        """Delete a rule that iptables-save listed."""
         self._changes[table].append(line.replace("-A", "-D", 1))
 
     @property
@@ -62,12 +115,13 @@ class Script:
 
 
 class Listing:
-    """What iptables-save said: by table the names of all chains, and of the rules those that are ours or lead to us.
+    """The output of iptables-save: by table, the names of all chains, our rules, and the jumps to our chains.
 
-    Whatever else is there is other programs' and not looked into: there may be tens of thousands of rules.
+    Rules of other programs are left out: there may be tens of thousands.
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, names: Names | None = None) -> None:
+        self._names = names or Names()
         self.chains: dict[str, set[str]] = {table: set() for table in TABLES}
         self.rules: list[tuple[str, str]] = []
         table = ""
@@ -82,23 +136,32 @@ class Listing:
                 self.rules.append((table, line))
 
     def owners(self) -> set[str]:
-        """Return whose rules there are."""
-        return {owner for _, line in self.rules if (owner := owner_of(line))}
+        """Return the owners of all rules."""
+        return {owner for _, line in self.rules if (owner := self.owner_of(line))}
+
+    def owner_of(self, line: str) -> str:
+        """Return the owner of one of the rules; empty if it has none."""
+        return self._names.owner_of(line)
+
+    @property
+    def is_older(self) -> bool:
+        """Whether rules of this state directory do not say so: 1.0.0 made them."""
+        return any(self._names.is_of_1_0_0(line) for _, line in self.rules)
 
     def has_all_fixed(self, family: int) -> bool:
-        """Whether our chains are there, and the rules that do not belong to a container."""
+        """Whether our chains exist, and the rules that do not belong to a container."""
         rules = set(self.rules)
         return all((rule.table, rule.line("-A")) in rules for rule in fixed_rules(family)) and all(
             self.chains[table].issuperset(names) for table, names in FIXED_CHAINS.items()
         )
 
     def lines_of(self, table: str, chain: str) -> list[str]:
-        """Return the rules of one of our chains, in their order."""
+        """Return the rules of one of our chains, in order."""
         return [line for of_table, line in self.rules if of_table == table and line.startswith(f"-A {chain} ")]
 
     def chains_in_name_of(self, owners: Iterable[str]) -> set[str]:
-        """Return those chains of these owners that are there."""
-        return {chain for owner in owners for chain in chains_of(owner)} & self.chains["nat"]
+        """Return the existing chains of these owners."""
+        return {chain for owner in owners for chain in self._names.chains_of(owner)} & self.chains["nat"]
 
 
 def _leads_to_us(table: str, line: str) -> bool:
@@ -106,24 +169,15 @@ def _leads_to_us(table: str, line: str) -> bool:
     return jump is not None and jump[1] in FIXED_CHAINS[table]
 
 
-def owner_of(line: str) -> str:
-    """Return whose a rule is that iptables-save lists; conditions may have brought a comment too, ours comes after it."""
-    comments = _COMMENT.findall(line) if line.startswith(_OURS) else []
-    if not comments:
-        return ""
-    quoted, plain = comments[-1]
-    return re.sub(r"\\(.)", r"\1", quoted) or plain
-
-
 def remove_owners(script: Script, listing: Listing, owners: set[str]) -> Script:
-    """Take away all that is there in these names.
+    """Remove all rules of these owners.
 
-    Chains are written anew without it: not every match that iptables-save lists is found again by -D (ctorigdst).
+    Their chains are written again without these rules: -D does not find every match as iptables-save lists it (ctorigdst).
     """
     for table, names in FIXED_CHAINS.items():
         for name in names:
             lines = listing.lines_of(table, name)
-            kept = [line for line in lines if owner_of(line) not in owners]
+            kept = [line for line in lines if listing.owner_of(line) not in owners]
             if kept != lines:
                 script.make_chains(table, [name])
                 script.keep_lines(table, kept)
@@ -132,7 +186,7 @@ def remove_owners(script: Script, listing: Listing, owners: set[str]) -> Script:
 
 
 def restore_listed(script: Script, listing: Listing, before: Listing, owners: set[str]) -> Script:
-    """Make our chains, and those of these owners, what they were when they were listed before."""
+    """Restore our chains, and those of these owners, as they were listed before."""
     for table, names in FIXED_CHAINS.items():
         for name in names:
             if name in before.chains[table] and listing.lines_of(table, name) != before.lines_of(table, name):
@@ -146,9 +200,9 @@ def restore_listed(script: Script, listing: Listing, before: Listing, owners: se
 
 
 def begin_anew(script: Script, listing: Listing, owners: set[str], family: int) -> Script:
-    """Make our chains, the rules in them and the jumps to them, without what is there in these names.
+    """Make our chains, their fixed rules and the jumps to them again, without the rules of these owners.
 
-    What has another owner stays: another state directory may know it.
+    Rules of other owners stay: another state directory may have their records.
     """
     for table, names in FIXED_CHAINS.items():
         script.make_chains(table, names)
@@ -158,6 +212,7 @@ def begin_anew(script: Script, listing: Listing, owners: set[str], family: int) 
     script.change(fixed_rules(family))
     for table, names in FIXED_CHAINS.items():
         for name in names:
-            script.keep_lines(table, [a for a in listing.lines_of(table, name) if owner_of(a) not in {"", *owners}])
+            lines = listing.lines_of(table, name)
+            script.keep_lines(table, [line for line in lines if listing.owner_of(line) not in {"", *owners}])
     script.remove_chains("nat", sorted(listing.chains_in_name_of(owners)))
     return script

@@ -140,7 +140,7 @@ def _list_flows(state: State, scrape: Scrape) -> dict[str, Flows]:
         table.close()
     for family, source in PREFIXES.items() if has_iptables else ():
         try:
-            live[source] = iptables_counts.live_flows(family)
+            live[source] = iptables_counts.live_flows(state, family)
         except CniError as error:
             scrape.complaints.append(error)
     return live

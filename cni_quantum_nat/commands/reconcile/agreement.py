@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from ...backends.iptables.programs import PREFIXES, list_rules
-from ...backends.iptables.provider import IptablesBackend, missing_rules
+from ...backends.iptables.provider import IptablesBackend, names_of
 from ...backends.nftables.layout import BUCKET, SETS, SHARED
 from ...backends.nftables.provider import Difference, NftablesBackend, elements_of, planned_buckets
 from ...backends.nftables.rules import buckets_of, port_of
@@ -152,8 +152,9 @@ class IptablesAgreement(Agreement):
         recorded = {attachment.id.owner for attachment in records.of_backend(IPTABLES)} | records.unreadable
         for family in PREFIXES:
             concerned = [one for one in self._plan.installed if family in one.attachment.families]
-            problems = missing_rules(family, concerned) if concerned else []
-            orphans = list_rules(family).owners() - recorded
+            problems = self._backend.missing_rules(family, concerned) if concerned else []
+            owners = list_rules(family, names_of(state)).owners()
+            orphans = {owner for owner in owners - recorded if ":" not in owner}  # a colon: of another state directory
             if problems or orphans:
                 self._known[family] = (recorded | orphans) - records.unreadable
             self.disagreements += [_rebuild_because(family, problem) for problem in problems]

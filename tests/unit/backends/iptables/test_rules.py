@@ -13,10 +13,9 @@ from cni_quantum_nat.backends.iptables.rules import (
     FIXED_CHAINS,
     chains_of,
     fixed_rules,
-    own_chains,
     plan_rules,
 )
-from cni_quantum_nat.backends.iptables.text import Listing, Script, begin_anew, owner_of, remove_owners
+from cni_quantum_nat.backends.iptables.text import Listing, Names, Script, begin_anew, remove_owners
 from cni_quantum_nat.model.addresses import Address, Endpoint
 from cni_quantum_nat.model.attachments import Attachment, AttachmentId, Inbound, Outbound, PortMapping
 
@@ -52,12 +51,12 @@ def test_no_name_becomes_syntax_and_the_owner_can_be_read_back(family: int, iden
         assert words.count("--comment") == 1
         assert words[words.index("--comment") + 1] == identity.owner
         if rule.chain.startswith("QUANTUM-"):
-            assert owner_of(re.sub("^-I", "-A", line)) == identity.owner
+            assert Names().owner_of(re.sub("^-I", "-A", line)) == identity.owner
 
 
 def test_no_name_of_a_chain_is_too_long() -> None:
     fixed = [name for names in FIXED_CHAINS.values() for name in names]
-    own = own_chains(attachment(AttachmentId("n" * 100, "c" * 100, "eth0")))
+    own = chains_of(AttachmentId("n" * 100, "c" * 100, "eth0").owner)
     assert all(len(name) <= 28 for name in (*fixed, *own))
 
 
@@ -82,6 +81,25 @@ def test_a_listing_knows_the_owners_of_our_rules_alone() -> None:
     )
     assert listing.owners() == {"net/c/eth0", "net/d/eth0"}
     assert listing.chains["nat"] == {"PREROUTING", "QUANTUM-ANY-IP"}
+
+
+@pytest.mark.parametrize(
+    ("realm", "comment", "owner"),
+    [
+        ("", "net/c/eth0", "net/c/eth0"),
+        ("", "net/c/eth0:12ab", "net/c/eth0:12ab"),
+        (":12ab", "net/c/eth0:12ab", "net/c/eth0"),
+        (":12ab", "net/c/eth0:34cd", "net/c/eth0:34cd"),
+        (":12ab", "net/c/eth0", "net/c/eth0:"),
+        (":12ab", "net/ours/eth0", "net/ours/eth0"),
+    ],
+)
+def test_the_owner_of_another_state_directory_has_a_colon(realm: str, comment: str, owner: str) -> None:
+    names = Names(realm, lambda name: name == "net/ours/eth0")
+    line = f'-A QUANTUM-ANY-IP -p tcp -m comment --comment "{comment}" -j DNAT --to-destination 10.0.0.2:80'
+    assert names.owner_of(line) == owner
+    assert set(chains_of(comment)) <= names.chains_of(owner)
+    assert names.is_of_1_0_0(line) == (comment == "net/ours/eth0")
 
 
 WEB, OTHER = AttachmentId("net", "web", "eth0"), AttachmentId("net", "other", "eth0")
@@ -153,7 +171,7 @@ def test_a_condition_may_bring_a_comment_and_addresses() -> None:
     for rule in rules:
         words = shlex.split(rule.specification)
         assert (words.count("-s"), words.count("-d")) == (1, 1)
-        assert owner_of(rule.line()) == WEB.owner
+        assert Names().owner_of(rule.line()) == WEB.owner
 
 
 def test_one_rule_masquerades_by_the_mark() -> None:
