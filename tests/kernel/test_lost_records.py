@@ -113,14 +113,22 @@ def test_a_number_that_json_cannot_have_is_refused_before_anything_changes(
     assert not list(plugin.state_directory.glob("attachments/*"))
 
 
-@pytest.mark.parametrize("version", ["0.4.0", "1.0.0"])
+@pytest.mark.parametrize(
+    ("verb", "version", "environment"),
+    [
+        ("ADD", "0.4.0", {}),
+        ("ADD", "1.0.0", {"CNI_IFNAME": "eth/0"}),
+        ("GC", "1.0.0", {}),
+        ("CHECK", "0.3.1", {}),
+    ],
+)
 def test_error_objects_have_the_version_of_the_configuration(
-    container: Container, plugin: Plugin, version: str
+    container: Container, plugin: Plugin, verb: str, version: str, environment: dict[str, Any]
 ) -> None:
-    """At 1.0.0 (defect 49) they said 1.1.0, whatever the configuration said."""
-    configuration = plugin.configuration(cniVersion=version)
-    process = plugin.start("ADD", configuration, container)
+    """At 1.0.0 (defect 49) they said 1.1.0 where the environment was wrong, or the verb younger than the configuration's version."""
+    process = plugin.start(verb, plugin.configuration(cniVersion=version), container, **environment)
     output, _ = process.communicate(timeout=90)
+    assert "code" in json.loads(output)
     assert json.loads(output)["cniVersion"] == version
 
 
@@ -129,11 +137,11 @@ def test_error_objects_have_the_version_of_the_configuration(
 def test_conntrack_entries_from_before_an_add_again_go_with_del(
     stack: ExitStack, host: Host, client: Namespace, container: Container, plugin: Plugin, family: int
 ) -> None:
-    """At 1.0.0 (defect 15) the counters of the replaced elements said that nobody ever came."""
+    """At 1.0.0 (defect 15) the counters of the new elements said that nobody ever came."""
     plugin.add(container, publish(8080, protocol="udp"))
     talk = Talk(stack, client, HOST[family], 8080)
     assert talk.ask() == "web"
-    again = plugin.add(container, publish(8080, protocol="udp"), publish(9090))
+    again = plugin.add(container, publish(9090, protocol="udp"))
     again.delete()
     container.ip("link del eth0")
     newcomer = host.container(number=int(container.address[4].rpartition(".")[2]))
@@ -145,12 +153,13 @@ def test_conntrack_entries_from_before_an_add_again_go_with_del(
 def test_conntrack_entries_from_before_a_move_between_backends_go_with_del(
     stack: ExitStack, host: Host, client: Namespace, container: Container, plugin: Plugin, family: int
 ) -> None:
-    """At 1.0.0 (defect 15) they stayed, and the next owner of the address got the client's datagrams."""
-    plugin.add(container, publish(8080, protocol="udp"))
+    """The counters of the new backend know nothing of them, and the next owner of the address would get the client's datagrams."""
+    plugin.add(host.container("cni1"), network="other")  # or the table is new to the move, and that is noted
+    plugin.add(container, publish(8080, protocol="udp"), backend="iptables")
     talk = Talk(stack, client, HOST[family], 8080)
     assert talk.ask() == "web"
-    moved = plugin.attachment(container, publish(8080, protocol="udp"), backend="iptables")
-    plugin.add(host.container(), backend="iptables")
+    moved = plugin.attachment(container, publish(8080, protocol="udp"), backend="nftables")
+    plugin.add(host.container(), backend="nftables")
     moved.delete()
     container.ip("link del eth0")
     newcomer = host.container(number=int(container.address[4].rpartition(".")[2]))
