@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..model.errors import InvalidConfiguration
 from .jsonfile import SyntaxProblem, decode, line_and_column
 from .netconf import ERROR, INTERFACE_PLUGINS, OURS, check
-from .parser import add_command
+from .parser import NO_STATE, add_command
 
 if TYPE_CHECKING:
     import argparse
@@ -38,6 +38,7 @@ def add_to(commands: Commands) -> None:
             "chain --dry-run /etc/cni/net.d/10-containers.conflist",
             "chain --undo /etc/cni/net.d/10-containers.conflist",
         ),
+        scope=NO_STATE,
     )
     parser.add_argument("file", metavar="FILE", help="a .conflist file")
     parser.add_argument(

@@ -7,7 +7,6 @@ import os
 import sys
 
 from ..model.errors import CniError
-from ..state.directory import DEFAULT_DIRECTORY
 from ..version import __version__
 from . import chain as chain_command
 from . import completion as completion_command
@@ -18,8 +17,10 @@ from . import port as port_command
 from . import schema as schema_command
 from . import show as show_command
 from . import validate as validate_command
+from .directories import mention_others, settle
 from .doctor import doctor as doctor_command
 from .metrics import metrics as metrics_command
+from .parser import NO_STATE, ONE_STATE, add_state_directory
 from .reconcile import reconcile as reconcile_command
 
 _COMMANDS = (  # in the order of --help
@@ -53,12 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog="quantum-nat", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"quantum-nat {__version__}")
-    parser.add_argument(
-        "--state-dir",
-        default=DEFAULT_DIRECTORY,
-        metavar="DIRECTORY",
-        help="directory of the records, the networks' stateDir (default: %(default)s)",
-    )
+    add_state_directory(parser, default=None)
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
     for command in _COMMANDS:
         command.add_to(commands)
@@ -75,6 +71,10 @@ def run() -> int:
         parser.print_help(sys.stderr)
         return 2
     try:
+        if arguments.scope != NO_STATE:
+            settle(arguments)
+        if arguments.scope == ONE_STATE:
+            mention_others(arguments)
         status: int = arguments.run(arguments)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader has closed the pipe, as head does

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from ..model.errors import CniError
 from ..state.directory import State
-from .parser import add_command
+from .directories import settle
+from .parser import NO_STATE, add_command
 
 if TYPE_CHECKING:
     import argparse
@@ -28,6 +29,7 @@ def add_to(commands: Commands) -> None:
             "completion zsh > /usr/local/share/zsh/site-functions/_quantum-nat",
             "completion fish > /etc/fish/completions/quantum-nat.fish",
         ),
+        scope=NO_STATE,
     )
     parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell")
 
@@ -66,6 +68,8 @@ def ports(parsed_args: argparse.Namespace, **_: object) -> list[str]:
 
 def _attachments(parsed_args: argparse.Namespace) -> list[Attachment]:
     try:
-        return list(State(parsed_args.state_dir).attachments([]))
+        settle(parsed_args)
+        states = [State(name) for name in parsed_args.state_dirs]
+        return [attachment for state in states for attachment in state.attachments([])]
     except CniError:
         return []  # a message would disturb the line that is being typed

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from socket import AF_INET, AF_INET6
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..model.addresses import Address
 from ..model.attachments import PROTOCOL_NAMES
 from ..model.errors import KERNEL_REFUSED, CniError
-from ..state.directory import State
 from .completion import containers
+from .directories import states_of
 from .find import attachments_of
-from .parser import add_command
-from .tables import CONTAINER_CHARACTERS, complain, print_table
+from .listing import Row, add_options, show
+from .parser import ALL_STATES, add_command
+from .records import read_all
+from .tables import complain
 
 if TYPE_CHECKING:
     import argparse
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from .parser import Commands
 
 _COLUMNS = ("DIRECTION", "PROTOCOL", "FROM", "TO", "TRANSLATED", "STATE", "BYTES", "CONTAINER")
+_STACKED = ("FROM", "TO", "TRANSLATED")
 _SEEN_REPLY, _ASSURED, _SOURCE_TRANSLATED, _DESTINATION_TRANSLATED = (
     1 << 1,
     1 << 2,
@@ -70,29 +72,29 @@ def add_to(commands: Commands) -> None:
         run,
         summary="list current translated connections",
         description="List the current connections of containers that are translated, from the kernel's conntrack table.",
-        examples=("connections 4f1c09 --json",),
+        examples=("connections 4f1c09 --json", "connections --filter state=established --sort bytes --watch"),
+        scope=ALL_STATES,
     )
     container = parser.add_argument(
         "container", metavar="CONTAINER", nargs="?", help="container ID, or a unique prefix"
     )
     container.completer = containers  # type: ignore[attr-defined]  # argcomplete reads it
-    parser.add_argument("--json", action="store_true", help="print a JSON array")
+    add_options(parser, _COLUMNS, "connections")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the connections of one container, or of all."""
-    damaged: list[CniError] = []
+    """Print the connections of one container, or of all; return 1 if a record cannot be read."""
+    return show(arguments, _COLUMNS, lambda: _rows(arguments), folded=("TRANSLATED",), stacked=_STACKED)
+
+
+def _rows(arguments: argparse.Namespace) -> tuple[list[Row], int]:
     if arguments.container is None:
-        attachments = list(State(arguments.state_dir).attachments(damaged))
+        recorded, damaged = read_all(states_of(arguments))
     else:
-        attachments = attachments_of(arguments.state_dir, arguments.container)
-    found = sorted(connections_of(attachments))
-    if arguments.json:
-        print(json.dumps([_as_json(connection) for connection in found], indent=2))
-    else:
-        print_table(_COLUMNS, map(_row, found))
+        recorded, damaged = attachments_of(arguments, arguments.container), []
     complain(damaged)
-    return 1 if damaged else 0
+    found = sorted(connections_of([one.attachment for one in recorded]))
+    return [Row(_cells(connection), _as_json(connection)) for connection in found], 1 if damaged else 0
 
 
 def connections_of(attachments: list[Attachment]) -> Iterator[Connection]:
@@ -210,10 +212,10 @@ def _bytes(message: Any) -> int | None:
     return sum(counted) if counted else None
 
 
-def _row(connection: Connection) -> tuple[str, ...]:
+def _cells(connection: Connection) -> dict[str, str]:
     changes = [f"from {connection.new_source}"] if connection.new_source else []
     changes += [f"to {connection.new_destination}"] if connection.new_destination else []
-    return (
+    cells = (
         connection.direction,
         connection.protocol,
         connection.source,
@@ -221,8 +223,9 @@ def _row(connection: Connection) -> tuple[str, ...]:
         " ".join(changes),
         connection.state,
         "-" if connection.bytes is None else str(connection.bytes),
-        connection.container_id[:CONTAINER_CHARACTERS],
+        connection.container_id,
     )
+    return dict(zip(_COLUMNS, cells, strict=True))
 
 
 def _as_json(connection: Connection) -> dict[str, object]:

@@ -5,31 +5,36 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..model.errors import InvalidConfiguration
-from ..state.directory import State
-from .records import read_records
+from .directories import states_of
+from .records import read_all
 
 if TYPE_CHECKING:
-    from ..model.attachments import Attachment
+    import argparse
+
+    from .records import Recorded
 
 
-def attachments_of(state_directory: str, container: str) -> list[Attachment]:
+def attachments_of(arguments: argparse.Namespace, container: str) -> list[Recorded]:
     """Return the attachments of a container, oldest first; `container` is its ID or a prefix.
 
     Raises:
         InvalidConfiguration: no container matches, or several do.
     """
-    records = read_records(State(state_directory)).attachments
-    found = [attachment for attachment in records if attachment.id.container_id.startswith(container)]
-    identities = {attachment.id.container_id for attachment in found}
+    states = states_of(arguments)
+    recorded, damaged = read_all(states)
+    found = [one for one in recorded if one.attachment.id.container_id.startswith(container)]
+    identities = {one.attachment.id.container_id for one in found}
     if container in identities:
         identities = {container}
     if not identities:
+        option = states[0].option if arguments.is_named else ""
+        unreadable = [f"{error.message}. {error.details}" for error in damaged]
         raise InvalidConfiguration(
             f"no container ID begins with {container!r}",
-            f"List all containers with `quantum-nat --state-dir {state_directory} list`.",
+            "\n".join((f"List all containers with `quantum-nat {option}list`.", *unreadable)),
         )
     if len(identities) > 1:
         raise InvalidConfiguration(
             f"{container!r} is ambiguous: {', '.join(sorted(identities))}", "Give a longer prefix."
         )
-    return [attachment for attachment in found if attachment.id.container_id in identities]
+    return [one for one in found if one.attachment.id.container_id in identities]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..backends.nftables.layout import SHARED
 from ..model.attachments import IPTABLES, NFTABLES
-from ..model.errors import CniError
+from ..model.errors import CHECK_FAILED, IO_FAILURE, CniError
 from ..nat.decision import IN_FORCE, UNCERTAIN, decide_all
 from ..nat.records import here_of, standing
 
@@ -32,20 +32,40 @@ class KernelRules(NamedTuple):
     flows: int
 
 
-def flows_by_owner(attachments: Iterable[Attachment], state: State) -> dict[str, int]:
-    """Return the number of connections so far by owner; attachments are left out if their backend cannot be read."""
+def flows_by_owner(attachments: Iterable[Attachment], state: State) -> tuple[dict[str, int], list[CniError]]:
+    """Return the number of connections so far by owner, and why others have none: their rules are missing or unreadable."""
     by_backend: dict[str, list[str]] = {}
     for attachment in attachments:
-        by_backend.setdefault(attachment.backend, []).append(attachment.id.owner)
+        if attachment.needs_rules:
+            by_backend.setdefault(attachment.backend, []).append(attachment.id.owner)
     flows: dict[str, int] = {}
+    troubles: list[CniError] = []
     for backend, owners in by_backend.items():
-        counted = _count_elements(state) if backend == NFTABLES else _count_rules(state)
-        if counted is not None:
+        try:
+            counted = _count_elements(state) if backend == NFTABLES else _count_rules(state)
+        except CniError as error:
+            troubles.append(error)
+            continue
+        if counted is None:
+            troubles.append(_missing(backend, state))
+        else:
             flows |= {owner: counted.get(owner, 0) for owner in owners}
-    return flows
+    return flows, troubles
+
+
+def _missing(backend: str, state: State) -> CniError:
+    what = (
+        "table inet quantum is missing" if backend == NFTABLES else "the chains of quantum-nat are missing in iptables"
+    )
+    return CniError(
+        CHECK_FAILED,
+        f"{what}: no published port and no outbound NAT of these containers works",
+        f"Repair it with `quantum-nat {state.option}reconcile`.",
+    )
 
 
 def _count_elements(state: State) -> dict[str, int] | None:
+    """Count by owner; None if there is no table."""
     from ..backends.nftables.table import NftablesTable
 
     table = NftablesTable(state.realm)
@@ -55,25 +75,23 @@ def _count_elements(state: State) -> dict[str, int] | None:
             return None
         for _, owner, flows in table.counted_flows():
             counted[owner] = counted.get(owner, 0) + flows
-    except (CniError, OSError):
-        return None  # usually not root; the records are still useful
+    except OSError as error:
+        raise CniError(IO_FAILURE, f"cannot read table inet quantum: {error.strerror}", "Run it as root.") from error
     finally:
         table.close()
     return counted
 
 
 def _count_rules(state: State) -> dict[str, int] | None:
+    """Count by owner; None if there are no rules."""
     from ..backends.iptables import counts as iptables_counts
     from ..backends.iptables.programs import PREFIXES
 
     counted: dict[str, int] = {}
-    try:
-        for family in PREFIXES:
-            for owner, flows in iptables_counts.flows_by_owner(state, family).items():
-                counted[owner] = counted.get(owner, 0) + flows
-    except (CniError, OSError):
-        return None
-    return counted
+    for family in PREFIXES:
+        for owner, flows in iptables_counts.flows_by_owner(state, family).items():
+            counted[owner] = counted.get(owner, 0) + flows
+    return counted or None
 
 
 def kernel_rules(attachment: Attachment, state: State) -> KernelRules:

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import TYPE_CHECKING
 
-from ..state.directory import State
 from .completion import networks
+from .directories import states_of
 from .kernel import flows_by_owner
-from .parser import add_command
-from .records import read_records
-from .tables import CONTAINER_CHARACTERS, age, complain, print_table
+from .listing import Row, add_options, show
+from .parser import ALL_STATES, add_command
+from .records import read_all
+from .tables import age, complain
 
 if TYPE_CHECKING:
     import argparse
 
-    from ..model.attachments import Attachment
+    from ..state.directory import State
     from .parser import Commands
+    from .records import Recorded
 
 _COLUMNS = ("NETWORK", "CONTAINER", "INTERFACE", "ADDRESSES", "PORTS", "CONNECTIONS", "AGE")
 _FOLDED = ("ADDRESSES", "PORTS")
+_DIRECTORY = "STATE DIRECTORY"  # shown where there are several
 
 
 def add_to(commands: Commands) -> None:
@@ -31,44 +33,56 @@ def add_to(commands: Commands) -> None:
         run,
         summary="list attachments with their addresses and ports",
         description="List all attachments, oldest first, with the number of connections so far.",
-        examples=("list --network containers",),
+        examples=(
+            "list --network containers",
+            "list --filter ports=8080-* --format container,ports",
+            "list --sort=-connections --watch",
+        ),
+        scope=ALL_STATES,
     )
     network = parser.add_argument("--network", metavar="NAME", help="only attachments to this network")
     network.completer = networks  # type: ignore[attr-defined]  # argcomplete reads it
-    parser.add_argument("--json", action="store_true", help="print the records as a JSON array")
+    add_options(parser, _COLUMNS, "attachments")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the records, oldest first."""
-    state = State(arguments.state_dir)
-    found = read_records(state)
-    records = found.attachments
+    """Print the records, oldest first; return 1 if one cannot be read, or if their connections cannot."""
+    states = states_of(arguments)
+    columns = (*_COLUMNS, _DIRECTORY) if len(states) > 1 else _COLUMNS
+    return show(arguments, columns, lambda: _rows(arguments, states), folded=_FOLDED, stacked=_FOLDED)
+
+
+def _rows(arguments: argparse.Namespace, states: list[State]) -> tuple[list[Row], int]:
+    recorded, complaints = read_all(states)
     if arguments.network is not None:
-        records = [attachment for attachment in records if attachment.id.network == arguments.network]
-    flows, now = flows_by_owner(records, state), time.time()
-    if arguments.json:
-        print(json.dumps([_as_json(attachment, flows, now) for attachment in records], indent=2))
-    else:
-        print_table(_COLUMNS, (_row(attachment, flows, now) for attachment in records), _FOLDED)
-    complain(found.damaged)
-    return 1 if found.damaged else 0
+        recorded = [one for one in recorded if one.attachment.id.network == arguments.network]
+    flows: dict[str, dict[str, int]] = {}
+    for state in states:
+        own = [one.attachment for one in recorded if one.state is state]
+        flows[state.directory], troubles = flows_by_owner(own, state)
+        complaints += troubles
+    complain(complaints)
+    now = time.time()
+    return [_row(one, flows[one.state.directory], now) for one in recorded], 1 if complaints else 0
 
 
-def _as_json(attachment: Attachment, flows: dict[str, int], now: float) -> dict[str, object]:
-    return {
-        **attachment.as_record(),
-        "connections": flows.get(attachment.id.owner),
-        "ageS": int(now - attachment.created_at),
-    }
-
-
-def _row(attachment: Attachment, flows: dict[str, int], now: float) -> tuple[str, ...]:
-    return (
+def _row(recorded: Recorded, flows: dict[str, int], now: float) -> Row:
+    state, attachment = recorded
+    addresses = [str(e.network if attachment.is_network else e.address) for e in attachment.endpoints]
+    cells = (
         attachment.id.network,
-        attachment.id.container_id[:CONTAINER_CHARACTERS],
+        attachment.id.container_id,
         attachment.id.interface,
-        ", ".join(str(e.network if attachment.is_network else e.address) for e in attachment.endpoints),
+        ", ".join(addresses),
         ", ".join(str(mapping) for mapping in attachment.port_mappings) or "-",
         str(flows.get(attachment.id.owner, "-")),
         age(now - attachment.created_at),
+        state.directory,
     )
+    entry = {
+        **attachment.as_record(),
+        "connections": flows.get(attachment.id.owner),
+        "ageS": int(now - attachment.created_at),
+        "stateDir": state.directory,
+    }
+    return Row(dict(zip((*_COLUMNS, _DIRECTORY), cells, strict=True)), entry)

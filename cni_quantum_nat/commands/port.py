@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from .completion import containers, ports
 from .find import attachments_of
-from .parser import add_command
+from .parser import ALL_STATES, add_command
 
 if TYPE_CHECKING:
     import argparse
@@ -47,6 +47,7 @@ def add_to(commands: Commands) -> None:
         summary="show the published ports of a container",
         description="Show the published ports of a container, in the format of podman port.",
         examples=("port 4f1c09 53/udp",),
+        scope=ALL_STATES,
     )
     container = parser.add_argument("container", metavar="CONTAINER", help="container ID, or a unique prefix")
     container.completer = containers  # type: ignore[attr-defined]  # argcomplete reads it
@@ -57,7 +58,7 @@ def add_to(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the ports; return 1 if there are none."""
-    attachments = attachments_of(arguments.state_dir, arguments.container)
+    attachments = [one.attachment for one in attachments_of(arguments, arguments.container)]
     published = sorted({line for attachment in attachments for line in published_by(attachment)})
     if arguments.port is not None:
         published = [line for line in published if arguments.port in _names_of(line)]

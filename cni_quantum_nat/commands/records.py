@@ -3,16 +3,38 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from ..model.errors import InvalidConfiguration
 from ..nat.records import Records, here_of
+from .directories import missing
 from .progress import tracked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ..model.attachments import Attachment
+    from ..model.errors import CniError
     from ..state.directory import State
+
+
+class Recorded(NamedTuple):
+    """An attachment, and the state directory that has its record."""
+
+    state: State
+    attachment: Attachment
+
+
+def read_all(states: list[State]) -> tuple[list[Recorded], list[CniError]]:
+    """Return the attachments of all state directories, oldest first, and why others cannot be read."""
+    found: list[Recorded] = []
+    damaged: list[CniError] = []
+    for state in states:
+        records = Records(state, here_of(state))
+        found += (Recorded(state, attachment) for attachment in records.attachments)
+        damaged += records.damaged
+    if len(states) > 1:  # their sequence numbers are not comparable
+        found.sort(key=lambda one: one.attachment.created_at)
+    return found, damaged
 
 
 def read_records(state: State, *, progress: bool = False) -> Records:
@@ -29,11 +51,7 @@ def require_directory(state: State, *, usual_too: bool = False) -> None:
     """
     state.check()
     if not state.exists() and (state.option or usual_too):
-        raise InvalidConfiguration(
-            f"there is no state directory {state.directory}",
-            "If the networks have another stateDir, name it: quantum-nat --state-dir DIRECTORY. "
-            "If nothing was ever added, there is nothing to do.",
-        )
+        raise missing(state)
 
 
 @contextmanager

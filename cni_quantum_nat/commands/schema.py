@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from .parser import add_command
+from .parser import NO_STATE, add_command
 
 if TYPE_CHECKING:
     import argparse
@@ -22,6 +22,7 @@ def add_to(commands: Commands) -> None:
         summary="print the JSON Schema of the configuration",
         description="Print the JSON Schema (draft 2020-12) of a plugin of type quantum-nat, for editors.",
         examples=("schema --conflist > quantum-nat.conflist.schema.json",),
+        scope=NO_STATE,
     )
     parser.add_argument("--conflist", action="store_true", help="the schema of a whole configuration list")
     parser.add_argument("--json", action="store_true", help="no effect: the schema is always JSON")

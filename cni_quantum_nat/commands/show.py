@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 from ..model.errors import CniError
 from ..nat.decision import IN_FORCE, UNCERTAIN
 from ..nat.records import here_of, standing
-from ..state.directory import State
 from .completion import containers
 from .find import attachments_of
 from .kernel import kernel_rules
-from .parser import add_command
+from .parser import ALL_STATES, add_command
 from .tables import age
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
     from ..backends.nftables.rules import Element
     from ..model.attachments import Attachment
+    from ..state.directory import State
     from .parser import Commands
 
 _LABEL_WIDTH = 13
@@ -36,6 +36,7 @@ def add_to(commands: Commands) -> None:
         summary="show all details of a container",
         description="Show each attachment of a container: addresses, published ports, outbound NAT, and its rules in the kernel.",
         examples=("show 4f1c09",),
+        scope=ALL_STATES,
     )
     container = parser.add_argument("container", metavar="CONTAINER", help="container ID, or a unique prefix")
     container.completer = containers  # type: ignore[attr-defined]  # argcomplete reads it
@@ -44,8 +45,8 @@ def add_to(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the container's attachments."""
-    state = State(arguments.state_dir)
-    described = [_describe(a, state) for a in attachments_of(arguments.state_dir, arguments.container)]
+    found = attachments_of(arguments, arguments.container)
+    described = [_describe(attachment, state) for state, attachment in found]
     if arguments.json:
         print(json.dumps(described, indent=2))
     else:

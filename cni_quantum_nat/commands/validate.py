@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, NamedTuple
 
+from .directories import SUFFIXES, configurations_in, named_by
 from .jsonfile import Document, SyntaxProblem, decode, line_and_column
 from .netconf import ERROR, WARNING, check
-from .parser import add_command
+from .parser import NO_STATE, add_command
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
 
     from .jsonfile import Path
     from .parser import Commands
@@ -45,10 +48,14 @@ def add_to(commands: Commands) -> None:
         summary="check CNI configuration files",
         description="Check CNI configuration files: JSON syntax, the rules of CNI, and the plugin's own keys, as ADD does. "
         "The exit status is 1 if there are errors, and 0 if there are only warnings.",
-        examples=("validate /etc/cni/net.d/*.conflist",),
+        examples=("validate /etc/cni/net.d", "validate 10-containers.conflist"),
+        scope=NO_STATE,
     )
     parser.add_argument(
-        "files", metavar="FILE", nargs="+", help="a .conflist, .conf or .json file, or - for standard input"
+        "files",
+        metavar="FILE",
+        nargs="+",
+        help="a .conflist, .conf or .json file, a directory of them, or - for standard input",
     )
     parser.add_argument("--json", action="store_true", help="print a JSON array of findings")
 
@@ -56,7 +63,7 @@ def add_to(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the problems of each file; return 1 if any is an error."""
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a file may say "\ud800"
-    found = {file: messages_of(file) for file in arguments.files}
+    found = dict(_checked(arguments.files))
     everything = [message for messages in found.values() for message in messages]
     if arguments.json:
         print(json.dumps([message._asdict() for message in everything], indent=2))
@@ -64,6 +71,32 @@ def run(arguments: argparse.Namespace) -> int:
         for file, messages in found.items():
             print("\n".join(map(str, messages)) if messages else f"{file}: ok")
     return 1 if any(message.severity == ERROR for message in everything) else 0
+
+
+def _checked(names: list[str]) -> Iterator[tuple[str, list[Message]]]:
+    for name in names:
+        if not FilePath(name).is_dir():
+            yield name, messages_of(name)
+            continue
+        files = configurations_in(FilePath(name))
+        yield from ((str(file), messages_of(str(file))) for file in files)
+        if not files:
+            why = f"no network configuration is in this directory: runtimes read {', '.join(SUFFIXES)}"
+            yield name, [Message(name, 0, 0, "", ERROR, why)]
+        elif warning := _several_directories(files):
+            yield name, [Message(name, 0, 0, "", WARNING, warning)]
+
+
+def _several_directories(files: list[FilePath]) -> str:
+    """Say that the networks use different state directories; empty if they use one. Their own errors are told elsewhere."""
+    used = named_by(files, [])
+    if len(used) < 2:
+        return ""
+    listed = "; ".join(f"{directory} ({', '.join(users)})" for directory, users in sorted(used.items()))
+    return (
+        f"the networks use different state directories: {listed}. Neither repairs the other's containers, and each needs a "
+        "`quantum-nat reconcile --watch` of its own; use the same stateDir in all lists"
+    )
 
 
 def messages_of(file: str) -> list[Message]:

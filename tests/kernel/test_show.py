@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from .plugin import Plugin, publish
+from .test_reconcile import flush
 from .topology import HOST, Container, Namespace
 
 
@@ -83,3 +85,48 @@ def test_show_of_an_unknown_container_is_an_error(container: Container, plugin: 
     done = command(plugin, "show", "nobody")
     assert (done.returncode, done.stdout) == (1, "")
     assert "no container ID begins with 'nobody'" in done.stderr
+
+
+@pytest.mark.behaviour
+def test_list_says_that_the_table_is_lost(container: Container, plugin: Plugin) -> None:
+    plugin.add(container, publish(8080))
+    flush(plugin.host)
+    done = command(plugin, "list")
+    assert done.returncode == 1
+    assert "8080->80/tcp" in done.stdout
+    assert "missing" in done.stderr
+    assert "no published port and no outbound NAT" in done.stderr
+    cure = done.stderr.split("`")[1]
+    assert cure == f"quantum-nat --state-dir {plugin.state_directory} reconcile"
+    assert command(plugin, *cure.split()[3:]).returncode == 0
+    done = command(plugin, "list")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_networks_of_all_state_directories_are_shown(
+    container: Container, other_container: Container, plugin: Plugin, tmp_path: Path
+) -> None:
+    second = Plugin(plugin.host, plugin.state_directory.parent / "two", plugin.programs)
+    plugin.add(container, publish(8080), network="first")
+    second.add(other_container, publish(8081), network="second")
+    for each in (plugin, second):
+        (tmp_path / f"{each.state_directory.name}.conflist").write_text(
+            json.dumps({"name": "n", "plugins": [each.configuration()]})
+        )
+    environment = {**plugin.environ, "NETCONFPATH": str(tmp_path)}
+    line = ["nsenter", f"--net={plugin.host.path}", "--", *plugin.command]
+    done = subprocess.run([*line, "list", "--json"], capture_output=True, text=True, check=True, env=environment)
+    assert [(entry["network"], entry["stateDir"]) for entry in json.loads(done.stdout)] == [
+        ("first", str(plugin.state_directory)),
+        ("second", str(second.state_directory)),
+    ]
+    shown = subprocess.run(
+        [*line, "port", other_container.id], capture_output=True, text=True, check=True, env=environment
+    )
+    assert "0.0.0.0:8081" in shown.stdout
+    shown = subprocess.run([*line, "list"], capture_output=True, text=True, check=True, env=environment)
+    assert "STATE DIRECTORY" in shown.stdout
+    # A command that is about one says which others there are, and touches none of them.
+    done = subprocess.run([*line, "reconcile"], capture_output=True, text=True, check=True, env=environment)
+    assert f"`quantum-nat --state-dir {second.state_directory} reconcile`" in done.stderr + done.stdout
+    assert command(second, "show", other_container.id).stdout.count("matches the record") == 1

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ...model.errors import IO_FAILURE, CniError
 from ...state.directory import State
 from ..parser import add_command
+from ..records import require_directory
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -61,8 +62,11 @@ def run(arguments: argparse.Namespace) -> int:
     from .exposition import NatCollector
     from .listen import serve
 
+    state = State(arguments.state_dir)
+    if not arguments.listen:  # a service may start before the first container
+        require_directory(state)
     registry = CollectorRegistry()
-    registry.register(NatCollector(State(arguments.state_dir)))
+    registry.register(NatCollector(state))
     if arguments.listen:
         ProcessCollector(registry=registry)  # it runs for long: show its memory
         serve(arguments.listen, registry)
