@@ -37,12 +37,13 @@ def listen(stack: ExitStack, namespace: Namespace, port: int, family: int) -> No
     listening.listen()
 
 
-def remaining_s(host: Host, family: int, source_port: int) -> int:
-    """Return the remaining time-out of the host's conntrack entry for this source port."""
-    listed = host.run("conntrack", "-L", "-f", f"ipv{family}", "-p", "tcp", "--orig-port-src", str(source_port))
-    found = re.search(r"tcp\s+6\s+(\d+) ESTABLISHED", listed)
-    assert found, listed
-    return int(found[1])
+def remaining_s(host: Host, family: int, source_port: int, port: int) -> int:
+    """Return the remaining time-out of the host's conntrack entry from this source port to this port."""
+    ports = ("--orig-port-src", str(source_port), "--orig-port-dst", str(port))
+    listed = host.run("conntrack", "-L", "-f", f"ipv{family}", "-p", "tcp", *ports)
+    found = re.findall(r"tcp\s+6\s+(\d+) ESTABLISHED", listed)
+    assert len(found) == 1, listed
+    return int(found[0])
 
 
 @pytest.mark.frozen
@@ -59,9 +60,9 @@ def test_only_translated_connections_have_our_timeout(
     inbound = establish(stack, client, HOST[family], 8080)
     outbound = establish(stack, container, CLIENT[family], 100)
     own = establish(stack, client, HOST[family], 90)
-    assert timeout_s - 10 < remaining_s(host, family, inbound) <= timeout_s
-    assert timeout_s - 10 < remaining_s(host, family, outbound) <= timeout_s
-    assert KERNELS_OWN_S - 10 < remaining_s(host, family, own) <= KERNELS_OWN_S
+    assert timeout_s - 10 < remaining_s(host, family, inbound, 8080) <= timeout_s
+    assert timeout_s - 10 < remaining_s(host, family, outbound, 100) <= timeout_s
+    assert KERNELS_OWN_S - 10 < remaining_s(host, family, own, 90) <= KERNELS_OWN_S
 
 
 def test_a_configured_timeout_survives_a_lost_table(
@@ -73,7 +74,7 @@ def test_a_configured_timeout_survives_a_lost_table(
     plugin.add(other_container, network="other")
     kept.check()
     port = establish(stack, client, HOST[4], 8081)
-    assert 7190 < remaining_s(host, 4, port) <= 7200
+    assert 7190 < remaining_s(host, 4, port, 8081) <= 7200
     client.serve("outside", 80)
     assert container.ask(CLIENT[4], 80).source == HOST_SECONDARY[4]
 
