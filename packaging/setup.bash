@@ -53,14 +53,21 @@ apt_install() {
     ) || die "cannot install packages. Try it by hand: apt-get update && apt-get install ${missing[*]}"
 }
 
-# unpacked PACKAGE: unpack Debian's package, which would start a service if it were installed; print where it is.
+# unpacked PACKAGE [ARCHITECTURE]: unpack Debian's package, which would start a service if it were installed, or is another machine's; print where it is.
 unpacked() {
-    local package=$1 directory=$CACHE/debian/$1 new=$CACHE/debian/$1.new
+    local package=$1 architecture=${2:-$(dpkg --print-architecture)} directory new options=()
+    directory=$CACHE/debian/$package
+    if [ "$architecture" != "$(dpkg --print-architecture)" ]; then
+        directory=$directory-$architecture
+        # With lists of its own: this host's apt goes on knowing one architecture.
+        options=(-o "APT::Architecture=$architecture" -o "APT::Architectures=$architecture" -o "Dir::State::Lists=$directory.new/lists" -o APT::Sandbox::User=root)
+    fi
+    new=$directory.new
     if [ ! -d "$directory" ]; then
         say "Unpacking $package ..." >&2
         rm -rf "$new"
-        mkdir -p "$new/files"
-        (cd "$new" && { apt-get download -qq "$package" || { apt-get update -qq && apt-get download -qq "$package"; }; }) >"$new/log" 2>&1 ||
+        mkdir -p "$new/files" "$new/lists/partial"
+        (cd "$new" && { apt-get download -qq "${options[@]}" "$package" || { apt-get update -qq "${options[@]}" && apt-get download -qq "${options[@]}" "$package"; }; }) >"$new/log" 2>&1 ||
             die "cannot download Debian's package $package:"$'\n'"$(cat "$new/log")"
         dpkg-deb -x "$new/$package"_*.deb "$new/files"
         mv "$new/files" "$directory"

@@ -37,9 +37,11 @@ def main() -> int:
         runtime = Containerd23(directory / "containerd", plugin, host)
         stack.callback(runtime.stop)
         runtime.start()
+        layer = directory / "layer.tar"
+        _write_layer(layer)
         for number, (name, command) in enumerate(_IMAGES.items()):
             archive = directory / f"image{number}.tar"
-            write_image(archive, name, _layer(), command)
+            write_image(archive, name, layer, command)
             runtime.import_image(name, archive)
         report = directory / "report.json"
         done = subprocess.run(
@@ -64,10 +66,9 @@ def main() -> int:
         return 0 if passed == _EXPECTED_TESTS and not failed and not left else 1
 
 
-def _layer() -> bytes:
-    """Return a root file system: busybox, its names, and a page for the web server."""
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w") as tar:
+def _write_layer(layer: Path) -> None:
+    """Write a root file system: busybox, its names, and a page for the web server."""
+    with tarfile.open(layer, "w") as tar:
         tar.add("/bin/busybox", "bin/busybox")
         for name in _COMMANDS:
             link = tarfile.TarInfo(f"bin/{name}")
@@ -80,7 +81,6 @@ def _layer() -> bytes:
         page = tarfile.TarInfo("www/index.html")
         page.size = len(b"served\n")
         tar.addfile(page, io.BytesIO(b"served\n"))
-    return content.getvalue()
 
 
 def _print_table(report: list[dict[str, Any]]) -> tuple[int, int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import shutil
 import subprocess
@@ -13,12 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.topology import run
-
 from .test_install import PROGRAM, unpacked
 
 ROOT = Path(__file__).parents[2]
-DOCKERFILE = ROOT / "packaging" / "kubernetes" / "Dockerfile"
 # The real command line; without arguments it prints its version.
 SCRIPT = f'{PROGRAM.rstrip()}\nexec {shlex.quote(sys.executable)} -I -m cni_quantum_nat "$@"\n'.replace(
     "cat", "[ $# -gt 0 ] || exec cat"
@@ -33,37 +29,12 @@ PORTMAP = {
 }
 
 
-ARCHIVE = "quantum-nat-VERSION-linux-amd64"
-
-
-def instructions(dockerfile: Path) -> list[list[str]]:
-    """Return the words of each line of the Dockerfile, with the archive's name filled in."""
-    lines = [line for line in dockerfile.read_text().splitlines() if line and not line.startswith("#")]
-    return [shlex.split(line.replace("${ARCHIVE}", ARCHIVE)) for line in lines]
-
-
 def image(directory: Path, version: str) -> Path:
-    """Follow the Dockerfile for our own files, and return the image's /quantum-nat; unknown instructions fail."""
-    archive = directory / "dist" / f"{ARCHIVE}.tar.gz"
-    root = directory / "image"
-    root.mkdir(parents=True)
-    archive.parent.mkdir()
-    unpacked(directory / ARCHIVE, version, SCRIPT)
-    run("tar", "-C", str(directory), "-czf", str(archive), ARCHIVE)
-    for line in instructions(DOCKERFILE):
-        match line:
-            case ["ADD", source, target]:
-                run("tar", "-C", f"{root}{target}", "-xzf", str(directory / source))
-            case ["RUN", "mv", source, target]:
-                Path(f"{root}{source}").rename(f"{root}{target}")
-            case ["COPY", source, target]:
-                assert f"!{source}" in (ROOT / ".dockerignore").read_text().splitlines(), source
-                shutil.copy(ROOT / source, f"{root}{target}")
-            case ["FROM" | "ARG" | "ENTRYPOINT", *_] | ["RUN", "apt-get", *_]:
-                pass
-            case _:
-                pytest.fail(f"unknown instruction: {line}")
-    return root / "quantum-nat"
+    """Lay out /quantum-nat as packaging/image does, with a program that prints a version, and return it."""
+    root = unpacked(directory / "quantum-nat", version, SCRIPT)
+    shutil.copy(ROOT / "packaging" / "kubernetes" / "install-node", root)
+    shutil.copy(ROOT / "docs" / "conflists" / "containerd.conflist", root / "10-quantum-nat.conflist")
+    return root
 
 
 @pytest.fixture
@@ -95,16 +66,6 @@ def write_list(node: Path, name: str = "10-containers.conflist") -> Path:
     file = node / "etc" / "cni" / "net.d" / name
     file.write_text(json.dumps(PORTMAP))
     return file
-
-
-def test_the_image_has_what_the_daemonset_runs(tmp_path: Path) -> None:
-    root = image(tmp_path / "1", "1.0").parent
-    manifest = (ROOT / "packaging" / "kubernetes" / "base" / "daemonset.yaml").read_text()
-    (entry,) = [json.loads(words) for words in re.findall(r"^ENTRYPOINT (.*)$", DOCKERFILE.read_text(), re.MULTILINE)]
-    commands = [*entry, *re.findall(r"command: \[([^,\]]*)", manifest)]
-    assert len(commands) > 1
-    for command in commands:
-        assert os.access(f"{root}{command}", os.X_OK), command
 
 
 def test_a_node_with_portmap_gets_the_program_and_its_list_changed(tmp_path: Path, node: Path) -> None:
@@ -145,6 +106,20 @@ def test_the_pod_network_of_flannel_is_never_masqueraded_to(tmp_path: Path, node
 def test_a_node_without_a_list_gets_the_example(tmp_path: Path, node: Path) -> None:
     assert install_node(image(tmp_path / "1", "1.0"), node).returncode == 0
     assert lists(node) == {"10-quantum-nat.conflist": ["bridge", "quantum-nat"]}
+
+
+@pytest.mark.parametrize("has_list", [True, False])
+def test_settings_go_into_the_list_and_out_again(tmp_path: Path, node: Path, *, has_list: bool) -> None:
+    file = write_list(node) if has_list else node / "etc/cni/net.d/10-quantum-nat.conflist"
+    before = lists(node)
+    source = image(tmp_path / "1", "1.0")
+    done = install_node(source, node, SETTINGS='{"backend": "iptables", "masquerade": false}')
+    assert done.returncode == 0, done.stderr
+    entry = json.loads(file.read_text())["plugins"][1]
+    assert (entry["type"], entry["backend"], entry["masquerade"]) == ("quantum-nat", "iptables", False)
+    done = install_node(source, node, "--undo")
+    assert done.returncode == 0, done.stderr
+    assert lists(node) == before
 
 
 def test_the_list_can_be_named(tmp_path: Path, node: Path) -> None:
