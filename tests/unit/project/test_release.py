@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -18,7 +19,10 @@ BUILT = {
     "rpm": "quantum-nat-2.5.0-1.x86_64.rpm",
     "wheel": "cni_quantum_nat-2.5.0-py3-none-any.whl",
     "sbom": "quantum-nat-2.5.0.cdx.json",
+    "image": "quantum-nat-2.5.0-image.tar",
+    "chart": "quantum-nat-2.5.0.tgz",
 }
+PROVENANCE = "quantum-nat-2.5.0.provenance.json"
 
 
 def git(project: Path, *arguments: str) -> None:
@@ -36,7 +40,7 @@ def project(tmp_path: Path) -> Path:
     project = tmp_path / "project"
     packaging = project / "packaging"
     packaging.mkdir(parents=True)
-    for name in ("release", "setup.bash"):
+    for name in ("release", "setup.bash", "provenance.py", "requirements.lock", "runtime.lock"):
         shutil.copy(ROOT / "packaging" / name, packaging)
     for command, name in BUILT.items():
         write_script(packaging / command, f"mkdir -p dist; echo {command} >dist/{name}")
@@ -55,9 +59,11 @@ def commit(project: Path) -> None:
     git(project, "commit", "--quiet", "--message", "A change")
 
 
-def release(project: Path) -> subprocess.CompletedProcess[str]:
+def release(project: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     line = [project / "packaging" / "release"]
-    return subprocess.run(line, cwd=project, env=dict(os.environ), capture_output=True, text=True, check=False)
+    return subprocess.run(
+        line, cwd=project, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
 
 
 def refused(project: Path) -> str:
@@ -118,3 +124,48 @@ def test_files_that_cannot_be_reproduced_get_no_checksums(project: Path) -> None
     assert done.returncode == 1
     assert "is not what packaging/reproducible made" in done.stderr
     assert not (project / "dist" / "SHA256SUMS").exists()
+
+
+def test_the_provenance_names_each_file_and_the_commit(project: Path) -> None:
+    for _ in range(2):  # the second finds the first one's
+        done = release(project)
+        assert done.returncode == 0, done.stderr
+    said = json.loads((project / "dist" / PROVENANCE).read_text())
+    sums = dict(reversed(line.split("  ")) for line in (project / "dist" / "SHA256SUMS").read_text().splitlines())
+    assert {file["name"]: file["digest"]["sha256"] for file in said["subject"]} == sums
+    assert (said["_type"], said["predicateType"]) == (
+        "https://in-toto.io/Statement/v1",
+        "https://slsa.dev/provenance/v1",
+    )
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=project, capture_output=True, text=True, check=True)
+    (source, *_) = said["predicate"]["buildDefinition"]["resolvedDependencies"]
+    assert source["digest"] == {"gitCommit": head.stdout.strip()}
+
+
+def test_a_key_signs_checksums_and_provenance(project: Path, tmp_path: Path) -> None:
+    public, secret = tmp_path / "key.pub", tmp_path / "key"
+    subprocess.run(["minisign", "-G", "-W", "-p", public, "-s", secret], check=True, capture_output=True)
+    done = release(project, MINISIGN_KEY=str(secret))
+    assert done.returncode == 0, done.stderr
+    for name in ("SHA256SUMS", PROVENANCE):
+        file = project / "dist" / name
+        verify = ["minisign", "-V", "-p", public, "-m", file]
+        assert subprocess.run(verify, capture_output=True, check=False).returncode == 0, name
+        file.write_text(f"{file.read_text()}\n")
+        assert subprocess.run(verify, capture_output=True, check=False).returncode != 0, name
+
+
+def test_a_signature_of_an_earlier_release_does_not_stay(project: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "key"
+    subprocess.run(["minisign", "-G", "-W", "-p", tmp_path / "key.pub", "-s", secret], check=True, capture_output=True)
+    assert release(project, MINISIGN_KEY=str(secret)).returncode == 0
+    assert release(project).returncode == 0
+    assert not list((project / "dist").glob("*.minisig"))
+
+
+def test_a_key_that_is_not_there_is_refused_before_anything_is_built(project: Path) -> None:
+    (project / "dist").mkdir()
+    done = release(project, MINISIGN_KEY="/nowhere/key")
+    assert done.returncode == 1
+    assert "there is no file /nowhere/key" in done.stderr
+    assert not list((project / "dist").iterdir())
