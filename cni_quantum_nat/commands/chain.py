@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import json
 import os
@@ -15,7 +16,6 @@ from .netconf import ERROR, INTERFACE_PLUGINS, OURS, check
 from .parser import NO_STATE, add_command
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Sequence
 
     from .parser import Commands
@@ -36,6 +36,7 @@ def add_to(commands: Commands) -> None:
         "creates the interface. The original is saved beside the file, for --undo. The file is replaced atomically.",
         examples=(
             "chain --dry-run /etc/cni/net.d/10-containers.conflist",
+            """chain --settings '{"snatAddress": "192.0.2.1"}' /etc/cni/net.d/10-containers.conflist""",
             "chain --undo /etc/cni/net.d/10-containers.conflist",
         ),
         scope=NO_STATE,
@@ -47,9 +48,27 @@ def add_to(commands: Commands) -> None:
         action="append",
         help="never masquerade to this network, other nodes' pods; may be repeated. The default is flannel's, if the host has one",
     )
+    parser.add_argument(
+        "--settings",
+        metavar="JSON",
+        type=_settings,
+        default={},
+        help="an object with keys for the plugin's entry, which may be there already",
+    )
     parser.add_argument("--dry-run", action="store_true", help="only print the changes; exit status 1 if there are any")
     parser.add_argument("--undo", action="store_true", help="restore the original list")
     parser.add_argument("--json", action="store_true", help="print a JSON object with file, changed, before and after")
+
+
+def _settings(text: str) -> dict[str, Any]:
+    """Parse the keys for the plugin's entry; raise ArgumentTypeError if they are not an object."""
+    try:
+        settings = decode(text).value
+    except SyntaxProblem as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {error.message}") from error
+    if not isinstance(settings, dict) or "type" in settings:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an object with keys for the plugin")
+    return settings
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -57,7 +76,10 @@ def run(arguments: argparse.Namespace) -> int:
     file = Path(os.path.realpath(arguments.file))
     before = _read(file)
     networks = _flannel_networks() if arguments.pod_network is None else arguments.pod_network
-    after = _undone(file, before) if arguments.undo else _write_list(chained(_list(file, before), networks), before)
+    if arguments.undo:
+        after = _undone(file, before)
+    else:
+        after = _write_list(_with(arguments.settings, chained(_list(file, before), networks)), before)
     if not arguments.undo:
         _refuse_faults(file, after)
     changed = after != before
@@ -75,7 +97,7 @@ def chained(configuration: dict[str, Any], pod_networks: Sequence[str] = ()) -> 
     """
     plugins = configuration["plugins"]
     types = [plugin.get("type") for plugin in plugins]
-    if OURS in types:
+    if _has_ours(configuration):
         return configuration
     if types.count(_PORTMAP) > 1:
         raise InvalidConfiguration("portmap is in the list more than once", "Remove all but one.")
@@ -88,6 +110,12 @@ def chained(configuration: dict[str, Any], pod_networks: Sequence[str] = ()) -> 
     outbound = _outbound(plugins, pod_networks) if types[0] not in INTERFACE_PLUGINS else _spared(pod_networks)
     ours = {"type": OURS, "capabilities": {"portMappings": True}, **outbound}
     return {**configuration, "plugins": [plugins[0], ours, *plugins[1:]]}
+
+
+def _with(settings: dict[str, Any], configuration: dict[str, Any]) -> dict[str, Any]:
+    """Return the list with these keys in the plugin's entry."""
+    plugins = [{**plugin, **settings} if plugin.get("type") == OURS else plugin for plugin in configuration["plugins"]]
+    return {**configuration, "plugins": plugins}
 
 
 def _outbound(plugins: list[dict[str, Any]], pod_networks: Sequence[str]) -> dict[str, Any]:
@@ -165,22 +193,21 @@ def _undone(file: Path, now: str) -> str:
             f"{kept} does not exist", "`quantum-nat chain` has not changed the list, or that is already undone."
         )
     before = _read(kept)
-    if _without_outbound(chained(_list(kept, before))) != _without_outbound(_list(file, now)):
+    if _others(chained(_list(kept, before))) != _others(_list(file, now)):
         raise InvalidConfiguration(
             f"{file} has changed since", f"Edit it by hand, then remove the original: `rm {kept}`."
         )
     return before
 
 
-def _without_outbound(configuration: dict[str, Any]) -> dict[str, Any]:
-    """Return the list without what `chain` adds for outbound NAT: 1.0.0 did not, and a pod network may have changed."""
-    plugins = [
-        {key: value for key, value in plugin.items() if key not in ("masquerade", "noMasqueradeTo")}
-        if plugin.get("type") == OURS
-        else plugin
-        for plugin in configuration["plugins"]
-    ]
+def _others(configuration: dict[str, Any]) -> dict[str, Any]:
+    """Return the list without the keys of our entry, which go with it."""
+    plugins = [{"type": OURS} if plugin.get("type") == OURS else plugin for plugin in configuration["plugins"]]
     return {**configuration, "plugins": plugins}
+
+
+def _has_ours(configuration: dict[str, Any]) -> bool:
+    return any(plugin.get("type") == OURS for plugin in configuration["plugins"])
 
 
 def _kept(file: Path) -> Path:
@@ -188,7 +215,7 @@ def _kept(file: Path) -> Path:
 
 
 def _put(file: Path, before: str, after: str, *, undo: bool) -> None:
-    if not undo:
+    if not undo and not (_kept(file).exists() and _has_ours(decode(before).value)):
         _replace(_kept(file), before, like=file)
     _replace(file, after, like=file)
     if undo:

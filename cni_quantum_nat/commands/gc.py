@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 from typing import TYPE_CHECKING
 
 from ..model.errors import CniError
 from ..nat.manager import NatManager, left_alone
 from ..state.directory import State
 from ..state.program_lock import ProgramLock
-from .parser import add_command
+from .parser import add_command, seconds
 from .progress import tracked
 from .records import require_directory
 from .tables import CONTAINER_CHARACTERS, complain, print_table
@@ -32,14 +34,26 @@ def add_to(commands: Commands) -> None:
         summary="remove attachments whose network namespace is gone",
         description="Remove the attachments of containers whose network namespace is gone, because their runtime never called DEL; and those "
         "of earlier boots of the host.",
-        examples=("gc --dry-run",),
+        examples=("gc --dry-run", "gc --interval 900"),
     )
+    parser.add_argument("--interval", metavar="SECONDS", type=seconds, help="keep running, and repeat it this often")
     parser.add_argument("--dry-run", action="store_true", help="only say which they are")
     parser.add_argument("--json", action="store_true", help="print a JSON array")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Remove them, and print which they were; 1 when one could not be removed, or a record cannot be read."""
+    while arguments.interval is not None:
+        try:
+            _collect(arguments)
+        except CniError as error:  # the next time may be better
+            complain([error])
+        sys.stdout.flush()
+        time.sleep(arguments.interval)
+    return _collect(arguments)
+
+
+def _collect(arguments: argparse.Namespace) -> int:
     state = State(arguments.state_dir, ProgramLock)
     require_directory(state)
     if not state.exists():

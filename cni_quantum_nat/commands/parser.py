@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shutil
 import textwrap
 from typing import TYPE_CHECKING
@@ -54,3 +55,14 @@ def add_state_directory(parser: argparse.ArgumentParser, *, default: str | None)
         help="directory of the records, the networks' stateDir (default: $QUANTUM_NAT_STATE_DIR; without it, "
         "/run/cni/quantum-nat and those that installed networks name)",
     )
+
+
+def seconds(text: str) -> float:
+    """Parse a time in seconds; raise ArgumentTypeError if it is not above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return number

@@ -1,8 +1,10 @@
 // Reads manifests as the API server does with fieldValidation=Strict: unknown keys and values of the wrong type are errors.
+// Prints each object with its keys in order, so that two ways of writing it can be compared.
 package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -11,7 +13,7 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/serializer/json"
+	serializer "k8s.io/apimachinery/pkg/runtime/serializer/json"
 	"k8s.io/apimachinery/pkg/util/yaml"
 )
 
@@ -20,8 +22,8 @@ func main() {
 	if err := appsv1.AddToScheme(scheme); err != nil {
 		log.Fatal(err)
 	}
-	options := json.SerializerOptions{Yaml: true, Strict: true}
-	strict := json.NewSerializerWithOptions(json.DefaultMetaFactory, scheme, scheme, options)
+	options := serializer.SerializerOptions{Yaml: true, Strict: true}
+	strict := serializer.NewSerializerWithOptions(serializer.DefaultMetaFactory, scheme, scheme, options)
 	documents := yaml.NewDocumentDecoder(io.NopCloser(bufferOf(os.Stdin)))
 	for {
 		document := make([]byte, 1<<20)
@@ -37,7 +39,11 @@ func main() {
 			log.Fatal(err)
 		}
 		check(object)
-		fmt.Println(kind.Kind, "is as it should be")
+		normal, err := json.MarshalIndent(object, "", " ")
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Printf("%s %s\n", kind.Kind, normal)
 	}
 }
 

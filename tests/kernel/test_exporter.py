@@ -173,7 +173,17 @@ def test_an_address_in_use_is_an_error(plugin: Plugin) -> None:
     assert done.stderr.startswith(f"quantum-nat: cannot listen on 127.0.0.1 port {port}: Address already in use\n")
 
 
-@pytest.mark.parametrize("address", ["9477", "::1:9477", "[::1]", "127.0.0.1:http", "127.0.0.1:65536", ":1"])
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_an_address_of_either_family_may_have_brackets(plugin: Plugin, address: str) -> None:
+    """As the DaemonSet writes it, which does not know the node's (defect 71)."""
+    with pytest.raises(subprocess.TimeoutExpired) as running:
+        subprocess.run(command(plugin, "--listen", f"[{address}]:0"), capture_output=True, timeout=5, check=False)
+    assert b"serving http://" in (running.value.stderr or b"")
+
+
+@pytest.mark.parametrize(
+    "address", ["9477", "::1:9477", "[::1]", "127.0.0.1:http", "127.0.0.1:65536", ":1", "[::1:1", "127.0.0.1]:1"]
+)
 def test_an_invalid_address_is_refused(plugin: Plugin, address: str) -> None:
     done = run_metrics(plugin, "--listen", address)
     assert done.returncode == 2

@@ -15,7 +15,17 @@ from .peer import Refused, inside
 from .plugin import Plugin, publish
 from .talk import Talk
 from .test_shared import backends, served
-from .topology import CLIENT, HOST, SUBNETS, Container, Host, Namespace, connect_second_network, keep_conntrack_enabled
+from .topology import (
+    CLIENT,
+    HOST,
+    SUBNETS,
+    Container,
+    Host,
+    Namespace,
+    connect_second_network,
+    keep_conntrack_enabled,
+    wait_until,
+)
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -323,6 +333,19 @@ def test_gc_removes_dead_attachments(host: Host, client: Namespace, plugin: Plug
     assert client.ask(HOST[4], 8080).server == "living"
     with pytest.raises(Refused):
         client.ask(HOST[4], 8081)
+
+
+def test_gc_goes_on_at_an_interval(host: Host, plugin: Plugin) -> None:
+    dead = host.container()
+    plugin.add(dead, publish(8080))
+    line = plugin.operator_line("gc", "--interval", "0.1")
+    with subprocess.Popen(line, env=plugin.environ, stdout=subprocess.DEVNULL) as process:
+        try:
+            wait_until(lambda: process.poll() is None and host.owners() != set(), "it runs")
+            dead.remove()
+            wait_until(lambda: host.owners() == set(), "the dead container's attachment is removed")
+        finally:
+            process.kill()
 
 
 def test_gc_without_records_finds_nothing(plugin: Plugin) -> None:

@@ -221,6 +221,15 @@ def test_damage_without_a_notification_is_found_by_the_regular_comparison(
         assert "10.99.0.1" not in host.ruleset()
 
 
+@pytest.mark.parametrize("interval", ["0", "-1", "nan", "inf", "often"])
+@pytest.mark.parametrize("command", [("reconcile", "--watch"), ("gc",)])
+def test_an_interval_that_is_none_is_refused(plugin: Plugin, command: tuple[str, ...], interval: str) -> None:
+    """At 1.0.0 (defect 51) 0 took a quarter of a core."""
+    done = plugin.operate(*command, f"--interval={interval}")
+    assert done.returncode == 2
+    assert f"{interval!r} is not a number of seconds above 0" in done.stderr
+
+
 @pytest.mark.frozen
 def test_the_service_has_sufficient_privileges(
     host: Host, client: Namespace, container: Container, plugin: Plugin, tmp_path: Path

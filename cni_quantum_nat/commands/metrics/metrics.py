@@ -45,11 +45,15 @@ def add_to(commands: Commands) -> None:
 
 
 def _address(text: str) -> tuple[str, int]:
-    """Parse an address such as 127.0.0.1:9477 or [::1]:9477; raise ArgumentTypeError if it is not valid."""
+    """Parse an address such as 127.0.0.1:9477 or [::1]:9477; raise ArgumentTypeError if it is not valid.
+
+    Brackets are for any address: a manifest does not know of which family its node's address is.
+    """
     host, colon, port = text.rpartition(":")
     bare = host.removeprefix("[").removesuffix("]")
     is_bracketed = host == f"[{bare}]"
-    if not colon or not bare or not port.isdecimal() or int(port) > _LAST_PORT or (":" in bare) != is_bracketed:
+    is_unclear = ":" in bare or bare != host
+    if not colon or not bare or not port.isdecimal() or int(port) > _LAST_PORT or (is_unclear and not is_bracketed):
         raise argparse.ArgumentTypeError(f"{text!r} is not ADDRESS:PORT, for example 127.0.0.1:9477 or [::1]:9477")
     return bare, int(port)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ...model.errors import InvalidConfiguration
 from ...state.directory import State
 from ...state.program_lock import ProgramLock
-from ..parser import add_command
+from ..parser import add_command, seconds
 from ..tables import complain, print_table
 from .repair import as_json, count, reconcile, summary
 
@@ -41,7 +41,7 @@ def add_to(commands: Commands) -> None:
     )
     parser.add_argument(
         "--interval",
-        type=float,
+        type=seconds,
         default=_DEFAULT_INTERVAL_S,
         metavar="SECONDS",
         help="with --watch, also compare everything this often (default: %(default)s)",

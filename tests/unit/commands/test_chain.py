@@ -162,3 +162,23 @@ def test_undo_without_an_earlier_change_is_refused(file: Path) -> None:
     done = chain("--undo", str(file))
     assert done.returncode == 1
     assert "does not exist" in done.stderr
+
+
+def test_settings_are_keys_of_the_entry_whether_or_not_it_is_there(file: Path) -> None:
+    original = file.read_text()
+    for settings in ({"snatAddress": "192.0.2.1"}, {"snatAddress": "192.0.2.1"}, {"snatAddress": "192.0.2.2"}):
+        done = chain("--settings", json.dumps(settings), str(file))
+        assert done.returncode == 0, done.stderr
+        entry = {**PORTMAP, "type": "quantum-nat", **settings}
+        assert json.loads(file.read_text()) == conflist(BRIDGE, entry, TUNING)
+    assert chain("--undo", str(file)).returncode == 0
+    assert file.read_text() == original
+
+
+@pytest.mark.parametrize("settings", ["{", "[]", '{"type": "portmap"}', '{"snatAddress": 1}', '{"SnatAddress": "::1"}'])
+def test_settings_that_are_wrong_change_nothing(file: Path, settings: str) -> None:
+    original = file.read_text()
+    done = chain("--settings", settings, str(file))
+    assert done.returncode != 0
+    assert done.stderr
+    assert file.read_text() == original

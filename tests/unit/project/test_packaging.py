@@ -118,3 +118,5 @@ def test_code_to_remove_must_be_there_exactly_once() -> None:
 
 def test_the_daemonsets_image_has_this_version() -> None:
     assert f"newTag: {__version__}\n" in (PACKAGING / "kubernetes" / "base" / "kustomization.yaml").read_text()
+    chart = (PACKAGING / "kubernetes" / "chart" / "Chart.yaml").read_text()
+    assert f"\nversion: {__version__}\nappVersion: {__version__}\n" in chart
