@@ -194,7 +194,6 @@ def reserved(cluster: Cluster, container_id: str, port: int) -> Iterator[None]:
         pid_file.parent.rmdir()
 
 
-@pytest.mark.differs("nerdctl", "defect 6: the process that holds the port for nerdctl is taken for a stranger")
 def test_reserved(cluster: Cluster, nerdctl: Nerdctl) -> None:
     """A port that nerdctl 2.1.6 and newer hold for the container is the container's."""
     with removed(nerdctl, "reserved"), reserved(cluster, nerdctl.create("reserved", "8080:80"), 8080):
