@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,7 +13,7 @@ from .peer import TimedOut
 from .plugin import Plugin, publish
 from .test_policies import listen
 from .test_watch import Watch
-from .topology import CLIENT, HOST, Container, Host, Namespace
+from .topology import CLIENT, HOST, Container, Host, Namespace, wait_until
 from .unprivileged import unprivileged
 
 if TYPE_CHECKING:
@@ -329,6 +330,33 @@ def test_a_filter_that_drops_forwarded_traffic(
     assert client.ask(HOST[4], 8080).server == "web"
     assert healthy.ask(CLIENT[4], 80).server == "outside"
     assert findings(plugin) == []
+
+
+OWNED = (
+    "add table inet firewalld { flags owner; set outside { type ipv4_addr; elements = { 9.9.9.9, 198.51.100.2 }; }; "
+    "chain forward { type filter hook forward priority 10; ct status dnat accept; ct state established accept; "
+    "ip daddr @outside jump refuse; }; chain refuse { drop; }; }"
+)
+
+
+def test_a_filter_whose_table_belongs_to_a_running_program(
+    host: Host, plugin: Plugin, healthy: Container, stack: ExitStack
+) -> None:
+    """As firewalld's from 2.3 on."""
+    line = ["nsenter", f"--net={host.path}", "--", "nft", "--interactive"]
+    owner = stack.enter_context(
+        subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True)
+    )
+    stack.callback(owner.terminate)
+    assert owner.stdin is not None
+    owner.stdin.write(OWNED + "\n")
+    owner.stdin.flush()
+    wait_until(lambda: "firewalld" in host.run("nft", "list", "tables"), "the table is there")
+    with pytest.raises((TimedOut, OSError)):
+        healthy.ask(CLIENT[4], 80, timeout=0.3)
+    found = only_finding(plugin, "forward filters")
+    assert " drops " in found["problem"]
+    assert "firewall-cmd" in found["remedy"]
 
 
 PORTMAP = """

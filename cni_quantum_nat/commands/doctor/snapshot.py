@@ -76,17 +76,11 @@ class Snapshot:
     @cached_property
     def foreign(self) -> Ruleset:
         """The chains of other programs; raise CniError(101) if they cannot be listed."""
-        listed, owned = [], []
+        listed = []
         for family, name, is_owned in list_tables():
-            if (family, name) in _OURS:
-                continue
-            if is_owned:
-                owned.append(f"table {family} {name} belongs to a running program, and cannot be listed")
-            else:
-                listed += list_json(f"table {family} {name}")
-        ruleset = Ruleset(listed)
-        ruleset.unread += owned
-        return ruleset
+            if (family, name) not in _OURS:
+                listed += _list_owned(family, name) if is_owned else list_json(f"table {family} {name}")
+        return Ruleset(listed)
 
     @cached_property
     def routes(self) -> list[Route]:
@@ -119,7 +113,7 @@ class Snapshot:
 def list_tables() -> list[tuple[str, str, bool]]:
     """List the tables of the IP families: family, name, and whether a process owns it.
 
-    libnftables' own listing in JSON reads beyond its buffers for an owned table (1.0.6), and so does that of such a table.
+    libnftables' own listing in JSON reads beyond its buffers for an owned table (1.0.6), and so does that of such a table: see _list_owned.
     """
     dump = NetlinkSocket(_NETLINK_NETFILTER)
     try:
@@ -149,6 +143,19 @@ def list_json(what: str) -> list[dict[str, Any]]:
         raise CniError(KERNEL_REFUSED, f"cannot list {what}: {' '.join(error.split())}", "Run it as root.")
     listed: list[dict[str, Any]] = json.loads(output)["nftables"]
     return listed
+
+
+def _list_owned(family: str, table: str) -> list[dict[str, Any]]:
+    """List a table that another process owns, such as firewalld's from 2.3 on: by its sets and chains, since the table's own flags are misread."""
+    found = [entry for kind in ("sets", "maps") for entry in list_json(f"{kind} {family}") if _is_of(entry, table)]
+    for entry in list_json(f"chains {family}"):
+        if _is_of(entry, table):
+            found += list_json(f"chain {family} {table} {entry['chain']['name']}")
+    return found
+
+
+def _is_of(entry: dict[str, Any], table: str) -> bool:
+    return any(value.get("table") == table for value in entry.values())
 
 
 @contextmanager
