@@ -11,18 +11,33 @@ from .version import __version__
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .api import NatManager, NatRule, NatType, Network, PortMapping, Protocol
-    from .cni.configuration import NatConfig
-    from .model.errors import CniError
+    from .api import NatConfig, NatManager, NatRule, NatType, Network, PortMapping, Protocol
+    from .exceptions import (
+        CniError,
+        InvalidArgument,
+        LockTimeout,
+        NetworkOverlap,
+        NoRoute,
+        NotAvailable,
+        PortInUse,
+        PortRangeFull,
+    )
 
 __all__ = [
     "CniError",
+    "InvalidArgument",
+    "LockTimeout",
     "NatConfig",
     "NatManager",
     "NatRule",
     "NatType",
     "Network",
+    "NetworkOverlap",
+    "NoRoute",
+    "NotAvailable",
+    "PortInUse",
     "PortMapping",
+    "PortRangeFull",
     "Protocol",
     "__version__",
 ]

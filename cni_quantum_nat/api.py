@@ -1,7 +1,7 @@
 """The Python API: for programs that set up container networking themselves.
 
 It uses the same records, lock and NAT Manager as the plugin, so `quantum-nat list` shows what it does, and the plugin repairs
-it. It needs CAP_NET_ADMIN in the host's network namespace. Every failure is a CniError.
+it. It needs CAP_NET_ADMIN in the host's network namespace. Every failure is a CniError; exceptions.py has its classes.
 """
 
 from __future__ import annotations
@@ -9,16 +9,32 @@ from __future__ import annotations
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from difflib import get_close_matches
 from hashlib import blake2b
 from ipaddress import ip_address, ip_network
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .cni.configuration import NatConfig, normalised
+from pydantic import ConfigDict, ValidationError, model_validator
+
+from .cni.configuration import NatConfig as Keys
+from .cni.configuration import normalised
 from .cni.protocol import is_valid_name
 from .cni.settings import outbound_for
+from .exceptions import (
+    CniError,
+    InvalidArgument,
+    LockTimeout,
+    NetworkOverlap,
+    NoRoute,
+    NotAvailable,
+    PortInUse,
+    PortRangeFull,
+    specific,
+)
 from .model import attachments as model
 from .model.addresses import Address, Endpoint
-from .model.errors import INTERNAL, CniError, HostPortConflict, InvalidConfiguration
+from .model.errors import HOST_PORT_CONFLICT, INTERNAL, INVALID_CONFIGURATION
 from .model.settings import Settings
 from .nat.decision import IN_FORCE, UNCERTAIN
 from .nat.manager import NatManager as Manager
@@ -30,7 +46,7 @@ from .state.directory import State
 from .state.program_lock import ProgramLock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from ipaddress import IPv4Network, IPv6Network
 
     IPNetwork = IPv4Network | IPv6Network
@@ -38,12 +54,19 @@ if TYPE_CHECKING:
 __all__ = [
     "API_NETWORK",
     "CniError",
+    "InvalidArgument",
+    "LockTimeout",
     "NatConfig",
     "NatManager",
     "NatRule",
     "NatType",
     "Network",
+    "NetworkOverlap",
+    "NoRoute",
+    "NotAvailable",
+    "PortInUse",
     "PortMapping",
+    "PortRangeFull",
     "Protocol",
 ]
 
@@ -51,51 +74,95 @@ API_NETWORK = "python-api"  # the network name of the API's records
 _NETWORK_CIDR = "network"  # stands for an interface in the record of a network CIDR
 
 
+class NatConfig(Keys):
+    """The keys of a CNI network configuration, in Python's spelling or in CNI's. Others are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, given: Any) -> Any:
+        known = {name for python, field in cls.model_fields.items() for name in (python, field.alias or python)}
+        for key in given if isinstance(given, dict) else ():
+            if key not in known:
+                similar = get_close_matches(str(key), sorted(known), 1)
+                raise ValueError(f"unknown key {key!r}" + (f"; did you mean {similar[0]}?" if similar else ""))
+        return given
+
+
 @dataclass(frozen=True)
 class Network:
     """A container network.
 
-    cidr: its addresses, such as "172.20.0.0/16" or "fd20::/64". gateway: the host's address in it; only checked.
+    id: identifies it in records. name: for people. cidr: its addresses, such as "172.20.0.0/16" or "fd20::/64".
+    gateway: the host's address in it; only checked.
     """
 
+    id: str
     name: str
     cidr: str
     gateway: str | None = None
 
     def __post_init__(self) -> None:
-        """Check the values; raise CniError(7) if they are not valid."""
-        if not is_valid_name(self.name):
-            raise InvalidConfiguration(f"network name {self.name!r} must consist of letters, digits, '_', '.' and '-'")
+        """Check the values; raise InvalidArgument if they are not valid."""
+        if not is_valid_name(self.id):
+            raise _invalid(f"network ID {self.id!r} must consist of letters, digits, '_', '.' and '-'")
         try:
             network = ip_network(self.cidr)
             outside = self.gateway is not None and ip_address(self.gateway) not in network
         except ValueError as error:
-            raise InvalidConfiguration(f"network {self.name}: {error}") from error
+            raise _invalid(f"network {self.name}: {error}") from error
         if outside:
-            raise InvalidConfiguration(f"network {self.name}: gateway {self.gateway} is not in {self.cidr}")
+            raise _invalid(f"network {self.name}: gateway {self.gateway} is not in {self.cidr}")
         if network.prefixlen == 0:
-            raise InvalidConfiguration(f"network {self.name}: {self.cidr} contains all addresses")
+            raise _invalid(f"network {self.name}: {self.cidr} contains all addresses")
 
 
 @dataclass(frozen=True)
 class PortMapping:
-    """A published port. host_ip None: all addresses of the host in the container's address family."""
+    """A published port.
 
+    id: stable for the life of the mapping. host_ip: None for all addresses of the host in the container's address family.
+    container_ip: the address that it leads to; empty if the container has none of its family.
+    """
+
+    id: str
     container_id: str
-    container_ip: str
     container_port: int
     host_port: int
     protocol: Protocol
-    host_ip: str | None = None
+    host_ip: str | None
+    description: str
+    created_at: datetime
+    container_ip: str
 
 
 class NatManager:
-    """Manages outbound NAT of networks and published ports of containers. It can be reused, from any thread."""
+    """Manages outbound NAT of networks and published ports of containers. It can be reused, from any thread.
 
-    def __init__(self, config: NatConfig | None = None) -> None:
-        """Use a configuration; its keys have the same meaning as in a CNI network configuration."""
+    With `with`, it is the manager itself; it keeps nothing open, and what it made stays.
+    """
+
+    def __init__(self, config: Keys | Mapping[str, Any] | None = None) -> None:
+        """Use a configuration; its keys have the same meaning as in a CNI network configuration.
+
+        Raises:
+            InvalidArgument: a mapping has an unknown key or a value that is not valid.
+        """
+        if config is not None and not isinstance(config, Keys):
+            try:
+                config = NatConfig.model_validate(dict(config))
+            except (TypeError, ValueError) as error:
+                raise _invalid(f"config: {_reasons(error)}") from error
         self._config = config or NatConfig()
         self._settings = Settings(normalised(self._config))
+
+    def __enter__(self) -> NatManager:
+        """Return the manager itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Undo nothing."""
 
     def enable_outbound_connectivity(self, network: Network) -> NatRule:
         """Translate the source of traffic that leaves the network to the outgoing interface's address, or `snat_address`.
@@ -103,7 +170,7 @@ class NatManager:
         Traffic within the network and multicast are not translated. Enabling a network again changes nothing.
 
         Raises:
-            CniError: (100) the network overlaps another one that is enabled.
+            NetworkOverlap: another network that is enabled has addresses of this one.
         """
         with self._counted("ADD"):
             attachment = self._network_attachment(network)
@@ -112,10 +179,11 @@ class NatManager:
                 manager.add(attachment, self._settings)
         return next(rules_of(attachment))
 
-    def disable_outbound_connectivity(self, network: Network) -> None:
-        """Undo enable_outbound_connectivity, if it was called. Established connections stay translated."""
+    def disable_outbound_connectivity(self, network: Network | str) -> None:
+        """Undo enable_outbound_connectivity for a network or its ID, if it was called. Open connections stay translated."""
+        identity = network if isinstance(network, str) else network.id
         with self._counted("DEL"), self._locked() as manager:
-            manager.remove(model.AttachmentId(API_NETWORK, network.name, _NETWORK_CIDR))
+            manager.remove(model.AttachmentId(API_NETWORK, identity, _NETWORK_CIDR))
 
     def create_port_mapping(  # noqa: PLR0913, PLR0917 - the public signature; most have defaults
         self,
@@ -128,11 +196,11 @@ class NatManager:
     ) -> PortMapping:
         """Publish a container's port on the host; without host_port, on a free port in the configuration's portRange.
 
-        An address has one owner: the mappings of another container_id with the same container_ip are removed.
+        Creating the same mapping again, with its host_port, returns the first. An address has one owner: the mappings of
+        another container_id with the same container_ip are removed.
 
         Raises:
-            CniError: (7) an argument is not valid; (100) the host port is in use; (105) the host has no route to the
-                container; (107) no port is free.
+            InvalidArgument, PortInUse, NoRoute, PortRangeFull: as they say.
         """
         entry: dict[str, object] = {
             "hostIP": host_ip,
@@ -143,18 +211,30 @@ class NatManager:
         with self._counted("ADD"):
             wanted = _mapping(container_ip, entry, self._settings.inbound)
             with self._locked() as manager:
-                attachment = self._publish(manager, container_id, container_ip, wanted)
-        return _published(attachment, wanted)
+                attachment, made = self._publish(manager, container_id, container_ip, wanted)
+        return _published(attachment, made)
 
-    def remove_port_mapping(self, mapping: PortMapping) -> None:
-        """Remove a port mapping, if it exists."""
-        identity = model.AttachmentId(API_NETWORK, mapping.container_id, _interface_of(mapping.container_ip))
-        with self._counted("DEL"), self._locked() as manager:
-            attachment = manager.state.read(identity)
-            if attachment is None:
-                return
-            attachment.port_mappings = [m for m in attachment.port_mappings if _published(attachment, m) != mapping]
-            manager.add(attachment, self._settings)
+    def remove_port_mapping(self, mapping: PortMapping | str) -> None:
+        """Remove a port mapping, or that with this ID, if it exists.
+
+        Raises:
+            InvalidArgument: it is not of this API: its container's runtime removes it.
+        """
+        wanted = mapping if isinstance(mapping, str) else mapping.id
+        network, container_id, interface = [*wanted.split("/", 3), "", "", ""][:3]
+        identity = model.AttachmentId(network, container_id, interface)
+        with self._counted("DEL"):
+            if network != API_NETWORK or not (is_valid_name(container_id) and interface):
+                raise _invalid(
+                    f"port mapping {wanted!r} was not made by this API",
+                    "Its container's runtime removes it; port_mappings() has the IDs.",
+                )
+            with self._locked() as manager:
+                attachment = manager.state.read(identity)
+                if attachment is None:
+                    return
+                attachment.port_mappings = [m for m in attachment.port_mappings if _id_of(attachment, m) != wanted]
+                manager.add(attachment, self._settings)
 
     def rules(self) -> list[NatRule]:
         """Return all NAT rules, including those of the plugin's attachments, oldest first."""
@@ -170,7 +250,7 @@ class NatManager:
 
     @contextmanager
     def _counted(self, verb: str) -> Iterator[None]:
-        """Count a call as the corresponding CNI verb."""
+        """Count a call as the corresponding CNI verb, and give its error the class of its code."""
         file = CounterFile(State(self._config.state_dir), API_NETWORK)
         counter = CallCounter(file, self._settings.backend, verb, time.monotonic())
         code = INTERNAL
@@ -179,53 +259,59 @@ class NatManager:
             code = 0
         except CniError as error:
             code = error.code
-            raise
+            if (raised := specific(error)) is error:
+                raise
+            raise raised from error
         finally:
             if self._config.metrics:
                 counter.count(code)
 
     def _publish(
         self, manager: Manager, container_id: str, container_ip: str, wanted: model.PortMapping
-    ) -> model.Attachment:
+    ) -> tuple[model.Attachment, model.PortMapping]:
         endpoint = _endpoint_of(container_ip, manager.state)
         attachment = self._attachment(container_id, _interface_of(container_ip), endpoint)
         record = manager.state.read(attachment.id)
         kept = record.port_mappings if record else []
-        if wanted.host_port and any(wanted.is_same_port(other, {endpoint.address.family}) for other in kept):
-            raise HostPortConflict(f"{wanted} is already published by {attachment.id}")
+        same = [other for other in kept if wanted.host_port and wanted.is_same_port(other, {endpoint.address.family})]
+        if same and same[0].asked_for != wanted.asked_for:
+            raise PortInUse(
+                HOST_PORT_CONFLICT,
+                f"host port {wanted.host_port}/{wanted.protocol} is already published by {attachment.id}, as {same[0]}",
+                "Remove that mapping first, or choose another host port.",
+            )
         if wanted.host_port:
             _refuse_siblings_port(wanted, attachment, manager.state)
-        attachment.port_mappings = [*kept, wanted]
+        wanted.created_at = attachment.created_at
+        attachment.port_mappings = kept if same else [*kept, wanted]
+        if record is not None:
+            attachment.created_at = record.created_at
         self._settings.apply_to(attachment)
         manager.add(attachment, self._settings)
-        return attachment
+        return attachment, same[0] if same else wanted
 
     def _network_attachment(self, network: Network) -> model.Attachment:
         endpoint = Endpoint.parse(network.cidr)
-        attachment = self._attachment(network.name, _NETWORK_CIDR, endpoint, is_network=True)
+        attachment = self._attachment(network.id, _NETWORK_CIDR, endpoint, is_network=True)
         attachment.outbound = outbound_for(
             self._settings, [endpoint], follows_default_route=self._settings.follows_default_route
         )
         if not attachment.needs_rules:
-            raise InvalidConfiguration(
-                f"network {network.name} is IPv{endpoint.address.family}, which is not masqueraded"
-            )
+            raise _invalid(f"network {network.name} is IPv{endpoint.address.family}, which is not masqueraded")
         return attachment
 
     def _records(self) -> list[model.Attachment]:
         state = State(self._config.state_dir)
         records = Records(state, here_of(state))
         if records.damaged:
-            raise records.damaged[0]
+            raise specific(records.damaged[0])
         return records.attachments
 
     def _attachment(
         self, container_id: str, interface: str, endpoint: Endpoint, *, is_network: bool = False
     ) -> model.Attachment:
         if not is_valid_name(container_id):
-            raise InvalidConfiguration(
-                f"container ID {container_id!r} must consist of letters, digits, '_', '.' and '-'"
-            )
+            raise _invalid(f"container ID {container_id!r} must consist of letters, digits, '_', '.' and '-'")
         return model.Attachment(
             model.AttachmentId(API_NETWORK, container_id, interface),
             backend=self._settings.backend,
@@ -253,7 +339,7 @@ def _endpoint_of(container_ip: str, state: State) -> Endpoint:
     try:
         address = ip_address(container_ip)
     except ValueError as error:
-        raise InvalidConfiguration(f"container_ip: {error}") from error
+        raise _invalid(f"container_ip: {error}") from error
     networks = [network for _, network in _enabled_networks(state) if address in network]
     length = networks[0].prefixlen if networks else address.max_prefixlen
     return Endpoint.parse(f"{address}/{length}")
@@ -269,8 +355,9 @@ def _enabled_networks(state: State) -> Iterator[tuple[model.AttachmentId, IPNetw
 def _refuse_overlap(network: Network, own: model.AttachmentId, state: State) -> None:
     for identity, other in _enabled_networks(state):
         if identity != own and other.overlaps(ip_network(network.cidr)):
-            raise HostPortConflict(
-                f"network {network.name} ({network.cidr}) overlaps network {identity.container_id} ({other})",
+            raise NetworkOverlap(
+                HOST_PORT_CONFLICT,
+                f"network {network.id} ({network.cidr}) overlaps network {identity.container_id} ({other})",
                 "Disable the other network first, or enable only the larger of the two.",
             )
 
@@ -282,8 +369,11 @@ def _refuse_siblings_port(wanted: model.PortMapping, attachment: model.Attachmen
         if standing(sibling, here) in (IN_FORCE, UNCERTAIN) and any(
             wanted.is_same_port(other, {attachment.endpoints[0].address.family}) for other in sibling.port_mappings
         ):
-            raise HostPortConflict(
-                f"{wanted} is already published by {sibling.id}, on another address of the container"
+            raise PortInUse(
+                HOST_PORT_CONFLICT,
+                f"host port {wanted.host_port}/{wanted.protocol} is already published by {sibling.id}, on another address of "
+                "the container",
+                "Remove that mapping first, or choose another host port.",
             )
 
 
@@ -294,7 +384,7 @@ def _mapping(container_ip: str, entry: dict[str, object], inbound: model.Inbound
     if mapping.host_ip is None:
         mapping.host_ip = Address.parse(ANY_NETWORK[family].partition("/")[0])
     if mapping.host_ip.family != family:
-        raise InvalidConfiguration(
+        raise _invalid(
             f"hostIP {mapping.host_ip} and container address {container_ip} are of different address families"
         )
     if not inbound.ipv6_localhost:
@@ -306,10 +396,29 @@ def _published(attachment: model.Attachment, mapping: model.PortMapping) -> Port
     families = [family for family in sorted(attachment.published_families) if mapping.serves(family)]
     endpoint = attachment.published_endpoint(families[0]) if families else attachment.endpoints[0]
     return PortMapping(
-        attachment.id.container_id,
-        str(endpoint.address) if endpoint else "",
-        mapping.container_port,
-        mapping.host_port,
-        Protocol(mapping.protocol),
-        str(mapping.specific_host_ip) if mapping.specific_host_ip else None,
+        id=_id_of(attachment, mapping),
+        container_id=attachment.id.container_id,
+        container_port=mapping.container_port,
+        host_port=mapping.host_port,
+        protocol=Protocol(mapping.protocol),
+        host_ip=str(mapping.specific_host_ip) if mapping.specific_host_ip else None,
+        description=f"port {mapping.container_port}/{mapping.protocol} of {attachment.id}",
+        created_at=datetime.fromtimestamp(mapping.created_at or attachment.created_at, UTC),
+        container_ip=str(endpoint.address) if endpoint else "",
     )
+
+
+def _id_of(attachment: model.Attachment, mapping: model.PortMapping) -> str:
+    identity = attachment.id
+    return f"{identity.network}/{identity.container_id}/{identity.interface}/{mapping}"
+
+
+def _invalid(message: str, details: str = "") -> InvalidArgument:
+    return InvalidArgument(INVALID_CONFIGURATION, message, details)
+
+
+def _reasons(error: TypeError | ValueError) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    found = [(".".join(map(str, problem["loc"])), problem["msg"]) for problem in error.errors(include_url=False)]
+    return "; ".join(f"{where}: {why}" if where else why for where, why in found).replace("Value error, ", "")

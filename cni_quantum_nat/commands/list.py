@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import TYPE_CHECKING
 
+from ..model.attachments import NOWHERE
+from ..nat.records import here_of
 from .completion import networks
 from .directories import states_of
 from .kernel import flows_by_owner
@@ -58,12 +61,27 @@ def _rows(arguments: argparse.Namespace, states: list[State]) -> tuple[list[Row]
         recorded = [one for one in recorded if one.attachment.id.network == arguments.network]
     flows: dict[str, dict[str, int]] = {}
     for state in states:
-        own = [one.attachment for one in recorded if one.state is state]
+        here = here_of(state).netns
+        own = [
+            one.attachment for one in recorded if one.state is state and one.attachment.host_netns in (here, NOWHERE)
+        ]
         flows[state.directory], troubles = flows_by_owner(own, state)
         complaints += troubles
+    _mention_elsewhere(recorded)
     complain(complaints)
     now = time.time()
     return [_row(one, flows[one.state.directory], now) for one in recorded], 1 if complaints else 0
+
+
+def _mention_elsewhere(recorded: list[Recorded]) -> None:
+    """Say why some have no connections: their rules are in another network namespace, which need not be broken."""
+    elsewhere = sum(one.attachment.host_netns not in (here_of(one.state).netns, NOWHERE) for one in recorded)
+    if elsewhere:
+        print(
+            f"quantum-nat: {elsewhere} of {len(recorded)} attachments have their rules in another network namespace of the host. "
+            "Run this there to see connections.",
+            file=sys.stderr,
+        )
 
 
 def _row(recorded: Recorded, flows: dict[str, int], now: float) -> Row:

@@ -45,9 +45,10 @@ class PortMapping:
     host_port: 0 until one is allocated.
     allocated: whether the host port was chosen by us.
     sharing: EXCLUSIVE, or how new connections are spread over the containers that publish the port: SPREAD, BY_CLIENT.
+    created_at: seconds since the epoch; 0 if it came with its attachment.
     """
 
-    __slots__ = ("allocated", "container_port", "host_ip", "host_port", "protocol", "sharing")
+    __slots__ = ("allocated", "container_port", "created_at", "host_ip", "host_port", "protocol", "sharing")
 
     def __init__(  # noqa: PLR0913 - a record has as many fields
         self,
@@ -58,6 +59,7 @@ class PortMapping:
         *,
         allocated: bool = False,
         sharing: str = EXCLUSIVE,
+        created_at: float = 0,
     ) -> None:
         self.host_ip = host_ip
         self.host_port = host_port
@@ -65,6 +67,7 @@ class PortMapping:
         self.container_port = container_port
         self.allocated = allocated
         self.sharing = sharing
+        self.created_at = created_at
 
     def serves(self, family: int) -> bool:
         """Whether the mapping is for traffic of this family."""
@@ -462,7 +465,7 @@ def _inbound_of_record(record: dict[str, Any]) -> Inbound:
 
 
 def _mapping_record(mapping: PortMapping) -> dict[str, Any]:
-    return {
+    record: dict[str, Any] = {
         "hostIP": "" if mapping.host_ip is None else str(mapping.host_ip),
         "hostPort": mapping.host_port,
         "protocol": mapping.protocol,
@@ -470,6 +473,9 @@ def _mapping_record(mapping: PortMapping) -> dict[str, Any]:
         "allocated": mapping.allocated,
         "sharing": mapping.sharing,
     }
+    if mapping.created_at:
+        record["createdAt"] = mapping.created_at
+    return record
 
 
 def _mapping_of_record(record: dict[str, Any]) -> PortMapping:
@@ -480,4 +486,5 @@ def _mapping_of_record(record: dict[str, Any]) -> PortMapping:
         record["containerPort"],
         allocated=record["allocated"],
         sharing=record["sharing"],
+        created_at=record.get("createdAt", 0),
     )

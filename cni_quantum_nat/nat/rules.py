@@ -33,26 +33,31 @@ class NatType(StrEnum):
 
 @dataclass(frozen=True)
 class NatRule:
-    """A NAT rule. Addresses with a port are written as "192.0.2.1:80" or "[2001:db8::1]:80".
+    """A NAT rule.
 
-    id: stable for the life of the rule. protocol: None for any. source, destination: of a packet before translation.
-    translated: the new address, "" for the outgoing interface's own. interfaces: the outgoing ones; empty for any.
+    id: stable for the life of the rule. protocol: None for any. source_address, destination_address: of a packet before
+    translation, an address or a CIDR; the ports with them are None for any. translated_address: None for the outgoing
+    interface's own; translated_port: None if the port stays. external_interface: the outgoing one, or several with ", "
+    between them; None for any. internal_interface: the host's interface towards the container; None if there is none.
     """
 
     id: str
     nat_type: NatType
     protocol: Protocol | None
-    source: str
-    destination: str
-    translated: str
-    interfaces: tuple[str, ...]
+    source_address: str
+    source_port: int | None
+    destination_address: str
+    destination_port: int | None
+    translated_address: str | None
+    translated_port: int | None
+    external_interface: str | None
+    internal_interface: str | None
     description: str
     created_at: datetime
 
 
 def rules_of(attachment: model.Attachment) -> Iterator[NatRule]:
     """Yield the rules of an attachment: outbound NAT, then published ports."""
-    created_at = datetime.fromtimestamp(attachment.created_at, UTC)
     outbound = attachment.outbound
     for endpoint in attachment.endpoints:
         family = endpoint.address.family
@@ -62,34 +67,37 @@ def rules_of(attachment: model.Attachment) -> Iterator[NatRule]:
                 id=f"{attachment.id.owner}/out/{endpoint.address}",
                 nat_type=NatType.SNAT if fixed else NatType.MASQUERADE,
                 protocol=None,
-                source=str(endpoint.network) if attachment.is_network else str(endpoint.address),
-                destination=ANY_NETWORK[family],
-                translated=str(fixed or ""),
-                interfaces=outbound.external_interfaces.get(family, ()),
+                source_address=str(endpoint.network) if attachment.is_network else str(endpoint.address),
+                source_port=None,
+                destination_address=ANY_NETWORK[family],
+                destination_port=None,
+                translated_address=str(fixed) if fixed else None,
+                translated_port=None,
+                external_interface=", ".join(outbound.external_interfaces.get(family, ())) or None,
+                internal_interface=endpoint.host_interface or None,
                 description=f"outbound NAT of {attachment.id}",
-                created_at=created_at,
+                created_at=datetime.fromtimestamp(attachment.created_at, UTC),
             )
     for family in sorted(attachment.published_families):
-        yield from _port_rules(attachment, family, created_at)
+        yield from _port_rules(attachment, family)
 
 
-def _port_rules(attachment: model.Attachment, family: int, created_at: datetime) -> Iterator[NatRule]:
+def _port_rules(attachment: model.Attachment, family: int) -> Iterator[NatRule]:
     endpoint = attachment.published_endpoint(family)
     for mapping in attachment.port_mappings:
         if endpoint is not None and mapping.serves(family):
-            host_ip = str(mapping.specific_host_ip or ANY_NETWORK[family].partition("/")[0])
             yield NatRule(
                 id=f"{attachment.id.owner}/in{family}/{mapping}",
                 nat_type=NatType.DNAT,
                 protocol=Protocol(mapping.protocol),
-                source=ANY_NETWORK[family],
-                destination=_with_port(host_ip, mapping.host_port),
-                translated=_with_port(str(endpoint.address), mapping.container_port),
-                interfaces=(),
+                source_address=ANY_NETWORK[family],
+                source_port=None,
+                destination_address=str(mapping.specific_host_ip or ANY_NETWORK[family].partition("/")[0]),
+                destination_port=mapping.host_port,
+                translated_address=str(endpoint.address),
+                translated_port=mapping.container_port,
+                external_interface=None,
+                internal_interface=endpoint.host_interface or None,
                 description=f"published port of {attachment.id}",
-                created_at=created_at,
+                created_at=datetime.fromtimestamp(mapping.created_at or attachment.created_at, UTC),
             )
-
-
-def _with_port(address: str, port: int) -> str:
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"

@@ -7,9 +7,9 @@ web = manager.create_port_mapping("container123", "172.20.0.2", 80, 8080)
 dns = manager.create_port_mapping("container123", "172.20.0.2", 53, protocol=Protocol.UDP)
 
 for mapping in (web, dns):
-    print(f"{mapping.container_port}/{mapping.protocol} is published on {mapping.host_port}")
+    print(f"{mapping.container_port}/{mapping.protocol} is published on {mapping.host_port}: {mapping.id}")
 for rule in manager.rules():
-    print(rule.destination, "->", rule.translated)
+    print(f"{rule.destination_address}:{rule.destination_port} -> {rule.translated_address}:{rule.translated_port}")
 
 manager.remove_port_mapping(web)
-manager.remove_port_mapping(dns)
+manager.remove_port_mapping(dns.id)

@@ -242,7 +242,7 @@ def test_the_python_api_counts_as_its_own_network(
     monkeypatch.setenv("PATH", plugin.environ["PATH"])
     client.serve("outside", 90)
     config = NatConfig.model_validate({"state_dir": str(plugin.state_directory), "backend": BACKEND[backend]})
-    network = Network("fabric0", SUBNETS["cni0"][4])
+    network = Network("fabric0", "fabric0", SUBNETS["cni0"][4])
     with inside(host.path):
         manager = NatManager(config)
         manager.enable_outbound_connectivity(network)

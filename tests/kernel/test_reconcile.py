@@ -229,8 +229,8 @@ def test_network_cidrs_of_the_python_api_match_and_are_restored(
     client.serve("outside", 80)
     api = NatManager(NatConfig.model_validate({"state_dir": str(plugin.state_directory)}))
     with inside(host.path):
-        api.enable_outbound_connectivity(Network("fabric", SUBNETS["cni0"][family]))
-        api.enable_outbound_connectivity(Network("other", SUBNETS["cni1"][family]))
+        api.enable_outbound_connectivity(Network("fabric", "fabric", SUBNETS["cni0"][family]))
+        api.enable_outbound_connectivity(Network("other", "other", SUBNETS["cni1"][family]))
     assert dry_run(plugin) == []
     nft(host, f"delete element inet quantum network_masqueraded{family} {{ {SUBNETS['cni0'][family]} }}")
     (entry,) = dry_run(plugin)

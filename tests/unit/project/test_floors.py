@@ -14,6 +14,7 @@ LAYERS = (
     ("__main__", "__init__"),
     ("commands",),
     ("api",),
+    ("exceptions",),
     ("cni",),
     ("nat",),
     ("backends",),
