@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from difflib import get_close_matches
 from hashlib import blake2b
 from ipaddress import ip_address, ip_network
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import ConfigDict, ValidationError, model_validator
 
@@ -157,7 +157,7 @@ class NatManager:
         self._config = config or NatConfig()
         self._settings = Settings(normalised(self._config))
 
-    def __enter__(self) -> NatManager:
+    def __enter__(self) -> Self:
         """Return the manager itself."""
         return self
 
