@@ -275,6 +275,32 @@ def test_the_alias_of_a_mapping_on_ipv6_loopback_goes_with_it(
     assert host.elements() == {}
 
 
+@pytest.mark.parametrize("released", ["on ::1", "on all addresses", "on another address"])
+def test_a_port_on_ipv6_loopback_and_the_same_port_elsewhere_have_separate_owners(
+    host: Host, container: Container, other_container: Container, plugin: Plugin, released: str
+) -> None:
+    """Both owners' `[::1]` was one element: it went to the last ADD, and away with the first DEL."""
+    third = host.container()
+    third.serve("third", 80)
+    other_container.serve("other", 80)
+    attachments = {
+        "on all addresses": plugin.add(container, publish(8080), ipv6Localhost=True),
+        "on ::1": plugin.add(other_container, publish(8080, hostIP="::1"), ipv6Localhost=True),
+        "on another address": plugin.add(third, publish(8080, hostIP=HOST[6]), ipv6Localhost=True),
+    }
+    for attachment in attachments.values():
+        attachment.check()
+        attachment.add()
+    assert host.ask("::1", 8080).server == "other"
+    attachments.pop(released).delete()
+    for attachment in attachments.values():
+        attachment.check()
+    assert host.ask("::1", 8080).server == ("web" if released == "on ::1" else "other")
+    for attachment in attachments.values():
+        attachment.delete()
+    assert host.elements() == {}
+
+
 @pytest.mark.parametrize("add_again", [False, True])
 def test_an_alias_that_an_attachment_no_longer_asks_for_is_given_back(
     host: Host, container: Container, plugin: Plugin, add_again: bool

@@ -201,9 +201,12 @@ for _name, _part, _key, _data, _purpose in _LAYOUTS:
         SETS[f"{_name}{_family}"] = SetLayout(
             f"{_name}{_family}", _family, _part, _key, _data, _purpose, counter=_name in _COUNTED
         )
-SETS["localhost6"] = SetLayout(
-    "localhost6", 6, LOCALHOST6, _PORT, (), "protocol, host port that ::1 leads to", counter=False
-)
+# Two, because a port on ::1 and the same port on all addresses may have different owners.
+for _name, _purpose in (
+    ("localhost6", "protocol, host port on all addresses that ::1 leads to"),
+    ("host_ip_localhost6", "protocol, host port on ::1"),
+):
+    SETS[_name] = SetLayout(_name, 6, LOCALHOST6, _PORT, (), _purpose, counter=False)
 
 
 def is_set(name: str) -> bool:

@@ -133,8 +133,8 @@ def elements_of_port(port: HostPort) -> list[Element]:
     """Return all elements to look up for a host port, whoever owns it, except buckets."""
     prefix, key = _place(port)
     elements = [lead_of(port), Element(f"{prefix}policies{port.family}", key, (), "")]
-    if port.family == 6:
-        elements.append(Element("localhost6", key[-2:], (), ""))
+    if port.family == 6 and (port.address is None or port.address.is_loopback):
+        elements.append(Element(f"{prefix}localhost6", key[-2:], (), ""))
     return elements
 
 
@@ -175,7 +175,7 @@ def _plan_host_port(attachment: Attachment, port: HostPort, mapping: PortMapping
     if not policy.is_ordinary:
         yield Element(f"{prefix}policies{port.family}", key, (policy.chain,), owner, policy)
     if attachment.inbound.ipv6_localhost and port.family == 6 and mapping.is_reached_from_ipv6_loopback:
-        yield Element("localhost6", key[-2:], (), owner)
+        yield Element(f"{prefix}localhost6", key[-2:], (), owner)
 
 
 def _plan_address(attachment: Attachment, endpoint: Endpoint) -> Iterator[Element]:

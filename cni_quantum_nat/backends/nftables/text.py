@@ -307,7 +307,10 @@ def _localhost6() -> dict[str, Chain]:
     return {
         "localhost6_out": Chain(
             "::1 cannot be routed to a container: before conntrack sees such packets, they get an alias",
-            [f"ip6 saddr ::1 ip6 daddr ::1 meta l4proto . th dport @localhost6 {alias}"],
+            [
+                f"ip6 saddr ::1 ip6 daddr ::1 meta l4proto . th dport @{name} {alias}"
+                for name in ("host_ip_localhost6", "localhost6")
+            ],
             "type route hook output priority raw; policy accept;",
         ),
         "localhost6_in": Chain(

@@ -109,7 +109,8 @@ class Trace:
     def _follow_in(self) -> str:
         self._pass_guard()
         if self._destination == _LOOPBACK6:
-            if self._found(Element("localhost6", (self._protocol, self._port), (), "")) is None:
+            key = (self._protocol, self._port)
+            if all(self._found(Element(name, key, (), "")) is None for name in ("host_ip_localhost6", "localhost6")):
                 self.steps.append("::1 is not translated (ipv6Localhost is off)")
                 return self._deliver_to_host()
             self._destination = Address.parse(IPV6_LOCALHOST_ALIAS)
