@@ -26,6 +26,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "development" / "ruleset.md"
 # Prefix lengths and time-outs are parts by number; these stand for all of them.
 _PREFIXES = (layout.prefix_part(4, 24), layout.prefix_part(6, 64))
 _TIMEOUT = layout.timeout_part(7200)
+_NETWORK_TIMEOUT = layout.network_timeout_part(7200)
 # What is shown together, and what makes a call add it.
 PARTS: tuple[tuple[tuple[str, ...], str], ...] = (
     (_PREFIXES, "A container is published or masqueraded, and its subnet has this prefix length; here /24 and /64."),
@@ -41,6 +42,7 @@ PARTS: tuple[tuple[tuple[str, ...], str], ...] = (
     ((layout.NO_MASQUERADE,), "A network has `noMasqueradeTo`."),
     ((layout.NETWORKS,), "The Python API gives a network CIDR outbound NAT."),
     ((_TIMEOUT,), "A network's `conntrackTimeout` is not 3600; here 7200."),
+    ((_NETWORK_TIMEOUT,), "The same for a network CIDR of the Python API. Part `networks` comes with it."),
 )
 _HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
 _PRIORITIES = {"raw": -300, "filter": 0}

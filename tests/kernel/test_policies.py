@@ -7,12 +7,13 @@ import socket
 from typing import TYPE_CHECKING
 
 import pytest
+from cni_quantum_nat import NatConfig, NatManager, Network
 from cni_quantum_nat.backends.nftables import programs as libnftables
 from cni_quantum_nat.model.errors import CniError
 
 from .peer import Refused, inside, open_socket
 from .plugin import Plugin, PluginError, publish
-from .topology import CLIENT, HOST, HOST_SECONDARY, Container, Host, Namespace
+from .topology import CLIENT, HOST, HOST_SECONDARY, SUBNETS, Container, Host, Namespace
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -63,6 +64,27 @@ def test_only_translated_connections_have_our_timeout(
     assert timeout_s - 10 < remaining_s(host, family, inbound, 8080) <= timeout_s
     assert timeout_s - 10 < remaining_s(host, family, outbound, 100) <= timeout_s
     assert KERNELS_OWN_S - 10 < remaining_s(host, family, own, 90) <= KERNELS_OWN_S
+
+
+@both_families
+def test_a_network_cidr_has_its_timeout_and_a_container_in_it_its_own(
+    stack: ExitStack, host: Host, client: Namespace, plugin: Plugin, family: int
+) -> None:
+    """The key had no effect on the networks of the Python API."""
+    container, other_container = host.container(), host.container()
+    listen(stack, client, 100, family)
+    settings = {"state_dir": str(plugin.state_directory), "conntrack_timeout": 7200}
+    with inside(host.path):
+        manager = NatManager(NatConfig.model_validate(settings))
+        manager.enable_outbound_connectivity(Network("fabric0", SUBNETS["cni0"][family]))
+    plugin.add(other_container, conntrackTimeout=600)
+    for namespace, timeout_s in ((container, 7200), (other_container, 600)):
+        port = establish(stack, namespace, CLIENT[family], 100)
+        assert timeout_s - 10 < remaining_s(host, family, port) <= timeout_s
+    host.run("nft", "flush", "ruleset")
+    assert plugin.operate("reconcile").returncode == 0
+    port = establish(stack, container, CLIENT[family], 100)
+    assert 7190 < remaining_s(host, family, port) <= 7200
 
 
 def test_a_configured_timeout_survives_a_lost_table(

@@ -170,11 +170,21 @@ def timeout_part(timeout_s: int) -> str:
     return f"timeout_{timeout_s}"
 
 
+def network_timeout_set(family: int, timeout_s: int) -> str:
+    """Name the set of network CIDRs whose established TCP connections may be idle for so long."""
+    return f"network_timeout{family}_{timeout_s}"
+
+
+def network_timeout_part(timeout_s: int) -> str:
+    """Name the part for this time-out of network CIDRs."""
+    return f"network_timeout_{timeout_s}"
+
+
 class _Sets(dict[str, SetLayout]):
     """The sets by name. Those for prefix lengths and time-outs are created on first access."""
 
     def __missing__(self, name: str) -> SetLayout:
-        kind, _, number = name.partition("_")
+        kind, _, number = name.rpartition("_")
         family = int(kind[-1:])
         key: tuple[str, ...]
         if kind[:-1] == "subnets":
@@ -188,6 +198,12 @@ class _Sets(dict[str, SetLayout]):
                 timeout_part(int(number)),
                 (ADDRESS,),
                 f"its established connections may be idle for {number} s",
+            )
+        elif kind[:-1] == "network_timeout":
+            part, key, purpose = (
+                network_timeout_part(int(number)),
+                (SUBNET,),
+                f"network CIDR, its established connections may be idle for {number} s",
             )
         else:
             raise KeyError(name)

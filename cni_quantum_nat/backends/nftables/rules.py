@@ -19,6 +19,7 @@ from .layout import (
     SPREAD_BY_CLIENT,
     SPREAD_EVENLY,
     Policy,
+    network_timeout_set,
     subnets_set,
     timeout_set,
 )
@@ -235,6 +236,8 @@ def _plan_network(attachment: Attachment, network: Subnet) -> Iterator[Element]:
     outbound, family, owner = attachment.outbound, network.family, attachment.id.owner
     yield Element(f"networks{family}", (network,), (), owner)
     yield Element(subnets_set(family, network.prefix_length), (network.first, network.first), (), owner)
+    if attachment.established_timeout_s != DEFAULT_TIMEOUT_S:
+        yield Element(network_timeout_set(family, attachment.established_timeout_s), (network,), (), owner)
     fixed = outbound.snat_addresses.get(family)
     interfaces = outbound.external_interfaces.get(family, ())
     name = "network_masqueraded" if fixed is None else "network_fixed"

@@ -41,6 +41,8 @@ from .layout import (
     VIA,
     Policy,
     SetLayout,
+    network_timeout_part,
+    network_timeout_set,
     subnets_set,
     timeout_part,
     timeout_set,
@@ -90,6 +92,7 @@ def sets_of(parts: Collection[str]) -> list[SetLayout]:
     for timeout_s in _timeouts(parts):
         for family in (4, 6) if timeout_s != DEFAULT_TIMEOUT_S else ():
             SETS[timeout_set(family, timeout_s)]
+            SETS[network_timeout_set(family, timeout_s)]
     return [
         layout
         for layout in SETS.values()
@@ -103,7 +106,8 @@ def _prefixes(parts: Collection[str], family: int) -> list[int]:
 
 
 def _timeouts(parts: Collection[str]) -> list[int]:
-    return sorted(int(part.removeprefix("timeout_")) for part in parts if part.startswith("timeout_"))
+    """Return the time-outs of containers and of network CIDRs, each once."""
+    return sorted({int(part.rpartition("_")[2]) for part in parts if part.startswith(("timeout_", "network_timeout_"))})
 
 
 def chains(parts: Collection[str]) -> dict[str, Chain]:
@@ -153,17 +157,28 @@ def _established(parts: Collection[str]) -> list[str]:
 
 
 def _established_chain(parts: Collection[str]) -> Chain:
+    """Write from the general to the particular: the last rule that matches decides."""
+    others = [timeout_s for timeout_s in _timeouts(parts) if timeout_s != DEFAULT_TIMEOUT_S]
     rules = []
-    for timeout_s in sorted(_timeouts(parts), key=lambda number: (number != DEFAULT_TIMEOUT_S, number)):
-        action = f'ct timeout set "established_{timeout_s}"'
-        if timeout_s == DEFAULT_TIMEOUT_S:
-            rules.append(f"meta l4proto tcp {action}")
-            continue
-        for family, ip in _IP.items():
-            name = timeout_set(family, timeout_s)
-            rules.append(f"meta l4proto tcp {ip} saddr @{name} {action}")
-            rules.append(f"meta l4proto tcp ct status dnat {ip} daddr @{name} {action}")
+    if timeout_part(DEFAULT_TIMEOUT_S) in parts:
+        rules.append(f"meta l4proto tcp {_set_timeout(DEFAULT_TIMEOUT_S)}")
+    for timeout_s in others:
+        if network_timeout_part(timeout_s) in parts:
+            rules += [
+                f"meta l4proto tcp {ip} saddr @{network_timeout_set(family, timeout_s)} {_set_timeout(timeout_s)}"
+                for family, ip in _IP.items()
+            ]
+    for timeout_s in others:
+        if timeout_part(timeout_s) in parts:
+            for family, ip in _IP.items():
+                name = timeout_set(family, timeout_s)
+                rules.append(f"meta l4proto tcp {ip} saddr @{name} {_set_timeout(timeout_s)}")
+                rules.append(f"meta l4proto tcp ct status dnat {ip} daddr @{name} {_set_timeout(timeout_s)}")
     return Chain("for how long an established connection may be idle that is translated here, and no other", rules)
+
+
+def _set_timeout(timeout_s: int) -> str:
+    return f'ct timeout set "established_{timeout_s}"'
 
 
 def _guard(parts: Collection[str]) -> Chain:

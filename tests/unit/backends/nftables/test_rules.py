@@ -18,6 +18,7 @@ from cni_quantum_nat.backends.nftables.layout import (
     PROTOCOL,
     SETS,
     SUBNET,
+    network_timeout_set,
     prefix_part,
     subnets_set,
     timeout_set,
@@ -39,7 +40,14 @@ if TYPE_CHECKING:
     from cni_quantum_nat.backends.nftables.rules import Field
 
 # Besides those that every program knows.
-NAMES = [*SETS, subnets_set(4, 24), subnets_set(6, 64), timeout_set(4, 60), timeout_set(6, 60)]
+NAMES = [
+    *SETS,
+    subnets_set(4, 24),
+    subnets_set(6, 64),
+    timeout_set(4, 60),
+    timeout_set(6, 60),
+    network_timeout_set(4, 60),
+]
 FIELDS: dict[tuple[str, int], st.SearchStrategy[Field]] = {
     (ADDRESS, 4): st.ip_addresses(v=4).map(lambda a: Address.parse(str(a))),
     (ADDRESS, 6): st.ip_addresses(v=6).map(lambda a: Address.parse(str(a))),

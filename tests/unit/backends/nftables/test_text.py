@@ -27,6 +27,7 @@ from cni_quantum_nat.backends.nftables.layout import (
     UNMASQUERADED,
     VIA,
     Policy,
+    network_timeout_part,
     prefix_part,
     timeout_part,
 )
@@ -47,7 +48,7 @@ PARTS = (
     *(HOST_IP, POLICIES, SHARED_PORTS, UNMASQUERADED, MASQUERADE_ALL, LOCALHOST6, CLOSED, VIA, FIXED_SOURCE),
     *(NO_MASQUERADE, NETWORKS),
     *(prefix_part(4, 16), prefix_part(4, 24), prefix_part(6, 64), prefix_part(6, 128)),
-    *(timeout_part(DEFAULT_TIMEOUT_S), timeout_part(60), timeout_part(7200)),
+    *(timeout_part(DEFAULT_TIMEOUT_S), timeout_part(60), timeout_part(7200), network_timeout_part(7200)),
 )
 EVERYTHING = {CORE, *PARTS}
 BLOCK = re.compile(r"\tchain (\w+) \{\n(.*?)\n\t\}", re.DOTALL)
