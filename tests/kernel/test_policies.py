@@ -24,10 +24,15 @@ KERNELS_OWN_S = 432000
 
 def establish(stack: ExitStack, namespace: Namespace, address: str, port: int) -> int:
     """Open a TCP connection, keep it open, and return its source port."""
+    return int(open_connection(stack, namespace, address, port).getsockname()[1])
+
+
+def open_connection(stack: ExitStack, namespace: Namespace, address: str, port: int) -> socket.socket:
+    """Open a TCP connection that stays open."""
     opened = stack.enter_context(open_socket(namespace.path, "tcp", 6 if ":" in address else 4))
     opened.settimeout(3)
     opened.connect((address, port))
-    return int(opened.getsockname()[1])
+    return opened
 
 
 def listen(stack: ExitStack, namespace: Namespace, port: int, family: int) -> None:
@@ -99,6 +104,39 @@ def test_a_configured_timeout_survives_a_lost_table(
     assert 7190 < remaining_s(host, 4, port, 8081) <= 7200
     client.serve("outside", 80)
     assert container.ask(CLIENT[4], 80).source == HOST_SECONDARY[4]
+
+
+@pytest.mark.parametrize("how", ["a changed rule and ADD", "a changed rule and reconcile", "another version"])
+def test_open_connections_keep_their_timeout_when_the_table_is_rebuilt(
+    stack: ExitStack, host: Host, client: Namespace, plugin: Plugin, how: str
+) -> None:
+    """At 1.0.0 (defect 36) the table was deleted with its `ct timeout` objects: open connections went from an hour to five days."""
+    default, configured = host.container(), host.container()
+    for container in (default, configured):
+        listen(stack, container, 80, 4)
+    plugin.add(default, publish(8080))
+    longer = plugin.add(configured, publish(8081), network="other", conntrackTimeout=7200)
+    opened = {3600: open_connection(stack, client, HOST[4], 8080), 7200: open_connection(stack, client, HOST[4], 8081)}
+    if how == "another version":
+        host.run("nft", "delete set inet quantum layout; add set inet quantum unknown { type ipv4_addr; }")
+    else:
+        host.run("nft", "insert rule inet quantum host_ports tcp dport 8080 accept")
+    if how.endswith("reconcile"):
+        assert plugin.operate("reconcile").returncode == 0
+    else:
+        plugin.add(host.container(), publish(8082))
+    assert "unknown" not in host.run("nft", "list sets")
+    assert "tcp dport 8080 accept" not in host.ruleset()
+    for timeout_s, connection in opened.items():
+        connection.sendall(b"?")
+        assert timeout_s - 10 < remaining_s(host, 4, connection.getsockname()[1]) <= timeout_s
+    # A time-out that stays although no attachment needs it is not in the way of the next that does.
+    longer.delete()
+    host.run("nft", "insert rule inet quantum host_ports tcp dport 8080 accept")
+    assert plugin.operate("reconcile").returncode == 0
+    assert "timeout4_7200" not in host.ruleset()
+    plugin.add(host.container(), publish(8083), network="third", conntrackTimeout=7200)
+    assert plugin.operate("reconcile", "--dry-run").returncode == 0
 
 
 @pytest.mark.frozen

@@ -11,6 +11,7 @@ from ...kernel.stderr import warn
 from ...model.errors import NOT_AVAILABLE, CniError, InvalidConfiguration
 from ...state.lock import held
 from .layout import CORE, DEFAULT_TIMEOUT_S, POLICIES, SETS, TABLE, timeout_part
+from .table import NftablesTable
 from .text import default_parts, elements_text, extension_text, parts_of, policies_text, table_text
 
 if TYPE_CHECKING:
@@ -53,9 +54,27 @@ def build(elements: list[Element], boot_id: str, coming: Iterable[Element] = ())
 
 
 def _build(elements: list[Element], parts: set[str], boot_id: str) -> None:
-    # "add, delete, add" replaces the table whether it exists or not.
-    text = table_text(TABLE, parts, boot_id=boot_id)
-    _run([f"add table inet {TABLE}", f"delete table inet {TABLE}", text, *_content(elements, TABLE)])
+    clearing, kept = _clear()
+    text = table_text(TABLE, parts, boot_id=boot_id, kept=kept)
+    _run([*clearing, text, *_content(elements, TABLE)])
+
+
+def _clear() -> tuple[list[str], list[str]]:
+    """Return the commands that empty the table, whether it exists or not, and the time-outs that stay.
+
+    An open connection refers to its `ct timeout` object: if that is deleted, the connection gets the kernel's own time-out, five days,
+    and nothing can give it another. So the objects stay, also those that no rule uses any more.
+    """
+    table = NftablesTable()
+    try:
+        kept = [] if table.has_flags() else table.timeouts()
+        if not kept:  # "add" first: so it can be deleted whether it exists or not
+            return [f"add table inet {TABLE}", f"delete table inet {TABLE}"], []
+        named = [f"delete set inet {TABLE} {name}" for name in table.maps_and_sets()]
+        named += [f"delete chain inet {TABLE} {name}" for name in table.chains()]
+        return [f"flush table inet {TABLE}", *named], kept
+    finally:
+        table.close()
 
 
 def replace(elements: list[Element], boot_id: str, coming: Iterable[Element] = ()) -> None:
@@ -102,8 +121,16 @@ def add_parts(set_names: list[str], elements: list[Element]) -> None:
     if _has_default_timeout():
         present.add(timeout_part(DEFAULT_TIMEOUT_S))
     wanted = present | parts_of(elements)
-    commands = extension_text(present, wanted) if wanted != present else []
+    commands = extension_text(present, wanted, _timeouts_held()) if wanted != present else []
     _run([*commands, *policies_text(policies)])
+
+
+def _timeouts_held() -> list[str]:
+    table = NftablesTable()
+    try:
+        return table.timeouts()
+    finally:
+        table.close()
 
 
 def _has_default_timeout() -> bool:

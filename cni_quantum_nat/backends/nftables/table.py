@@ -48,7 +48,7 @@ _NETLINK_NETFILTER = 12
 _NFPROTO_INET = 1
 _SUBSYSTEM = 10 << 8
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
-_GETTABLE, _GETCHAIN, _NEWRULE, _GETRULE, _GETSET, _NEWSETELEM, _GETSETELEM, _DELSETELEM, _GETGEN = (
+_GETTABLE, _GETCHAIN, _NEWRULE, _GETRULE, _GETSET, _NEWSETELEM, _GETSETELEM, _DELSETELEM, _GETGEN, _GETOBJ = (
     1,
     4,
     6,
@@ -58,12 +58,16 @@ _GETTABLE, _GETCHAIN, _NEWRULE, _GETRULE, _GETSET, _NEWSETELEM, _GETSETELEM, _DE
     13,
     14,
     16,
+    19,
 )
 
-_TABLE_NAME = 1
+_TABLE_NAME, _TABLE_FLAGS = 1, 2
 _CHAIN_TABLE, _CHAIN_NAME = 1, 3
 _RULE_TABLE, _RULE_CHAIN = 1, 2
-_SET_TABLE, _SET_NAME = 1, 2
+_SET_TABLE, _SET_NAME, _SET_FLAGS = 1, 2, 3
+_SET_ANONYMOUS = 1
+_OBJECT_TABLE, _OBJECT_NAME, _OBJECT_TYPE = 1, 2, 3
+_CT_TIMEOUT = (7).to_bytes(4, "big")  # NFT_OBJECT_CT_TIMEOUT
 
 _FAMILY_HEADER = Struct(">BBH")  # family, version, resource
 _PART = Struct("=BL")  # of a fingerprint: the kind of message, its length
@@ -217,6 +221,40 @@ class NftablesTable:
                 names.append(name)
         return sorted(names)
 
+    def has_flags(self) -> bool:
+        """Whether the table exists and has flags: ours never has, so somebody made it dormant or owns it."""
+        replies = self._exchange(_request(_GETTABLE, 0, 0, attribute(_TABLE_NAME, text(TABLE))))
+        return any(
+            any(dict(attributes(reply.payload, _FAMILY_HEADER.size)).get(_TABLE_FLAGS, b""))
+            for reply in replies
+            if reply.is_answer
+        )
+
+    def chains(self) -> list[str]:
+        """List the chains of the table, for rebuilds."""
+        of_all = self._dump(_request(_GETCHAIN, NLM_F_DUMP, 0, b""), "list the chains")
+        parts = [dict(attributes(payload, _FAMILY_HEADER.size)) for payload in of_all]
+        return [_name(part[_CHAIN_NAME]) for part in parts if part[_CHAIN_TABLE] == text(TABLE)]
+
+    def maps_and_sets(self) -> list[str]:
+        """List the named maps and sets, also those that this program does not know, for rebuilds."""
+        request = _request(_GETSET, NLM_F_DUMP, 0, attribute(_SET_TABLE, text(TABLE)))
+        parts = [dict(attributes(payload, _FAMILY_HEADER.size)) for payload in self._dump(request, "list the sets")]
+        return [
+            _name(part[_SET_NAME])
+            for part in parts
+            if not int.from_bytes(part.get(_SET_FLAGS, b""), "big") & _SET_ANONYMOUS
+        ]
+
+    def timeouts(self) -> list[str]:
+        """List the `ct timeout` objects, for rebuilds."""
+        wanted = attribute(_OBJECT_TABLE, text(TABLE)) + attribute(_OBJECT_TYPE, _CT_TIMEOUT)
+        parts = [
+            dict(attributes(payload, _FAMILY_HEADER.size))
+            for payload in self._dump(_request(_GETOBJ, NLM_F_DUMP, 0, wanted), "list the time-outs")
+        ]
+        return [_name(part[_OBJECT_NAME]) for part in parts]
+
     def owned_elements(self) -> list[Element]:
         """List all elements of all sets. Not for ADD, DEL or CHECK."""
         self.check_layout()
@@ -323,6 +361,10 @@ def rules_in(fingerprint: bytes) -> dict[str, list[bytes]]:
         name = dict(attributes(part))[_RULE_CHAIN].rstrip(b"\0").decode() if kind == _NEWRULE else ""
         rules.setdefault(name, []).append(part)
     return rules
+
+
+def _name(framed: bytes) -> str:
+    return framed.rstrip(b"\0").decode()
 
 
 def _batch(kind: int, sequence: int) -> bytes:

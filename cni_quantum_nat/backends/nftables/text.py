@@ -178,7 +178,11 @@ def _established_chain(parts: Collection[str]) -> Chain:
 
 
 def _set_timeout(timeout_s: int) -> str:
-    return f'ct timeout set "established_{timeout_s}"'
+    return f'ct timeout set "{_timeout_name(timeout_s)}"'
+
+
+def _timeout_name(timeout_s: int) -> str:
+    return f"established_{timeout_s}"
 
 
 def _guard(parts: Collection[str]) -> Chain:
@@ -386,33 +390,43 @@ def _policy_rules(policy: Policy) -> list[str]:
     ]
 
 
-def table_text(name: str, parts: Collection[str], *, boot_id: str = "", is_owned: bool = False) -> str:
-    """Return the table without elements, for nft. An owned one disappears with the socket that creates it."""
+def table_text(
+    name: str, parts: Collection[str], *, boot_id: str = "", is_owned: bool = False, kept: Collection[str] = ()
+) -> str:
+    """Return the table without elements, for nft. An owned one disappears with the socket that creates it.
+
+    kept: the names of time-outs that the table has already.
+    """
     comment = f' comment "boot {boot_id}"' if boot_id else ""
     version = (
         f"\tset {LAYOUT_SET} {{ type inet_service; flags constant; elements = {{ {LAYOUT}{comment} }}; "
         'comment "the version of this table, for programs that are older or newer, and the boot that it is of"; }\n'
     )
     flags = "\tflags owner;\n" if is_owned else ""
-    return f"table inet {name} {{\n{flags}{_body(parts, version)}}}\n"
+    return f"table inet {name} {{\n{flags}{_body(parts, version, kept)}}}\n"
 
 
-def _body(parts: Collection[str], first: str = "") -> str:
+def _body(parts: Collection[str], first: str, kept: Collection[str]) -> str:
     declared = "".join(map(_declare, sets_of(parts)))
     written = "".join(_chain_text(name, chain) for name, chain in chains(parts).items())
-    return "".join(map(_timeout, _timeouts(parts))) + first + declared + written
+    timeouts = "".join(_timeout(t) for t in _timeouts(parts) if _timeout_name(t) not in kept)
+    return timeouts + first + declared + written
 
 
-def extension_text(present: Collection[str], wanted: Collection[str], table: str = TABLE) -> list[str]:
-    """Return the commands that add parts to a table: new sets and chains, and the chains that change."""
+def extension_text(present: Collection[str], wanted: Collection[str], kept: Collection[str] = ()) -> list[str]:
+    """Return the commands that add parts to the table: new sets and chains, and the chains that change.
+
+    kept: the names of time-outs that the table has already, in use by a part or not.
+    """
     before, after = chains(present), chains(wanted)
     changed = {name: chain for name, chain in after.items() if before.get(name) != chain}
     known = {layout.name for layout in sets_of(present)}
     sets = "".join(_declare(layout) for layout in sets_of(wanted) if layout.name not in known)
-    timeouts = "".join(_timeout(t) for t in _timeouts(wanted) if t not in _timeouts(present))
-    flushes = [f"flush chain inet {table} {name}" for name in changed if name in before]
+    held = {*kept, *map(_timeout_name, _timeouts(present))}
+    timeouts = "".join(_timeout(t) for t in _timeouts(wanted) if _timeout_name(t) not in held)
+    flushes = [f"flush chain inet {TABLE} {name}" for name in changed if name in before]
     written = "".join(_chain_text(name, chain) for name, chain in changed.items())
-    return [*flushes, f"table inet {table} {{\n{timeouts}{sets}{written}}}\n"]
+    return [*flushes, f"table inet {TABLE} {{\n{timeouts}{sets}{written}}}\n"]
 
 
 def _chain_text(name: str, chain: Chain) -> str:
@@ -422,7 +436,7 @@ def _chain_text(name: str, chain: Chain) -> str:
 
 
 def _timeout(timeout_s: int) -> str:
-    return f"\tct timeout established_{timeout_s} {{ protocol tcp; policy = {{ established : {timeout_s} }}; }}\n"
+    return f"\tct timeout {_timeout_name(timeout_s)} {{ protocol tcp; policy = {{ established : {timeout_s} }}; }}\n"
 
 
 def _declare(layout: SetLayout) -> str:
