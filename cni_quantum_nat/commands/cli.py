@@ -16,7 +16,9 @@ from . import list as list_command
 from . import port as port_command
 from . import schema as schema_command
 from . import show as show_command
+from . import status as status_command
 from . import validate as validate_command
+from . import who as who_command
 from .directories import mention_others, settle
 from .doctor import doctor as doctor_command
 from .metrics import metrics as metrics_command
@@ -24,9 +26,11 @@ from .parser import NO_STATE, ONE_STATE, add_state_directory
 from .reconcile import reconcile as reconcile_command
 
 _COMMANDS = (  # in the order of --help
+    status_command,
     list_command,
     show_command,
     port_command,
+    who_command,
     connections_command,
     doctor_command,
     reconcile_command,

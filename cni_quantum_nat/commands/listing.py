@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from ..model.errors import InvalidConfiguration
+from .parser import seconds
 from .tables import CONTAINER_CHARACTERS, print_table
 
 if TYPE_CHECKING:
@@ -47,22 +48,12 @@ def add_options(parser: argparse.ArgumentParser, columns: Sequence[str], what: s
     parser.add_argument(
         "--watch",
         nargs="?",
-        type=_interval,
+        type=seconds,
         const=_USUAL_INTERVAL_S,
         metavar="SECONDS",
         help=f"print again every {_USUAL_INTERVAL_S:g} seconds, or as often as given, until interrupted",
     )
     parser.add_argument("--json", action="store_true", help=f"print the {what} as a JSON array")
-
-
-def _interval(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0
-    if not 0.1 <= seconds <= 86400:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0.1 to 86400")
-    return seconds
 
 
 def show(
