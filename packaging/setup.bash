@@ -98,20 +98,24 @@ source_of() {
     rm -rf "$place"
 }
 
-# in_debian_12 SCRIPT [ARGUMENT...]: the release is built from Debian 12's CPython 3.11. On another system, run the script in a root directory
-# of Debian 12, have what it makes in dist/, and exit.
+# in_debian_12 SCRIPT [ARGUMENT...]: the release is built from Debian 12's CPython 3.11, for ARCHITECTURE (else this host's). On another system,
+# or for another architecture, run the script in a root directory of Debian 12, have what it makes in dist/, and exit.
 in_debian_12() {
-    local root=$CACHE/roots/build script=$1
+    local script=$1 here architecture root
     apt_install python3
-    [ "$(/usr/bin/python3 -c 'import sys; print("{}.{}".format(*sys.version_info))')" != 3.11 ] || return 0
-    [ "$(id -u)" = 0 ] || die "needs root: it is Debian 12 that the release is built on, and here it takes a root directory of it"
+    here=$(dpkg --print-architecture)
+    architecture=${ARCHITECTURE:-$here}
+    root=$CACHE/roots/build-$architecture
+    [ "$architecture" != "$here" ] || ! can_freeze || return 0
+    [ "$(id -u)" = 0 ] || die "needs root: it builds in a root directory of Debian 12 for $architecture"
     apt_install debootstrap util-linux
+    [ "$architecture" = "$here" ] || emulate "$architecture"
     if [ ! -d "$root" ]; then
         say "Making a root directory of Debian 12 to build in ..."
         mkdir -p "$CACHE/roots"
         rm -rf "$root.new"
-        debootstrap --variant=minbase --include=ca-certificates bookworm "$root.new" "${MIRROR:-http://deb.debian.org/debian}" >"$root.log" ||
-            die "cannot make a root directory of Debian 12: see $root.log"
+        debootstrap --arch="$architecture" --variant=minbase --include=ca-certificates bookworm "$root.new" "${MIRROR:-http://deb.debian.org/debian}" \
+            >"$root.log" || die "cannot make a root directory of Debian 12: see $root.log"
         mv "$root.new" "$root"
     fi
     SOURCE_DATE_EPOCH=$(source_date)
@@ -126,8 +130,34 @@ in_debian_12() {
     unshare --mount --pid --fork --kill-child sh -c 'mount -t proc proc "$0/proc"; mount --rbind /dev "$0/dev"; exec chroot "$0" "$@"' \
         "$root" "/project/packaging/${script##*/}" "${@:2}"
     mkdir -p "$PROJECT/dist"
-    cp -a "$root/project/dist/." "$PROJECT/dist"
+    if [ "$architecture" = "$here" ]; then
+        cp -a "$root/project/dist/." "$PROJECT/dist"
+    else # packages alone: dist/quantum-nat is a program for this host
+        find "$root/project/dist" -maxdepth 1 -type f -name "*[-_]$architecture.*" -exec cp -a -t "$PROJECT/dist" {} +
+    fi
     exit 0
+}
+
+# emulate ARCHITECTURE: have the kernel run its programs by QEMU, until this script ends. Where the host does that already, it stays so.
+emulate() {
+    local machine registry
+    case $1 in
+    amd64) machine=x86_64 ;;
+    arm64) machine=aarch64 ;;
+    *) die "builds for amd64 and arm64, and ARCHITECTURE is $1" ;;
+    esac
+    apt_install qemu-user-static
+    registry=$(mktemp -d)
+    mount -t binfmt_misc none "$registry" || die "the kernel has no binfmt_misc, by which it would run programs for $1"
+    if [ -e "$registry/qemu-$machine" ]; then
+        umount "$registry"
+        rmdir "$registry"
+        return 0
+    fi
+    at_exit sh -c "echo -1 >'$registry/qemu-$machine'"
+    at_exit umount "$registry"
+    at_exit rmdir "$registry"
+    cat "/usr/lib/binfmt.d/qemu-$machine.conf" >"$registry/register"
 }
 
 # make_venv [runtime]: a virtual environment in .venv with the project and what builds and tests it, or only with what it needs to run.
