@@ -70,17 +70,25 @@ def check_records(host: Snapshot) -> Iterator[Finding]:
 
 def _find_writable_parents(directory: str) -> Iterator[Finding]:
     """Find parent directories in which other users can replace the state directory."""
+    owners = {0, os.geteuid()} | _outside_users()
     for parent in Path(directory).parents:
         try:
             status = parent.stat()
         except OSError:
             continue
-        if status.st_uid not in (0, os.geteuid()) or (status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX):
+        if status.st_uid not in owners or (status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX):
             yield Finding(
                 str(parent),
                 f"owner {status.st_uid} and mode {stat.S_IMODE(status.st_mode):04o} let others replace the state directory",
                 "Set stateDir to a path that only root can change.",
             )
+
+
+def _outside_users() -> set[int]:
+    """Return how a user namespace shows the owners that it has no number for: the host's, who have power over it anyway. Nothing on the host."""
+    if Path("/proc/self/uid_map").read_text().split() == ["0", "0", "4294967295"]:
+        return set()
+    return {int(Path("/proc/sys/kernel/overflowuid").read_text())}
 
 
 def check_namespaces(host: Snapshot) -> Iterator[Finding]:
