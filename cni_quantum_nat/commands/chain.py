@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..model.errors import InvalidConfiguration
+from ..model.errors import IO_FAILURE, CniError, InvalidConfiguration
 from .jsonfile import SyntaxProblem, decode, line_and_column
 from .netconf import ERROR, INTERFACE_PLUGINS, OURS, check
 from .parser import NO_STATE, add_command
@@ -157,6 +157,12 @@ def _read(file: Path) -> str:
         return file.read_text()
     except UnicodeDecodeError as error:
         raise InvalidConfiguration(f"{file} is not UTF-8 (byte {error.start})") from error
+    except OSError as error:
+        raise CniError(
+            IO_FAILURE,
+            f"cannot read {file}: {error.strerror}",
+            f"Name a .conflist file; those of {file.parent} are listed by `ls {file.parent}`.",
+        ) from error
 
 
 def _list(file: Path, text: str) -> dict[str, Any]:

@@ -129,7 +129,10 @@ def test_the_served_metrics_match_the_printed_ones(
         assert status == 200
         assert scrape(plugin).families.keys() <= Exposition(served).families.keys()
         assert Exposition(served).has("process_resident_memory_bytes")
-        assert get(host, host_address, port, "/")[0] == 404
+        status, text = get(host, host_address, port, "/")
+        assert status == 200
+        assert "the metrics are at /metrics" in text
+        assert get(host, host_address, port, "/favicon.ico")[0] == 404
 
 
 @pytest.mark.frozen

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -289,6 +290,19 @@ def test_conntrack_usage_matches_the_kernel(
     seen = scrape(plugin)
     assert seen.sum("nat_conntrack_entries_limit") == int(host.sysctl("netfilter/nf_conntrack_max"))
     assert seen.sum("nat_conntrack_entries") == int(host.sysctl("netfilter/nf_conntrack_count")) > 0
+
+
+def test_a_lost_table_and_its_rebuild_are_seen(plugin: Plugin, host: Host, container: Container) -> None:
+    plugin.add(container, publish(8080))
+    assert Exposition(run_metrics(plugin).stdout).sum("nat_table_present") == 1
+    host.run("nft", "delete", "table", "inet", "quantum")
+    before = time.time()
+    assert Exposition(run_metrics(plugin).stdout).sum("nat_table_present") == 0
+    assert plugin.operate("reconcile").returncode == 0
+    seen = Exposition(run_metrics(plugin).stdout)
+    assert seen.sum("nat_table_present") == 1
+    assert before - 1 < seen.sum("nat_last_rebuild_timestamp_seconds") < time.time() + 1
+    assert seen.sum("nat_build_info") == 1
 
 
 def test_a_damaged_record_is_reported_and_counted_and_stops_nothing(

@@ -9,12 +9,14 @@ from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
     HistogramMetricFamily,
+    InfoMetricFamily,
     UntypedMetricFamily,
 )
 
 from ...backends.iptables.programs import PREFIXES
 from ...model.attachments import NFTABLES
 from ...state.counters import BACKENDS, FLOW_TYPES, VERBS
+from ...version import __version__
 from ..tables import complain
 from .scrape import take_scrape
 
@@ -55,6 +57,14 @@ def families_of(scrape: Scrape) -> Iterator[Metric]:
     yield _connections(scrape)
     yield from _operations(scrape)
     yield from _conntrack(scrape)
+    if scrape.has_table is not None:
+        yield GaugeMetricFamily(
+            "nat_table_present", "Whether table inet quantum exists (1) or not (0).", value=scrape.has_table
+        )
+    yield GaugeMetricFamily(
+        "nat_last_rebuild_timestamp_seconds", "When the rules were last rebuilt; 0 for never.", value=scrape.rebuilt_at
+    )
+    yield InfoMetricFamily("nat_build", "The version of quantum-nat that wrote this.", value={"version": __version__})
     yield GaugeMetricFamily("nat_damaged_records", "Records that cannot be read.", value=scrape.damaged)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from ...model.errors import IO_FAILURE, CniError
+from ...version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -85,18 +86,20 @@ def _application(registry: CollectorRegistry) -> WSGIApplication:
     expose = make_wsgi_app(registry)
 
     def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if environ["PATH_INFO"] == "/":
+            return _answer(start_response, HTTPStatus.OK, f"quantum-nat {__version__}: the metrics are at {_PATH}.")
         if environ["PATH_INFO"] != _PATH:
-            return _refuse(start_response, HTTPStatus.NOT_FOUND, f"The metrics are at {_PATH}.")
+            return _answer(start_response, HTTPStatus.NOT_FOUND, f"The metrics are at {_PATH}.")
         try:
             answered: Iterable[bytes] = expose(environ, start_response)
         except CniError as error:
             print(f"quantum-nat: {error.message}. {error.details}", file=sys.stderr)
-            return _refuse(start_response, HTTPStatus.INTERNAL_SERVER_ERROR, error.message)
+            return _answer(start_response, HTTPStatus.INTERNAL_SERVER_ERROR, error.message)
         return answered
 
     return answer
 
 
-def _refuse(start_response: StartResponse, status: HTTPStatus, reason: str) -> Iterable[bytes]:
+def _answer(start_response: StartResponse, status: HTTPStatus, text: str) -> Iterable[bytes]:
     start_response(f"{status.value} {status.phrase}", [("Content-Type", "text/plain; charset=utf-8")])
-    return [f"{reason}\n".encode()]
+    return [f"{text}\n".encode()]

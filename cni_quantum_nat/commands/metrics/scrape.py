@@ -37,13 +37,16 @@ class Scrape:
     """The data of one scrape.
 
     rules: by type, backend and network. port_mappings: by backend and network. counters: by network, with the live ones as
-    seen. conntrack_entries, conntrack_limit: None if connections are not tracked. damaged: the number of unreadable records.
+    seen. has_table: whether there is a table inet quantum; None if that cannot be read. rebuilt_at: when the rules were last
+    rebuilt, in seconds since the epoch; 0 for never. conntrack_entries, conntrack_limit: None if connections are not tracked. damaged: the number of unreadable records.
     complaints: errors that do not prevent a result.
     """
 
     rules: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     port_mappings: Counter[tuple[str, str]] = field(default_factory=Counter)
     counters: dict[str, Cells] = field(default_factory=dict)
+    has_table: bool | None = None
+    rebuilt_at: float = 0
     conntrack_entries: int | None = None
     conntrack_limit: int | None = None
     damaged: int = 0
@@ -65,6 +68,7 @@ def take_scrape(state: State) -> Scrape:
         raise CniError(
             IO_FAILURE, f"cannot read the state directory {state.directory}: {error.strerror}", "Run it as root."
         ) from error
+    scrape.rebuilt_at = state.rebuilt_at()
     scrape.conntrack_entries = _conntrack("nf_conntrack_count")
     scrape.conntrack_limit = _conntrack("nf_conntrack_max")
     return scrape
@@ -130,7 +134,7 @@ def _list_flows(state: State, scrape: Scrape) -> dict[str, Flows]:
     has_iptables = state.has_iptables()
     table = NftablesTable(state.realm)
     try:
-        table.exists()
+        scrape.has_table = table.exists()
         live[NFTABLES] = live_flows(table)
     except CniError as error:
         if not has_iptables:

@@ -158,6 +158,13 @@ def test_an_invalid_list_is_refused_and_unchanged(file: Path, content: str, told
     assert list(file.parent.iterdir()) == [file]
 
 
+def test_a_missing_file_is_an_error_in_words(tmp_path: Path) -> None:
+    done = chain(str(tmp_path / "10-typo.conflist"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"quantum-nat: cannot read {tmp_path}/10-typo.conflist: No such file or directory\n")
+    assert "Errno" not in done.stderr
+
+
 def test_undo_without_an_earlier_change_is_refused(file: Path) -> None:
     done = chain("--undo", str(file))
     assert done.returncode == 1
