@@ -1,20 +1,20 @@
-"""Connection Tracker: deletes conntrack entries that would outlive the mapping or the container that they belong to.
+"""Connection Tracker: delete conntrack entries that would outlive their port mapping or container.
 
-A connection is translated for as long as conntrack has an entry for it, whatever the rules say by then; UDP never ends as long as somebody
-sends. The protocol is ctnetlink: linux/netfilter/nfnetlink_conntrack.h, and for the filter's flags net/netfilter/nf_internals.h.
+As long as conntrack has an entry for a connection, it is translated by that entry, not by the rules; and a UDP entry stays as long as
+somebody sends. The protocol is ctnetlink: linux/netfilter/nfnetlink_conntrack.h, and for the filter's flags net/netfilter/nf_internals.h.
 
-    selection:  nfgenmsg, CTA_TUPLE_ORIG or CTA_TUPLE_REPLY { what is compared }, CTA_FILTER { which fields of it are },
+    selection:  nfgenmsg, CTA_TUPLE_ORIG or CTA_TUPLE_REPLY { values }, CTA_FILTER { flags: which values are compared },
                 CTA_STATUS, CTA_STATUS_MASK
     tuple:      CTA_TUPLE_IP { source, destination }, CTA_TUPLE_PROTO { number, source port, destination port }
-    one flow:   nfgenmsg, CTA_TUPLE_ORIG as it came, CTA_ID, CTA_ZONE where there is one
+    one flow:   nfgenmsg, CTA_TUPLE_ORIG as received, CTA_ID, CTA_ZONE if there is one
 
-The original tuple is what the first packet said, the reply tuple what an answer looks like before it is translated back:
-an answer from the container has the container's address as source.
+The original tuple has the addresses and ports of the first packet. The reply tuple has those of a reply before it is translated back: the
+source of a container's reply is the container's address.
 
-Linux 6.10 and newer delete a selection by themselves, in 0.3 ms where the table has 262,144 buckets; older ones, from 5.8 on,
-can only list it, which takes 12 ms there: a lock for each bucket. IPv6 addresses cannot be selected by at all: the kernel's
-comparison is the wrong way round (ctnetlink_filter_match_tuple, Linux 5.8 to 6.18 at least), so that "from this address" would
-delete everybody else's entries. So IPv6 entries are listed, and their bytes compared here before anything is decoded.
+Linux 6.10 and newer can delete a selection: 0.3 ms with 262,144 buckets and few entries, 30 ms with 120,000 entries. Older versions, from
+5.8 on, can only list it: 12 ms with few entries, because the kernel locks every bucket, and 50 ms with 120,000. IPv6 entries cannot be
+selected by address: the kernel's comparison is inverted (ctnetlink_filter_match_tuple, Linux 5.8 to 6.18 at least), and "from this
+address" would delete the entries of everybody else. So IPv6 entries are listed, and their bytes are compared before anything is decoded.
 A pod's start waits for this module.
 """
 
@@ -58,7 +58,6 @@ _FAMILY_HEADER = Struct(">BBH")
 _FLAGS = Struct("=L")
 _STATUS_BITS = Struct(">L")
 _DELETES_PER_REQUEST = 64
-_SELECTIONS_AT_MOST = 40  # each takes the kernel 0.3 ms; to list all of UDP takes it 12
 # Where the kernel puts destination address and port of the original tuple: it comes first, with source and destination, then
 # protocol, source port and destination port. Two bytes of type are before each.
 _TARGET_AT = {4: (24, 52), 6: (36, 76)}
@@ -66,7 +65,7 @@ _COUNT = "/proc/sys/net/netfilter/nf_conntrack_count"
 
 
 class Selection:
-    """Flows of one family, and with certain values in the tuple of one direction; framed as the kernel compares them."""
+    """Flows of one family with certain values in the tuple of one direction, as a filter for the kernel."""
 
     __slots__ = ("_family", "_filter")
 
@@ -79,7 +78,7 @@ class Selection:
         *,
         untranslated: bool = False,
     ) -> None:
-        """`untranslated` leaves out flows that already go to another destination than their first packet said."""
+        """untranslated: leave out flows whose destination is translated."""
         self._family = family
         self._filter = b""
         if compared:
@@ -90,13 +89,13 @@ class Selection:
             self._filter += attribute(_STATUS, _STATUS_BITS.pack(0)) + attribute(_STATUS_MASK, bit)
 
     def request(self, operation: int, flags: int) -> bytes:
-        """Frame what is to be done with it."""
+        """Return the request for an operation on the selection."""
         header = _FAMILY_HEADER.pack(_FAMILIES[self._family], 0, 0)
         return message(_SUBSYSTEM | operation, NLM_F_REQUEST | flags, 1, header + self._filter)
 
 
 class Flow:
-    """A tracked connection: its tuples, its status, and what a delete needs to name it."""
+    """A tracked connection: its tuples, its status, and the attributes that identify it in a delete request."""
 
     __slots__ = ("_family", "_parts")
 
@@ -109,34 +108,34 @@ class Flow:
 
     @property
     def sources(self) -> tuple[Address, Address]:
-        """Who sent the first packet, and who answers it."""
+        """The sources of the first packet and of its reply."""
         original, reply = (self._field(side, _TUPLE_IP, _SOURCE[self._family]) for side in (_ORIGINAL, _REPLY))
         return Address(self._family, original), Address(self._family, reply)
 
     @property
     def protocol(self) -> int:
-        """The number of its protocol."""
+        """The protocol number."""
         return self._field(_ORIGINAL, _TUPLE_PROTO, _PROTOCOL)[0]
 
     @property
     def target(self) -> tuple[Address, int]:
-        """Address and port that the first packet was sent to, before any translation."""
+        """The destination address and port of the first packet, before translation."""
         address = Address(self._family, self._field(_ORIGINAL, _TUPLE_IP, _DESTINATION[self._family]))
         return address, int.from_bytes(self._field(_ORIGINAL, _TUPLE_PROTO, _DESTINATION_PORT), "big")
 
     @property
     def is_translated(self) -> bool:
-        """Whether it goes to another destination than its first packet said."""
+        """Whether its destination is translated."""
         return bool(self._status & _DESTINATION_TRANSLATED)
 
     @property
     def is_source_translated(self) -> bool:
-        """Whether it comes from another source than its first packet said."""
+        """Whether its source is translated."""
         return bool(self._status & _SOURCE_TRANSLATED)
 
     @property
     def is_answered(self) -> bool:
-        """Whether a packet came back."""
+        """Whether there was a reply."""
         return bool(self._status & _REPLIED)
 
     @property
@@ -144,7 +143,7 @@ class Flow:
         return int.from_bytes(self._parts.get(_STATUS, b""), "big")
 
     def delete_request(self, sequence: int) -> bytes:
-        """Frame its deletion."""
+        """Return the request that deletes it."""
         kept = nested(_ORIGINAL, self._parts[_ORIGINAL])
         kept += b"".join(attribute(kind, self._parts[kind]) for kind in (_ID, _ZONE) if kind in self._parts)
         header = _FAMILY_HEADER.pack(_FAMILIES[self._family], 0, 0)
@@ -152,7 +151,7 @@ class Flow:
 
 
 class ConnectionTracker:
-    """The kernel's table of flows, through one socket: use it in `with`. All of it raises KernelRefused."""
+    """The kernel's connection tracking table. Use it in `with`. Every method raises KernelRefused if the kernel refuses."""
 
     __slots__ = ("_netlink",)
 
@@ -166,7 +165,7 @@ class ConnectionTracker:
         self._netlink.close_without_waiting()
 
     def delete_of_addresses(self, addresses: list[Address]) -> None:
-        """Delete the entries from and to these container addresses: translated to its ports, or masqueraded from it."""
+        """Delete the entries from and to these container addresses: connections to published ports, and masqueraded ones."""
         for address in addresses:
             if address.family == 6:
                 self.delete(list(filter(_from(address), self.flows(Selection(6), containing=address.packed))))
@@ -176,19 +175,19 @@ class ConnectionTracker:
                 self._delete_selected(Selection(4, direction, source, _BY_SOURCE), _from(address))
 
     def delete_stale_udp(self, mappings: list[PortMapping], families: set[int]) -> None:
-        """Delete the UDP entries to the host ports of `mappings`, so that a client that was sending already reaches the container.
+        """Delete the UDP entries to the host ports of `mappings`, so that clients that are sending already reach the container.
 
-        Only those to the host itself: a flow to the same port of another host is left alone, and where a port is shared, so are the
-        flows to the other containers.
+        Only entries to this host's addresses; of a shared port, only those that are not translated to another member.
         """
         targets = _targets(mappings, families)
+        entries = read_number(_COUNT)
         four = {target: shared for target, shared in targets.items() if target[0].family == 4}
-        if len(four) <= _SELECTIONS_AT_MOST:
+        if len(four) * _ms_to_delete(entries) <= _ms_to_list(len(_ports_of(four)), entries):
             for (address, port), shared in four.items():
                 self._delete_selected(_udp_to(address, port, untranslated=shared), _is_stale({(address, port): shared}))
         else:
-            self._delete_listed(4, four)
-        self._delete_listed(6, {target: shared for target, shared in targets.items() if target[0].family == 6})
+            self._delete_listed(4, four, entries)
+        self._delete_listed(6, {t: shared for t, shared in targets.items() if t[0].family == 6}, entries)
 
     def delete_untranslated(self, attachments: list[Attachment]) -> int:
         """Delete the entries of connections that began while the rules were not there; return how many.
@@ -224,7 +223,7 @@ class ConnectionTracker:
     def flows(
         self, selection: Selection, containing: bytes = b"", to_any: tuple[int, Collection[bytes]] | None = None
     ) -> Iterator[Flow]:
-        """List what the selection matches; what does not contain the bytes, or goes to none of several ends, is passed over undecoded."""
+        """List the flows of a selection. Those that do not contain these bytes, or go to none of these ends, are skipped undecoded."""
         for reply in self._netlink.dump(selection.request(_GET, NLM_F_DUMP)):
             if reply.error_number:
                 raise KernelRefused(
@@ -235,17 +234,17 @@ class ConnectionTracker:
             if containing in reply.payload and (to_any is None or _is_to_any(reply.payload, *to_any)):
                 yield Flow(reply.payload)
 
-    def _delete_listed(self, family: int, targets: dict[tuple[Address, int], bool]) -> None:
-        """List the UDP entries of a family to the ports of these targets, and delete those to one of them.
+    def _delete_listed(self, family: int, targets: dict[tuple[Address, int], bool], entries: int) -> None:
+        """List the UDP entries of a family, and delete those to one of these targets.
 
-        The kernel selects by one port. For several, it lists all UDP, and what is not to one of the targets is passed over as bytes.
+        The kernel selects by one port. For many ports it lists all UDP once, and entries to other targets are skipped as bytes.
         """
-        if not targets:
-            return
-        ports = {port for _, port in targets}
+        ports = _ports_of(targets)
         ends = {address.packed + port.to_bytes(2, "big") for address, port in targets}
-        selection = _udp(family, ports.pop() if len(ports) == 1 else 0)
-        self.delete(list(filter(_is_stale(targets), self.flows(selection, to_any=(family, ends)))))
+        by_port = len(ports) * _ms_to_list(1, entries) <= _ms_to_list_all(entries)
+        for port in ports if by_port else {0}:
+            flows = self.flows(_udp(family, port), to_any=(family, ends))
+            self.delete(list(filter(_is_stale(targets), flows)))
 
     def _delete_selected(self, selection: Selection, is_meant: Callable[[Flow], bool]) -> None:
         replies = self._netlink.exchange(selection.request(_DELETE, NLM_F_ACK))
@@ -256,11 +255,11 @@ class ConnectionTracker:
             raise KernelRefused("delete conntrack entries", error)
 
     def _delete_one_by_one(self, selection: Selection, is_meant: Callable[[Flow], bool]) -> None:
-        """Look at each flow once more: some older kernels compare the reply tuple wrongly."""
+        """List the selection and check each flow again: some older kernels compare the reply tuple wrongly."""
         self.delete(list(filter(is_meant, self.flows(selection))))
 
     def delete(self, flows: list[Flow]) -> None:
-        """Delete these flows; one that has ended by itself is no failure."""
+        """Delete these flows. A flow that has ended by itself is not an error."""
         for start in range(0, len(flows), _DELETES_PER_REQUEST):
             chunk = flows[start : start + _DELETES_PER_REQUEST]
             requests = b"".join(flow.delete_request(i) for i, flow in enumerate(chunk))
@@ -269,8 +268,27 @@ class ConnectionTracker:
                     raise KernelRefused("delete a conntrack entry", reply.error_number)
 
 
+def _ms_to_delete(entries: int) -> float:
+    """Estimate how long the kernel takes to delete a selection, with 262,144 buckets and so many entries. Measured with Linux 6.18."""
+    return 0.3 + entries / 4000
+
+
+def _ms_to_list(selections: int, entries: int) -> float:
+    """Estimate how long it takes to list selections that match next to nothing, or all UDP if that is faster."""
+    return min(selections * (12 + entries / 3000), _ms_to_list_all(entries))
+
+
+def _ms_to_list_all(entries: int) -> float:
+    """Estimate how long it takes to list all UDP, and to skip most of it."""
+    return 12 + entries / 250
+
+
+def _ports_of(targets: Collection[tuple[Address, int]]) -> set[int]:
+    return {port for _, port in targets}
+
+
 def _is_to_any(payload: bytes, family: int, ends: Collection[bytes]) -> bool:
-    """Whether the first packet went to one of these addresses and ports, each as bytes; True where it is not at its usual place."""
+    """Whether the first packet went to one of these ends (address and port, as bytes). True if the attributes are in an unusual order."""
     address, port = _TARGET_AT[family]
     if payload[address - 2] != _DESTINATION[family] or payload[port - 2] != _DESTINATION_PORT:
         return True
@@ -286,12 +304,12 @@ def _is_stale(targets: dict[tuple[Address, int], bool]) -> Callable[[Flow], bool
 
 
 def is_tracking() -> bool:
-    """Whether the host tracks any flow at all."""
+    """Whether the host tracks any connection."""
     return read_number(_COUNT) > 0
 
 
 def _targets(mappings: list[PortMapping], families: set[int]) -> dict[tuple[Address, int], bool]:
-    """Return the addresses and ports that the mappings are published on, and whether the port is shared."""
+    """Return the host addresses and ports of the mappings, and whether each is shared."""
     local = local_addresses(families) if any(mapping.specific_host_ip is None for mapping in mappings) else []
     targets = {}
     for mapping in mappings:

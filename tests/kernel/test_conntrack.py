@@ -131,7 +131,7 @@ def test_a_connection_from_the_host_to_the_same_port_elsewhere_is_kept(
     assert talk.hear() == "late"
 
 
-@pytest.mark.parametrize("kernel", ["new", "before 6.10", "many ports"])
+@pytest.mark.parametrize("kernel", ["new", "before 6.10", "many ports", "many entries"])
 @pytest.mark.parametrize("shared", [False, True])
 @both_families
 def test_all_deletion_methods_select_the_same_entries(
@@ -155,8 +155,10 @@ def test_all_deletion_methods_select_the_same_entries(
         talk.ask()
     if kernel == "before 6.10":
         monkeypatch.setattr(ConnectionTracker, "_delete_selected", ConnectionTracker._delete_one_by_one)
-    if kernel == "many ports":
-        monkeypatch.setattr(conntrack, "_SELECTIONS_AT_MOST", 0)
+    if kernel.startswith("many"):
+        monkeypatch.setattr(conntrack, "_ms_to_delete", lambda _entries: 1e9)
+    if kernel == "many entries":
+        monkeypatch.setattr(conntrack, "_ms_to_list_all", lambda _entries: 1e9)
     mappings = [PortMapping(None, port, "udp", 80, sharing="spread" if shared else "") for port in (8080, 8081)]
     with inside(host.path), ConnectionTracker() as tracker:
         tracker.delete_stale_udp(mappings, {4, 6})
