@@ -67,6 +67,10 @@ class SimulatedBackend(Backend):
         found = {unit: list(table[unit].rules) for unit in units if unit in table}
         return found, {unit for unit in found if table[unit].is_shared}
 
+    def require_intact(self, families: Collection[int]) -> None:  # noqa: ARG002 - there is one table
+        if self.is_older or self.table is None:
+            raise RulesDamaged("there is no table, or an older one")
+
     def apply(self, change: Change) -> Applied:
         if self.is_older or (self.table is None and any(installed.units for installed in change.install)):
             raise RulesDamaged("there is no table, or an older one")

@@ -121,6 +121,10 @@ class Backend:
         """Return the owners of the units in the kernel, as rules name them, and which units are shared. Free units are left out."""
         raise NotImplementedError
 
+    def require_intact(self, families: Collection[int]) -> None:
+        """Check the rules as a whole, as far as they concern these families. RulesDamaged if they have to be rebuilt."""
+        raise NotImplementedError
+
     def apply(self, change: Change) -> Applied:
         """Make the change.
 

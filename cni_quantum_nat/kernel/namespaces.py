@@ -13,10 +13,10 @@ _OWN_NAMESPACE = "/proc/self/ns/net"
 
 
 def identity(path: str) -> tuple[int, int] | None:
-    """Return device and inode of the file at a path, None if there is none."""
+    """Return device and inode of the file at a path, None if there is none. OSError if the system cannot tell."""
     try:
         status = posix.stat(path)
-    except (OSError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return status.st_dev, status.st_ino
 
@@ -46,10 +46,13 @@ def life(path: str, recorded: tuple[int, int], directory: tuple[int, int]) -> st
 
     directory: `directory_of` the path at that time, NOWHERE if it was not recorded.
     """
-    found = identity(path)
-    if found == recorded:
-        return ALIVE
-    if found is not None:
-        return GONE if is_namespace(found) else CANNOT_TELL
-    seen = directory_of(path)
+    try:
+        found = identity(path)
+        if found == recorded:
+            return ALIVE
+        if found is not None:
+            return GONE if is_namespace(found) else CANNOT_TELL
+        seen = directory_of(path)
+    except OSError:  # no memory, no right to look: that is no sign that it is gone
+        return CANNOT_TELL
     return GONE if seen != NOWHERE and directory in (seen, NOWHERE) else CANNOT_TELL

@@ -190,7 +190,8 @@ class NatManager:
         for attachment in (*records.in_force, *records.over):
             if attachment.id.network == network and self._is_garbage(attachment, records, valid):
                 try:
-                    self.remove(attachment.id)
+                    # A record of another boot counts as lost. Its rules exist if somebody restored the ruleset.
+                    self.remove(attachment.id, lambda attachment=attachment: attachment)  # type: ignore[misc]
                 except CniError as error:
                     failures.append(f"{attachment.id}: {error.message}")
         known = {AttachmentId(network, *names).owner for names in valid or ()}
@@ -356,7 +357,7 @@ class NatManager:
                 if error.code != NOT_AVAILABLE or decision.installed:
                     raise
                 warn(error)  # the backend's program is gone: its rules can be neither read nor removed
-        if self.state.rebuilt_at() > known.created_at:
+        if facts.before is not None and self.state.rebuilt_at() > known.created_at:
             self._gone.update((unit, None) for unit in known.address_units if isinstance(unit, Address))
 
     def _apply(
@@ -529,9 +530,19 @@ class NatManager:
             return
         if any(mapping.host_port == 0 for mapping in attachment.port_mappings):
             recall_ports(attachment, [*([facts.before] if facts.before else []), *facts.others])
+            self._heal_before_allocation(attachment)
             allocate_ports(attachment, settings, last_ports, lambda ports: self._held_among(attachment, ports))
         if settings.refuse_conflicts:
             check_host_listeners(attachment, lambda: self._refuse_held(attachment, facts))
+
+    def _heal_before_allocation(self, attachment: Attachment) -> None:
+        """Heal if the rules are damaged: after a flush, the kernel would call ports free that are on record."""
+        backend = self._backend(attachment.backend)
+        try:
+            backend.require_intact(attachment.published_families)
+        except RulesDamaged:
+            if any(self.state.identities()):
+                self.heal(backend)
 
     def _held_among(self, attachment: Attachment, ports: list[HostPort]) -> Collection[HostPort]:
         """Return which of these host ports are in use."""

@@ -114,6 +114,39 @@ def test_each_container_gets_another_port_and_a_freed_one_is_not_reused_at_once(
 
 
 @pytest.mark.behaviour
+def test_a_port_on_record_is_not_allocated_after_a_flush(
+    host: Host, container: Container, other_container: Container, plugin: Plugin
+) -> None:
+    """The kernel says that all ports are free then. Code 100 would be wrong: there is a free one."""
+    keys = {"portRange": "40000-40001"}
+    plugin.add(container, ask_for_any(), **keys)
+    plugin.add(
+        other_container, ask_for_any(), **keys
+    ).delete()  # the next search begins with the container's port again
+    flush(host)
+    again = plugin.add(other_container, ask_for_any(), **keys)
+    assert [mapping["hostPort"] for mapping in _recorded(plugin, other_container)] == [40001]
+    again.check()
+
+
+def flush(host: Host) -> None:
+    """Flush everything, as `nft flush ruleset` does, or all tables of iptables."""
+    if host.backend == "nftables":
+        host.run("nft", "flush", "ruleset")
+        return
+    for prefix in ("iptables", "ip6tables"):
+        for table in ("nat", "raw", "filter"):
+            for option in ("-F", "-X"):
+                host.run(f"{prefix}-{host.backend.removeprefix('iptables-')}", "-t", table, option)
+
+
+def _recorded(plugin: Plugin, container: Container) -> list[dict[str, Any]]:
+    record = plugin.state_directory / "attachments" / container.id / "net:eth0.json"
+    mappings: list[dict[str, Any]] = json.loads(record.read_text())["portMappings"]
+    return mappings
+
+
+@pytest.mark.behaviour
 def test_a_repeated_add_and_a_second_network_get_the_same_port(
     client: Namespace, container: Container, plugin: Plugin
 ) -> None:

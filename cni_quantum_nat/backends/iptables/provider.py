@@ -51,6 +51,14 @@ class IptablesBackend(Backend):
                         holders[unit].append(owner)
         return holders, set()
 
+    def require_intact(self, families: Collection[int]) -> None:
+        """Check the fixed chains and rules, and that all rules name their state directory."""
+        listings = {family: self._listing(family) for family in families}
+        if not all(listing.has_all_fixed(family) for family, listing in listings.items()):
+            raise RulesDamaged("chains QUANTUM-... are missing or were altered")
+        if any(listing.is_older for listing in listings.values()):
+            raise RulesDamaged("rules of an older version do not name their state directory")
+
     def apply(self, change: Change) -> Applied:
         """Change the rules."""
         attachments = [*change.remove, *(installed.attachment for installed in change.install)]
@@ -59,11 +67,7 @@ class IptablesBackend(Backend):
             find_program(family, "restore")
         if change.install:
             self._state.note_iptables()
-            listings = {family: self._listing(family) for family in families_of(*attachments)}
-            if not all(listing.has_all_fixed(family) for family, listing in listings.items()):
-                raise RulesDamaged("chains QUANTUM-... are missing or were altered")
-            if any(listing.is_older for listing in listings.values()):
-                raise RulesDamaged("rules of an older version do not name their state directory")
+            self.require_intact(families_of(*attachments))
         losers = {*change.orphans, *(attachment.id.owner for attachment in change.remove)}
         losers.update(installed.attachment.id.owner for installed in change.install if not installed.in_addition)
         addresses = self._addresses_left(change.remove, losers)

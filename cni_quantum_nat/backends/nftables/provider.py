@@ -78,11 +78,17 @@ class NftablesBackend(Backend):
                 holders[unit] = owners_of(self._table.find(buckets_of(unit)))
         return holders, shared
 
+    def require_intact(self, families: Collection[int] = (4, 6)) -> None:  # noqa: ARG002 - one table has both
+        """Check the table as a whole."""
+        problems = self.damage()
+        if problems:
+            raise RulesDamaged("; ".join(problems))
+
     def apply(self, change: Change) -> Applied:
         """Change the elements."""
         elements = [e for installed in change.install for e in plan_rules(installed.attachment, installed.units)]
         if elements:
-            self._require_intact()
+            self.require_intact()
         addresses: list[Address] = []
         difference = Difference(add=elements)
         for _ in range(_ATTEMPTS):
@@ -96,7 +102,7 @@ class NftablesBackend(Backend):
                     self.make(difference)
             except NotThere:
                 if elements:
-                    self._require_intact()
+                    self.require_intact()
                     self._add_parts(difference.add)
                 continue
             return Applied(self._undo_of(difference), addresses)
@@ -186,18 +192,13 @@ class NftablesBackend(Backend):
         try:
             self.make(difference)
         except NotThere:
-            self._require_intact()
+            self.require_intact()
             self._add_parts(difference.add)
             self.make(difference)
 
     def close(self) -> None:
         """Close the socket."""
         self._table.close()
-
-    def _require_intact(self) -> None:
-        problems = self.damage()
-        if problems:
-            raise RulesDamaged("; ".join(problems))
 
     def _note_made(self) -> None:
         """Keep the fingerprint of the table, so that a later call notices changes."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
+from cni_quantum_nat.kernel import namespaces
 from cni_quantum_nat.kernel.namespaces import directory_of, identity, is_namespace, life, own_namespace
 from cni_quantum_nat.model.attachments import ALIVE, CANNOT_TELL, GONE, NOWHERE
 
@@ -67,3 +69,19 @@ def test_what_is_a_namespace_is_known_by_its_device(tmp_path: Path) -> None:
     assert is_namespace(identity(str(OTHER_KIND)) or NOWHERE)
     assert not is_namespace(identity(str(tmp_path)) or NOWHERE)
     assert identity("/a\0b") is None
+
+
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.EIO, errno.EINTR, errno.EACCES, errno.ELOOP])
+def test_a_failure_to_look_is_no_sign_that_it_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    path = named(tmp_path, OWN)
+    recorded = own_namespace(), directory_of(path)
+
+    def fail(_path: str) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(namespaces.posix, "stat", fail)
+    assert life(path, *recorded) == CANNOT_TELL
+    with pytest.raises(OSError, match=os.strerror(number)):
+        own_namespace()

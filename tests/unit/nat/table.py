@@ -70,13 +70,13 @@ TABLE: dict[str, dict[str, dict[str, Outcome]]] = {
             "GC, list": (
                 "ours",
                 {
-                    "of another boot": "ours, ours forgotten",
+                    "of another boot": "free, ours forgotten",
                 },
             ),
             "GC, no list": (
                 "ours",
                 {
-                    "of another boot": "ours, ours forgotten",
+                    "of another boot": "free, ours forgotten",
                 },
             ),
             "heal": (
@@ -483,13 +483,13 @@ TABLE: dict[str, dict[str, dict[str, Outcome]]] = {
             "GC, list": (
                 "ours",
                 {
-                    "of another boot": "ours, ours forgotten",
+                    "of another boot": "free, ours forgotten",
                 },
             ),
             "GC, no list": (
                 "ours",
                 {
-                    "of another boot": "ours, ours forgotten",
+                    "of another boot": "free, ours forgotten",
                 },
             ),
             "heal": (
