@@ -9,8 +9,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic.alias_generators import to_camel
 
 from ..model.attachments import BY_CLIENT, SPREAD
+from ..model.conditions import backend_of, check_conditions
 from ..model.errors import InvalidConfiguration
-from .conditions import backend_of, check_conditions
 from .explain import explain
 
 _LAST_PORT = 65535

@@ -69,15 +69,22 @@ def give_conditions(attachment: Attachment, words: list[str]) -> None:
     path.write_text(json.dumps(record))
 
 
+@pytest.mark.parametrize("words", [["iif", "wg0"], ["ip saddr localhost"]])
 @pytest.mark.parametrize("how", ["ADD", "reconcile"])
 def test_an_attachment_whose_conditions_no_longer_load_is_left_out_of_the_repair(
-    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin, how: str
+    host: Host,
+    client: Namespace,
+    container: Container,
+    other_container: Container,
+    plugin: Plugin,
+    how: str,
+    words: list[str],
 ) -> None:
-    """At 1.0.0 (defect 4) no other container could be added, and nothing was repaired: code 50."""
+    """At 1.0.0 (defect 4) no other container could be added, and nothing was repaired: code 50; or a host name was looked up under the lock."""
     other_container.serve("other", 80)
     other = plugin.add(other_container, publish(8081))
     stuck = plugin.add(container, publish(8080), network="guarded", conditionsV4=["iifname", "wg0"])
-    give_conditions(stuck, ["iif", "wg0"])
+    give_conditions(stuck, words)
     host.run("nft", "flush", "ruleset")
     if how == "ADD":
         newcomer = host.container()
@@ -113,3 +120,21 @@ def test_a_plus_in_a_name_is_a_plus_for_nftables(
     host.add_client_routes()
     plugin.add(container, externalInterface="up+")
     assert container.ask("198.51.100.2", 80).source == container.address[4]
+
+
+@pytest.mark.parametrize("backend", ["iptables-nft"], indirect=True)
+def test_iptables_does_not_look_up_a_host_name_of_a_record(
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
+) -> None:
+    """1.0.0 took such conditions; a repair would ask DNS for them, under the lock."""
+    other_container.serve("other", 80)
+    plugin.add(other_container, publish(8081))
+    stuck = plugin.add(container, publish(8080), network="guarded", conditionsV4=["-s", "192.0.2.7"])
+    give_conditions(stuck, ["-s", "localhost"])
+    for prefix in ("iptables", "ip6tables"):
+        host.run(f"{prefix}-nft", "-t", "nat", "-F")
+    complaints = plugin.operate("reconcile").stderr
+    assert f"container {container.id} (eth0 on network guarded) is left out" in complaints
+    assert client.ask(HOST[4], 8081).server == "other"
+    assert client.is_refused(HOST[4], 8080)
+    stuck.delete()

@@ -11,7 +11,8 @@ from ...connections.counts import note_lost
 from ...kernel.stderr import warn
 from ...model.addresses import Address
 from ...model.attachments import IPTABLES, AttachmentId
-from ...model.errors import NOT_AVAILABLE, CniError
+from ...model.conditions import require_conditions
+from ...model.errors import NOT_AVAILABLE, CniError, InvalidConfiguration
 from ..base import Applied, Backend, RulesDamaged, is_of_network
 from .programs import PREFIXES, DoesNotFit, find_program, list_rules, restore, try_to_restore
 from .rules import FIXED_CHAINS, chains_of, fixed_rules, plan_rules, units_of
@@ -100,12 +101,14 @@ class IptablesBackend(Backend):
         """Check the fixed rules and those of the attachments, and name the first missing rule."""
         script = Script()
         script.change(fixed_rules(family), "-C")
-        for one in installed:
-            script.change(self._plan_rules(one, family), "-C")
         try:
+            for one in installed:
+                script.change(self._plan_rules(one, family), "-C")
             try_to_restore(family, script)
         except DoesNotFit as difference:
             return [difference.as_problem]
+        except InvalidConfiguration as error:
+            return [error.message]
         return []
 
     def rebuild(self, plan: Plan, known: Collection[str], expected: Iterable[Installed] = ()) -> None:
@@ -119,11 +122,11 @@ class IptablesBackend(Backend):
         """Make the chains of one family again. Rules of owners that are not known stay."""
         listing, owners = list_rules(family, self._names), set(known)
         script = begin_anew(Script(), listing, owners, family)
-        for installed in plan.installed:
-            self._add_rules(script, installed, family)
         try:
+            for installed in plan.installed:
+                self._add_rules(script, installed, family)
             try_to_restore(family, script)
-        except DoesNotFit:
+        except (DoesNotFit, InvalidConfiguration):
             self._rebuild_in_part(begin_anew(Script(), listing, owners, family), plan, family)
         self._listings.clear()
         note_lost(self._state, PREFIXES[family], {})  # what the last scrape saw is all that is known of the lost rules
@@ -166,6 +169,8 @@ class IptablesBackend(Backend):
         return [unit for unit in free if isinstance(unit, Address)]
 
     def _plan_rules(self, installed: Installed, family: int) -> list[Rule]:
+        """Return the rules. InvalidConfiguration if iptables-restore would look up a name for them."""
+        require_conditions(family, installed.attachment.inbound.conditions.get(family, ()))
         return plan_rules(installed.attachment, family, installed.units, self._names.realm)
 
     def _add_rules(self, script: Script, installed: Installed, family: int) -> None:
@@ -180,11 +185,13 @@ class IptablesBackend(Backend):
         restore(family, script)
         for installed in plan.installed:
             alone = Script()
-            self._add_rules(alone, installed, family)
             try:
+                self._add_rules(alone, installed, family)
                 try_to_restore(family, alone)
             except DoesNotFit as error:
                 warn(error.as_error())
+            except InvalidConfiguration as error:
+                warn(InvalidConfiguration(f"{installed.attachment.id} is left out: {error.message}", error.details))
 
 
 def names_of(state: State) -> Names:

@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from ...kernel.stderr import warn
+from ...model.conditions import require_conditions
 from ...model.errors import NOT_AVAILABLE, CniError, InvalidConfiguration
 from ...state.lock import held
 from .layout import CORE, DEFAULT_TIMEOUT_S, POLICIES, SETS, TABLE, timeout_part
@@ -105,7 +106,11 @@ def _content(elements: list[Element], table: str) -> list[str]:
 
 
 def _policies_of(elements: Iterable[Element]) -> list[Policy]:
-    return [element.policy for element in elements if element.policy is not None]
+    """Return the policies of elements. InvalidConfiguration if conditions, of an older version's record, would need a look-up of a name."""
+    policies = [element.policy for element in elements if element.policy is not None]
+    for family, words in {(f, words) for policy in policies for f, words in policy.conditions.items()}:
+        require_conditions(family, words)
+    return policies
 
 
 def add_parts(set_names: list[str], elements: list[Element]) -> None:
@@ -149,7 +154,7 @@ def rehearse() -> None:
 def _check_conditions(family: int, text: str) -> None:
     """Let nft read the conditions, in a table that no packet meets, and see that there are matches and nothing else.
 
-    conditions.py has refused what it knows to be a statement; what this version of nft knows beside that, only it can say.
+    model/conditions.py refuses the statements that it knows; this version of nft may know others.
     """
     try:
         _run(

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from cni_quantum_nat.kernel import namespaces
 from cni_quantum_nat.kernel.namespaces import directory_of, identity, is_namespace, life, own_namespace
 from cni_quantum_nat.model.attachments import ALIVE, CANNOT_TELL, GONE, NOWHERE
 
@@ -81,7 +80,7 @@ def test_a_failure_to_look_is_no_sign_that_it_is_gone(
     def fail(_path: str) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(namespaces.posix, "stat", fail)
+    monkeypatch.setattr("cni_quantum_nat.kernel.namespaces.posix.stat", fail)
     assert life(path, *recorded) == CANNOT_TELL
     with pytest.raises(OSError, match=os.strerror(number)):
         own_namespace()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cni_quantum_nat.cni.conditions import backend_of, check_conditions
+from cni_quantum_nat.model.conditions import backend_of, check_conditions
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,12 @@ from __future__ import annotations
 import re
 from ipaddress import ip_network
 from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from .errors import InvalidConfiguration
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _NFT_WORD = re.compile(r"[A-Za-z0-9_.:/!=<>&|^,{}()*\- ]+")
 # nft(8), STATEMENTS and VERDICT STATEMENT. Versions of nft differ, so the compiled conditions are checked again before use, in
@@ -113,6 +119,16 @@ def check_conditions(words: list[str]) -> list[str]:
     if not words:
         return words
     return _check_iptables(words) if backend_of(words) == "iptables" else _check_nft(words)
+
+
+def require_conditions(family: int, words: Iterable[str]) -> None:
+    """Raise InvalidConfiguration if the words are not part of a match expression: older versions recorded host names too."""
+    try:
+        check_conditions(list(words))
+    except ValueError as error:
+        raise InvalidConfiguration(
+            f"conditionsV{family}: {error}", "Change the network's conditions, and start the container again."
+        ) from error
 
 
 def _check_nft(words: list[str]) -> list[str]:
