@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from ipaddress import ip_interface
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from .peer import open_socket
 from .plugin import Plugin, PluginError, publish
 from .topology import BRIDGES, CLIENT, HOST, HOST_SECONDARY, Container, Host, Namespace
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.behaviour
 both_families = pytest.mark.parametrize("family", [4, 6])
@@ -239,3 +243,36 @@ def test_a_container_without_an_attachment_is_not_masqueraded(
     host.add_client_routes()
     plugin.add(container)
     assert other_container.ask(CLIENT[4], 80).source == other_container.address[4]
+
+
+PORTMAP = {"type": "portmap", "capabilities": {"portMappings": True}}
+
+
+@both_families
+@pytest.mark.parametrize("interface_plugin", [{"type": "flannel"}, {"type": "bridge", "ipMasq": True}])
+def test_after_chain_a_pod_on_another_node_sees_the_pods_own_address(
+    host: Host,
+    client: Namespace,
+    container: Container,
+    plugin: Plugin,
+    tmp_path: Path,
+    interface_plugin: dict[str, Any],
+    family: int,
+) -> None:
+    """At 1.0.0 (defect 2) it saw the node's address: the plugin masqueraded in portmap's place, which had not."""
+    list_ = tmp_path / "10-net.conflist"
+    list_.write_text(json.dumps({"cniVersion": "1.0.0", "name": "net", "plugins": [interface_plugin, PORTMAP]}))
+    masquerades = "ipMasq" in interface_plugin
+    networks = ["--pod-network", "10.244.0.0/16", "--pod-network", "fd00:10:244::/48"] if masquerades else []
+    assert plugin.operate("chain", *networks, str(list_)).returncode == 0
+    chained = json.loads(list_.read_text())["plugins"][1]
+    pod = {4: "10.244.2.5", 6: "fd00:10:244::5"}[family]
+    client.ip(f"address add {pod} dev lo")
+    client.serve("pod", 80)
+    host.add_client_routes()
+    plugin.add(
+        container, publish(8080), **{key: chained[key] for key in ("masquerade", "noMasqueradeTo") if key in chained}
+    )
+    assert container.ask(pod, 80) == ("pod", container.address[family])
+    outside = container.ask(CLIENT[family], 80).source
+    assert outside == (HOST[family] if masquerades else container.address[family])
