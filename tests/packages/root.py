@@ -13,7 +13,12 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
 ROOTS = Path(__file__).parents[2] / ".cache" / "roots"
-SYSTEMS = sorted(path.name for path in ROOTS.glob("*") if path.is_dir() and path.suffix != ".new")
+# Without those that packaging/build works in.
+SYSTEMS = sorted(
+    path.name
+    for path in ROOTS.glob("*")
+    if path.is_dir() and path.suffix != ".new" and not path.name.startswith("build")
+)
 RELEASES = [name for name in SYSTEMS if name in {"bookworm", "trixie"}]  # that the packages are for
 STATE = Path("/run/cni/quantum-nat")
 LINKS = ("/opt/cni/bin/quantum-nat", "/usr/lib/cni/quantum-nat", "/usr/sbin/quantum-nat")
