@@ -41,6 +41,7 @@ _COMMANDS = (  # in the order of --help
     schema_command,
     completion_command,
 )
+_INTERRUPTED = 130  # as of a shell, for SIGINT
 _DESCRIPTION = """\
 A CNI plugin for port mapping and outbound NAT, and the operator's commands for it.
 
@@ -81,6 +82,8 @@ def run() -> int:
             mention_others(arguments)
         status: int = arguments.run(arguments)
         sys.stdout.flush()
+    except KeyboardInterrupt:
+        return _INTERRUPTED
     except BrokenPipeError:  # the reader has closed the pipe, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

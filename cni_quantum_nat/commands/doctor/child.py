@@ -32,14 +32,37 @@ def ask_in_namespace(path: str, question: Callable[[], Any]) -> Any:
         os.close(descriptor)
 
 
+def ask_in_namespaces(paths: list[str], question: Callable[[], Any]) -> dict[str, dict[str, Any]]:
+    """Ask the same in each of these network namespaces, from one child; return {"answer": ...} or {"error": ...} by path."""
+    if not paths:
+        return {}
+    answers: dict[str, dict[str, Any]] = _ask(
+        lambda: {path: _answer_at(path, question) for path in paths}, lambda _libc: 0
+    )
+    return answers
+
+
+def _answer_at(path: str, question: Callable[[], Any]) -> dict[str, Any]:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        return {"error": f"cannot enter network namespace {path}: {error.strerror}"}
+    try:
+        return _answer(question, lambda libc: libc.setns(descriptor, _CLONE_NEWNET))
+    finally:
+        os.close(descriptor)
+
+
 def _ask(question: Callable[[], Any], enter: Callable[[ctypes.CDLL], int]) -> Any:
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        os.close(reading)
-        with os.fdopen(writing, "wb") as pipe:
-            pipe.write(json.dumps(_answer(question, enter)).encode())
-        os._exit(0)
+        try:
+            os.close(reading)
+            with os.fdopen(writing, "wb") as pipe:
+                pipe.write(json.dumps(_answer(question, enter)).encode())
+        finally:
+            os._exit(0)  # also for Ctrl-C, of which the parent tells
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
         content = pipe.read()

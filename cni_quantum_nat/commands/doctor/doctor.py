@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _checks() -> list[tuple[str, Callable[[Snapshot], Iterable[Finding]]]]:
     """Return the checks: first our own rules, then the host's sysctls, then other programs."""
-    from . import others, rules, settings
+    from . import others, reachability, rules, settings
 
     return [
         ("kernel", rules.check_kernel),
@@ -82,6 +82,10 @@ def _checks() -> list[tuple[str, Callable[[Snapshot], Iterable[Finding]]]]:
         ("table", rules.check_table),
         ("elements", rules.check_elements),
         ("forwarding", settings.check_forwarding),
+        ("containers", reachability.check_containers),
+        ("links", reachability.check_links),
+        ("addresses", reachability.check_addresses),
+        ("routes", reachability.check_routes),
         ("conntrack", settings.check_conntrack),
         ("route_localnet", settings.check_route_localnet),
         ("rp_filter", settings.check_reverse_path),
@@ -100,7 +104,9 @@ def _do(name: str, check: Callable[[Snapshot], Iterable[Finding]], host: Snapsho
         return Report(name, UNKNOWN, [], f"{error.message}. {error.details}")
     except Exception as error:  # noqa: BLE001 - one check that fails must not keep the others from being made
         return Report(name, UNKNOWN, [], f"this check failed, which is a defect: {error!r}")
-    return Report(name, PROBLEM if findings else OK, findings)
+    if any(finding.certain for finding in findings):
+        return Report(name, PROBLEM, findings)
+    return Report(name, UNKNOWN if findings else OK, findings)
 
 
 def _print(reports: list[Report]) -> None:
@@ -114,11 +120,11 @@ def _print(reports: list[Report]) -> None:
         for finding in report.findings:
             console.print(Text.assemble("         ", (finding.where, "bold"), f": {finding.problem}"))
             console.print(Text.assemble("         -> ", (finding.remedy, "cyan")))
-    wrong = sum(len(report.findings) for report in reports)
+    wrong = sum(finding.certain for report in reports for finding in report.findings)
     undone = sum(report.status == UNKNOWN for report in reports)
     console.print(
         f"{wrong} problem{'' if wrong == 1 else 's'}"
-        + (f", {undone} check{'' if undone == 1 else 's'} failed" if undone else "")
+        + (f", {undone} check{'' if undone == 1 else 's'} without a result" if undone else "")
     )
 
 
@@ -126,4 +132,7 @@ def _as_json(report: Report) -> list[dict[str, str]]:
     plain = {"check": report.check, "status": report.status}
     if not report.findings:
         return [plain | ({"problem": report.reason} if report.reason else {})]
-    return [plain | finding._asdict() for finding in report.findings]
+    return [
+        plain | {"where": finding.where, "problem": finding.problem, "remedy": finding.remedy}
+        for finding in report.findings
+    ]

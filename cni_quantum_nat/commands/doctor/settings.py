@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...kernel.routes import default_route_interfaces
 from .finding import Finding
-from .snapshot import netlink, sysctl
+from .snapshot import sysctl
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,10 +41,11 @@ def check_conntrack(_host: Snapshot) -> Iterator[Finding]:
 def check_route_localnet(host: Snapshot) -> Iterator[Finding]:
     """Check that containers are reachable from 127.0.0.1 if they should be."""
     reported = set()
+    homes = {path.attachment.id: path.home.name for path in host.paths.all if path.home}
     for attachment, mapping, family in host.published():
         if family != 4 or not attachment.inbound.snat or not mapping.is_reached_from_loopback:
             continue
-        interface = host.interface_of(attachment, 4)
+        interface = homes.get(attachment.id, "")
         settings = [sysctl(f"ipv4/conf/{name}/route_localnet") for name in ("all", interface)]
         if interface and interface not in reported and "1" not in settings:
             reported.add(interface)
@@ -75,18 +76,15 @@ def check_reverse_path(host: Snapshot) -> Iterator[Finding]:
 def check_hairpin(host: Snapshot) -> Iterator[Finding]:
     """Check that containers reach themselves through their own host ports; with br_netfilter this needs hairpin mode."""
     filtered = {4: sysctl("bridge/bridge-nf-call-iptables"), 6: sysctl("bridge/bridge-nf-call-ip6tables")}
-    reported = set()
-    for attachment, _, family in host.published():
-        if filtered[family] != "1" or not attachment.netns or attachment.id in reported:
+    for path in host.paths.all:
+        attachment, port = path.attachment, path.veth
+        if port is None or not port.is_bridge_port or port.hairpin:
             continue
-        port = _bridge_port(host, attachment)
-        if port is not None and not _has_hairpin(port):
-            reported.add(attachment.id)
-            name = port.get_attr("IFLA_IFNAME")
+        if any(filtered[family] == "1" for family in attachment.published_families):
             yield Finding(
-                f"bridge port {name}",
+                f"bridge port {port.name}",
                 f"hairpin mode is off, and br_netfilter is on: {attachment.id} cannot reach itself through its host ports",
-                f'bridge link set dev {name} hairpin on; for all containers, set "hairpinMode": true for the bridge plugin',
+                f"bridge link set dev {port.name} hairpin on",
             )
 
 
@@ -95,7 +93,7 @@ def check_external_interfaces(host: Snapshot) -> Iterator[Finding]:
     for attachment in host.living:
         for family, names in attachment.outbound.external_interfaces.items():
             for name in names:
-                if name not in host.interfaces:
+                if name not in host.paths.by_name:
                     yield Finding(
                         str(attachment.id),
                         f"external interface {name} for IPv{family} is gone",
@@ -109,30 +107,12 @@ def _moved_default(host: Snapshot, attachment: Attachment, family: int, names: t
     if kept is None or kept["normalised"].get("externalInterface") != ["default"]:
         return
     current = default_route_interfaces(family)
-    if current and names and not set(current) <= set(names) and all(name in host.interfaces for name in names):
+    if current and names and not set(current) <= set(names) and all(name in host.paths.by_name for name in names):
         yield Finding(
             str(attachment.id),
             f"the IPv{family} default route is now via {', '.join(current)}, but it is masqueraded only via {', '.join(names)}",
             "Restart the container.",
         )
-
-
-def _bridge_port(host: Snapshot, attachment: Attachment) -> Any:
-    """Return the host's end of the container's veth pair if it is a bridge port, else None."""
-    with netlink(attachment.netns) as inside:
-        ends = [link.get_attr("IFLA_LINK") for link in inside.get_links() if _is_named(link, attachment.id.interface)]
-    port = next((link for link in host.interfaces.values() if link["index"] in ends), None)
-    information = port.get_attr("IFLA_LINKINFO") if port else None
-    return port if information and information.get_attr("IFLA_INFO_SLAVE_KIND") == "bridge" else None
-
-
-def _is_named(link: Any, name: str) -> bool:
-    return bool(link.get_attr("IFLA_IFNAME") == name)
-
-
-def _has_hairpin(port: Any) -> bool:
-    data = port.get_attr("IFLA_LINKINFO").get_attr("IFLA_INFO_SLAVE_DATA")
-    return bool(data.get_attr("IFLA_BRPORT_MODE"))
 
 
 def _name_of(path: str) -> str:

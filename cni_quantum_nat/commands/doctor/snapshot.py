@@ -16,6 +16,7 @@ from ...kernel.routes import interface_towards
 from ...model.errors import KERNEL_REFUSED, CniError
 from ..records import read_records
 from .chains import Ruleset
+from .paths import Paths
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,6 +58,11 @@ class Snapshot:
         """The attachments with an existing network namespace."""
         return self.records.in_force
 
+    @cached_property
+    def paths(self) -> Paths:
+        """The host's links and addresses, and the path to each living attachment."""
+        return Paths(self.living)
+
     def published(self) -> Iterator[tuple[Attachment, PortMapping, int]]:
         """Yield the living attachments' published ports, for each address family."""
         for attachment in self.living:
@@ -89,12 +95,6 @@ class Snapshot:
             names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in route.get_links()}
             found = [_default_route(entry, names) for family in (2, 10) for entry in route.get_default_routes(family)]
         return sorted(found, key=lambda route: (route.family, route.metric))
-
-    @cached_property
-    def interfaces(self) -> dict[str, Any]:
-        """The host's interfaces by name, as rtnetlink describes them."""
-        with netlink() as route:
-            return {link.get_attr("IFLA_IFNAME"): link for link in route.get_links()}
 
     def interface_of(self, attachment: Attachment, family: int) -> str:
         """Return the host interface towards the container; empty if it is unknown."""
@@ -159,13 +159,13 @@ def _is_of(entry: dict[str, Any], table: str) -> bool:
 
 
 @contextmanager
-def netlink(netns: str | None = None) -> Iterator[Any]:
-    """Open a route socket, optionally in a network namespace; raise CniError(101) if that fails."""
+def netlink() -> Iterator[Any]:
+    """Open a route socket; raise CniError(101) if that fails."""
     from pyroute2 import IPRoute
     from pyroute2.netlink.exceptions import NetlinkError
 
     try:
-        with IPRoute(netns=netns) if netns else IPRoute() as route:
+        with IPRoute() as route:
             yield route
     except (NetlinkError, OSError) as error:
         raise CniError(KERNEL_REFUSED, f"cannot read routes and interfaces: {error}") from error
