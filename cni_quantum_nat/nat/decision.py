@@ -189,6 +189,8 @@ def decide_all(attachments: Iterable[Attachment]) -> Plan:
             if may_share(unit, attachment, holding):
                 holders[unit] = [*holding, attachment]
                 continue
+            if unit.name in attachment.waits_for:
+                continue  # its sibling shared the port with others, who share it in another way
         for former in holding:
             plan.superseded.append(standing.pop(former.id))
         holders[unit] = [attachment]
@@ -268,11 +270,22 @@ def _staying(facts: Facts, decision: Decision, port: HostPort, identity: Attachm
 
 
 def _successor(facts: Facts, decision: Decision, port: HostPort, loser: AttachmentId) -> Attachment | None:
-    """Return the oldest attachment of the same container that waits for a host port."""
+    """Return the oldest attachment of the same container that waits for a host port, and may have it beside those who stay."""
+    staying = [
+        holder.attachment
+        for holder in facts.holders.get(port, ())
+        if holder.attachment is not None
+        and holder.standing in _MAY_HOLD
+        and holder.attachment.id != loser
+        and holder.attachment.id not in decision.released
+    ]
     waiting = [
         a
         for a in facts.others
-        if a.id.is_sibling_of(loser) and a.id not in decision.released and port in facts.ports_of(a)
+        if a.id.is_sibling_of(loser)
+        and a.id not in decision.released
+        and port in facts.ports_of(a)
+        and (not staying or may_share(port, a, staying))
     ]
     return min(waiting, key=_age, default=None)
 
@@ -355,6 +368,9 @@ def _give_to_successors(decision: Decision, facts: Facts, losers: list[Attachmen
             if successor is not None:
                 taken.add(port)
                 gains.setdefault(successor.id, (successor, []))[1].append(port)
+                waits_for = decision.waiting.get(successor.id, successor.waits_for)
+                if port.name in waits_for:
+                    decision.waiting[successor.id] = tuple(name for name in waits_for if name != port.name)
                 if port in decision.members:
                     decision.members[port].append(successor.id.owner)
     decision.installed += [Installed(attachment, units, in_addition=True) for attachment, units in gains.values()]

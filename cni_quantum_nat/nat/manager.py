@@ -357,6 +357,7 @@ class NatManager:
                 if error.code != NOT_AVAILABLE or decision.installed:
                     raise
                 warn(error)  # the backend's program is gone: its rules can be neither read nor removed
+        self._note_waiting(decision, facts.others)
         if facts.before is not None and self.state.rebuilt_at() > known.created_at:
             self._gone.update((unit, None) for unit in known.address_units if isinstance(unit, Address))
 

@@ -40,6 +40,7 @@ class Elsewhere(NamedTuple):
     words: str
 
 
+K3S = "/var/lib/rancher/k3s/agent/etc"
 BLOCKS = [
     Block(str(page.relative_to(ROOT)), commands)
     for page in PAGES
@@ -56,6 +57,10 @@ ELSEWHERE = [
     Elsewhere("docs/kubernetes.md", "kubectl apply", "conformance/kubernetes", "build packaging/kubernetes/base"),
     Elsewhere(
         "docs/kubernetes.md", "kubectl -n kube-system", "packaging/kubernetes/base/daemonset.yaml", "name: quantum-nat"
+    ),
+    Elsewhere("docs/runtimes/k3s.md", "helm install", "conformance/kubernetes", "packaging/kubernetes/chart"),
+    Elsewhere(
+        "docs/runtimes/containerd.md", "systemctl enable", "tests/unit/project/test_service.py", "quantum-nat-gc"
     ),
     Elsewhere("docs/metrics.md", "quantum-nat metrics --listen", "tests/kernel/test_exporter.py", '"--listen"'),
     Elsewhere("docs/migrating-from-portmap.md", "nft delete table", "conformance/peers/test_migration.py", "```bash"),
@@ -100,6 +105,9 @@ for place in /etc /usr/local /var/lib; do  # changes there are discarded with th
 done
 mkdir -p /etc/cni/net.d /etc/bash_completion.d /usr/local/share/zsh/site-functions /etc/fish/completions /var/lib/prometheus/node-exporter
 cp {ROOT}/docs/conflists/podman.conflist /etc/cni/net.d/10-containers.conflist
+mkdir -p {K3S}/containerd {K3S}/cni/net.d
+echo 'bin_dir = "/var/lib/rancher/k3s/data/cni"' >{K3S}/containerd/config.toml
+cp {ROOT}/docs/conflists/podman.conflist {K3S}/cni/net.d/10-flannel.conflist
 PATH={tmp_path}:$PATH
 {block.commands}"""
     line = ["nsenter", f"--net={host.path}", "unshare", "--mount", "bash", "-c", script]
