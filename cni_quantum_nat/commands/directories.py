@@ -136,9 +136,14 @@ def _places() -> Iterator[Path]:
         pass
     yield from map(Path, filter(None, os.environ.get("NETCONFPATH", "").split(":")))
     yield Path("/var/lib/rancher/k3s/agent/etc/cni/net.d")
-    yield Path("~/.config/cni/net.d").expanduser()  # podman and nerdctl without root
-    configured = [name for file in _CONTAINERS_CONF if (name := _podmans(Path(file).expanduser()))]
+    yield _expanded("~/.config/cni/net.d")  # podman and nerdctl without root
+    configured = [name for file in _CONTAINERS_CONF if (name := _podmans(_expanded(file)))]
     yield from map(Path, configured[-1:])
+
+
+def _expanded(name: str) -> Path:
+    """Return the path with ~ replaced; where nobody has a home directory, one that does not exist."""
+    return Path(os.path.expanduser(name))  # pathlib raises RuntimeError there
 
 
 def _podmans(file: Path) -> str:

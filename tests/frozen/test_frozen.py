@@ -19,6 +19,8 @@ COMMANDS = {
     "show container": 0,
     "port container": 1,  # it publishes none
     "connections": 0,
+    "who 8080": 1,  # nobody
+    "status": 0,
     "doctor": 1,  # packets are not forwarded
     "reconcile": 0,
     "gc": 0,

@@ -60,6 +60,9 @@ def scrape(plugin: Plugin) -> Exposition:
 @pytest.mark.behaviour
 def test_rules_and_calls_are_counted_from_add_to_del(plugin: Plugin, container: Container, backend: str) -> None:
     where = {"network": "net", "backend": BACKEND[backend]}
+    assert "there is no state directory" in run_metrics(plugin).stderr
+    plugin.state_directory.mkdir(mode=0o700)
+    (plugin.state_directory / "lock").touch(0o600)
     assert scrape(plugin).samples == scrape(plugin).samples
     assert not scrape(plugin).has("nat_operations_total")
     web = plugin.add(container, publish(8080), publish(8081, hostIP=HOST[4]))
