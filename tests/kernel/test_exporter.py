@@ -112,7 +112,8 @@ def test_a_text_file_is_written_atomically_and_readable_by_all(
     assert list(directory.iterdir()) == [path]
 
 
-def test_a_text_file_that_cannot_be_written_is_an_error(plugin: Plugin, tmp_path: Path) -> None:
+def test_a_text_file_that_cannot_be_written_is_an_error(container: Container, plugin: Plugin, tmp_path: Path) -> None:
+    plugin.add(container)
     done = run_metrics(plugin, "--textfile", str(tmp_path / "nowhere" / "x.prom"))
     assert done.returncode == 1
     assert done.stderr == f"quantum-nat: cannot write {tmp_path}/nowhere/x.prom: No such file or directory\n"

@@ -244,6 +244,9 @@ class Runtime(RuleBasedStateMachine):
         super().__init__()
         self.published: dict[int, int] = {}  # by container
         self.is_flushed = False
+        self.is_unnoted = (
+            False  # the call that made the table was killed before it had noted how: the next ADD makes it again
+        )
 
     numbers = st.integers(0, 2)
     ports = st.integers(8100, 8102)
@@ -261,7 +264,7 @@ class Runtime(RuleBasedStateMachine):
         else:
             self._attachment(number, port).add().check()
             self.published[number] = port
-        self.is_flushed = False  # a refused ADD repairs too
+        self.is_flushed = self.is_unnoted = False  # a refused ADD repairs too
         self._compare()
 
     @rule(number=numbers)
@@ -279,6 +282,7 @@ class Runtime(RuleBasedStateMachine):
             process.wait(after_s)
         except subprocess.TimeoutExpired:
             process.kill()
+            self.is_unnoted = True
         process.communicate()
         self.delete(number)
 
@@ -299,7 +303,7 @@ class Runtime(RuleBasedStateMachine):
     def reconcile(self) -> None:
         if (self.plugin.state_directory / "lock").exists():
             assert self.plugin.operate("reconcile").returncode == 0
-            self.is_flushed = False
+            self.is_flushed = self.is_unnoted = False
             self._compare()
 
     def _compare(self) -> None:
@@ -307,7 +311,8 @@ class Runtime(RuleBasedStateMachine):
         held = {record["containerId"]: record["portMappings"][0]["hostPort"] for record in recorded}
         assert held == {self.containers[number].id: port for number, port in self.published.items()}
         if not self.is_flushed:
-            assert [*disagreements(self.plugin), *strangers(self.plugin), *remains(self.plugin)] == []
+            found = [*disagreements(self.plugin), *strangers(self.plugin), *remains(self.plugin)]
+            assert [one for one in found if not (self.is_unnoted and one.startswith("reconcile would rebuild"))] == []
 
     def teardown(self) -> None:
         for number in range(len(self.containers)):

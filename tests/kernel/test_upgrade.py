@@ -109,6 +109,20 @@ def test_a_newer_version_replaces_the_table_in_one_transaction_without_losing_co
     assert newer.operate("reconcile", "--dry-run").returncode == 0
 
 
+@pytest.mark.parametrize("call", ["DEL", "GC"])
+def test_the_first_call_of_a_newer_version_may_remove_something(
+    host: Host, client: Namespace, container: Container, plugin: Plugin, newer: Plugin, call: str
+) -> None:
+    web = plugin.add(container, publish(8080))
+    web.plugin = newer
+    if call == "DEL":
+        web.delete()
+    else:
+        newer.gc({"cni.dev/valid-attachments": []})
+    assert client.is_refused(HOST[4], 8080)
+    assert host.owners() == set()
+
+
 def test_no_connection_is_lost_while_the_table_is_replaced(
     host: Host, client: Namespace, container: Container, plugin: Plugin
 ) -> None:

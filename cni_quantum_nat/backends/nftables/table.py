@@ -187,6 +187,7 @@ class NftablesTable:
         """Return how the table differs in version or boot. CniError(108) if the version is newer."""
         if reply.is_answer:
             self._is_known = True
+            self.is_older = False  # the call may just have replaced it
             _, comment = next(layouts_in(reply.payload[_FAMILY_HEADER.size :]), (LAYOUT, ""))
             boot, _, self.made_as = comment.partition(_RULES)
             if boot_id and boot != f"boot {boot_id}":
