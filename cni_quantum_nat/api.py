@@ -122,7 +122,8 @@ class Network:
 class PortMapping:
     """A published port.
 
-    id: stable for the life of the mapping. host_ip: None for all addresses of the host in the container's address family.
+    id: stable for the life of the mapping. container_port, host_port: of a range that a runtime has published, the first; id and
+    description have the range. host_ip: None for all addresses of the host in the container's address family.
     container_ip: the address that it leads to; empty if the container has none of its family.
     """
 
@@ -402,7 +403,7 @@ def _published(attachment: model.Attachment, mapping: model.PortMapping) -> Port
         host_port=mapping.host_port,
         protocol=Protocol(mapping.protocol),
         host_ip=str(mapping.specific_host_ip) if mapping.specific_host_ip else None,
-        description=f"port {mapping.container_port}/{mapping.protocol} of {attachment.id}",
+        description=f"port {mapping.container_range}/{mapping.protocol} of {attachment.id}",
         created_at=datetime.fromtimestamp(mapping.created_at or attachment.created_at, UTC),
         container_ip=str(endpoint.address) if endpoint else "",
     )

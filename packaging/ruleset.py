@@ -27,6 +27,19 @@ PAGE = Path(__file__).parents[1] / "docs" / "development" / "ruleset.md"
 _PREFIXES = (layout.prefix_part(4, 24), layout.prefix_part(6, 64))
 _TIMEOUT = layout.timeout_part(7200)
 _NETWORK_TIMEOUT = layout.network_timeout_part(7200)
+_OTHER_RANGES = tuple(
+    map(
+        layout.ranges_part,
+        (
+            layout.HOST_IP,
+            layout.POLICIES,
+            layout.UNMASQUERADED,
+            layout.MASQUERADE_ALL,
+            layout.LOCALHOST6,
+            layout.CLOSED,
+        ),
+    )
+)
 # What is shown together, and what makes a call add it.
 PARTS: tuple[tuple[tuple[str, ...], str], ...] = (
     (_PREFIXES, "A container is published or masqueraded, and its subnet has this prefix length; here /24 and /64."),
@@ -41,6 +54,11 @@ PARTS: tuple[tuple[tuple[str, ...], str], ...] = (
     ((layout.FIXED_SOURCE,), "A container has a fixed source address (`snatAddress`)."),
     ((layout.NO_MASQUERADE,), "A network has `noMasqueradeTo`."),
     ((layout.NETWORKS,), "The Python API gives a network CIDR outbound NAT."),
+    (
+        (layout.ranges_part(layout.CORE),),
+        "A container publishes at least 16 ports in a row, each on the same port of the host: a range.",
+    ),
+    (_OTHER_RANGES, "A range meets what the part of the same name without `_ranges` is for. That part comes with it."),
     ((_TIMEOUT,), "A network's `conntrackTimeout` is not 3600; here 7200."),
     ((_NETWORK_TIMEOUT,), "The same for a network CIDR of the Python API. Part `networks` comes with it."),
 )
@@ -159,9 +177,14 @@ def _title(names: Collection[str]) -> str:
     return " and ".join(f"`{name}`" for name in names)
 
 
+def _shown_before(names: tuple[str, ...]) -> set[str]:
+    """Return the parts that are there before these: the core's, and those that come with them."""
+    return default_parts().union(*map(layout.with_base, names)) - set(names)
+
+
 def _added(names: tuple[str, ...]) -> Iterator[str]:
     """Yield what a part adds: sets, and chains with the place of each new rule."""
-    present, wanted = default_parts(), default_parts() | set(names)
+    present, wanted = _shown_before(names), _shown_before(names) | set(names)
     known = {found.name for found in sets_of(present)}
     declared = re.findall(
         r"^\t((?:set|map) (\w+) .*) comment \"([^\"]*)\"; \}$", table_text(TABLE, wanted), re.MULTILINE

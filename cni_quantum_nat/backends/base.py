@@ -118,7 +118,10 @@ class Backend:
     arbitrates: bool
 
     def holders(self, units: Collection[Unit]) -> tuple[dict[Unit, list[str]], set[Unit]]:
-        """Return the owners of the units in the kernel, as rules name them, and which units are shared. Free units are left out."""
+        """Return the owners of the units in the kernel, as rules name them, and which units are shared. Free units are left out.
+
+        A host port or range that overlaps with one of the units is returned as it is in the kernel.
+        """
         raise NotImplementedError
 
     def require_intact(self, families: Collection[int]) -> None:

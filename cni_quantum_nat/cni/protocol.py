@@ -148,10 +148,19 @@ def read_standard_input() -> bytes:
     return b"".join(chunks)
 
 
+_decoded: list[tuple[bytes, object]] = []  # the last input: with 28,000 port mappings, to decode it takes 20 ms
+
+
+def _decode(raw: bytes) -> object:
+    if not _decoded or _decoded[0][0] is not raw:
+        _decoded[:] = [(raw, loads(raw.decode()))]
+    return _decoded[0][1]
+
+
 def parse_configuration(raw: bytes) -> dict[str, Any]:
     """Decode the network configuration; raise CniError(6) if it is not a JSON object."""
     try:
-        configuration = loads(raw.decode())
+        configuration = _decode(raw)
     except ValueError as error:
         raise CniError(DECODING_FAILURE, f"the network configuration on stdin is not JSON: {error}") from error
     if not isinstance(configuration, dict):
@@ -165,7 +174,7 @@ def version_of(raw: bytes) -> str:
     As in libcni, a missing or empty cniVersion is 0.1.0.
     """
     try:
-        configuration = loads(raw.decode())
+        configuration = _decode(raw)
     except ValueError:
         return LATEST
     if not isinstance(configuration, dict):

@@ -21,21 +21,29 @@ _ANY = {4: "0.0.0.0", 6: "::"}  # noqa: S104 - printed, not bound
 
 
 class Published(NamedTuple):
-    """One line of output: a container port, and the host address and port that it is published on."""
+    """One line of output: a container port, and the host address and port that it is published on, or ranges of both.
+
+    size: the number of ports.
+    """
 
     container_port: int
     protocol: str
     host_ip: str
     host_port: int
+    size: int = 1
 
     @property
     def host(self) -> str:
         """The host address and port."""
         host_ip = f"[{self.host_ip}]" if ":" in self.host_ip else self.host_ip
-        return f"{host_ip}:{self.host_port}"
+        return f"{host_ip}:{_range(self.host_port, self.size)}"
 
     def __str__(self) -> str:
-        return f"{self.container_port}/{self.protocol} -> {self.host}"
+        return f"{_range(self.container_port, self.size)}/{self.protocol} -> {self.host}"
+
+
+def _range(first: int, size: int) -> str:
+    return str(first) if size == 1 else f"{first}-{first + size - 1}"
 
 
 def add_to(commands: Commands) -> None:
@@ -61,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     attachments = [one.attachment for one in attachments_of(arguments, arguments.container)]
     published = sorted({line for attachment in attachments for line in published_by(attachment)})
     if arguments.port is not None:
-        published = [line for line in published if arguments.port in _names_of(line)]
+        published = [part for line in published if (part := _part_named(line, arguments.port)) is not None]
     if arguments.json:
         print(json.dumps([_as_json(line) for line in published], indent=2))
     else:
@@ -79,12 +87,19 @@ def published_by(attachment: Attachment) -> Iterator[Published]:
         for family in sorted(attachment.published_families):
             if mapping.serves(family):
                 host_ip = str(mapping.specific_host_ip or _ANY[family])
-                yield Published(mapping.container_port, mapping.protocol, host_ip, mapping.host_port)
+                yield Published(mapping.container_port, mapping.protocol, host_ip, mapping.host_port, mapping.size)
 
 
-def _names_of(line: Published) -> set[str]:
-    name = f"{line.container_port}/{line.protocol}"
-    return {name, str(line.container_port)} if line.protocol == "tcp" else {name}
+def _part_named(line: Published, name: str) -> Published | None:
+    """Return the line if this is its container port or range; for a port within a range, the line for that port alone."""
+    ports, _, protocol = name.partition("/")
+    if (protocol or "tcp") != line.protocol:
+        return None
+    if ports == _range(line.container_port, line.size):
+        return line
+    if not (ports.isascii() and ports.isdecimal()) or not 0 <= int(ports) - line.container_port < line.size:
+        return None
+    return Published(int(ports), line.protocol, line.host_ip, line.host_port + int(ports) - line.container_port)
 
 
 def _as_json(line: Published) -> dict[str, object]:
@@ -93,4 +108,5 @@ def _as_json(line: Published) -> dict[str, object]:
         "protocol": line.protocol,
         "hostIP": line.host_ip,
         "hostPort": line.host_port,
+        **({"range": _range(line.host_port, line.size)} if line.size > 1 else {}),
     }

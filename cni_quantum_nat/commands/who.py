@@ -77,14 +77,14 @@ def run(arguments: argparse.Namespace) -> int:
 def _containers(recorded: list[Recorded], wanted: Wanted) -> Iterator[dict[str, Any]]:
     for state, attachment in recorded:
         for line in published_by(attachment):
-            if line.host_port == wanted.port and line.protocol in wanted.protocols:
+            if line.protocol in wanted.protocols and 0 <= wanted.port - line.host_port < line.size:
                 yield {
                     "protocol": line.protocol,
                     "hostIP": line.host_ip,
                     "containerId": attachment.id.container_id,
                     "network": attachment.id.network,
                     "interface": attachment.id.interface,
-                    "containerPort": line.container_port,
+                    "containerPort": line.container_port + wanted.port - line.host_port,
                     "stateDir": state.directory,
                 }
 

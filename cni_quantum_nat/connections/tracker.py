@@ -32,7 +32,7 @@ from ..model.errors import KernelRefused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Iterator
     from typing import Self
 
     from ..model.attachments import Attachment, PortMapping
@@ -179,15 +179,15 @@ class ConnectionTracker:
 
         Only entries to this host's addresses; of a shared port, only those that are not translated to another member.
         """
-        targets = _targets(mappings, families)
         entries = read_number(_COUNT)
-        four = {target: shared for target, shared in targets.items() if target[0].family == 4}
-        if len(four) * _ms_to_delete(entries) <= _ms_to_list(len(_ports_of(four)), entries):
-            for (address, port), shared in four.items():
-                self._delete_selected(_udp_to(address, port, untranslated=shared), _is_stale({(address, port): shared}))
-        else:
-            self._delete_listed(4, four, entries)
-        self._delete_listed(6, {t: shared for t, shared in targets.items() if t[0].family == 6}, entries)
+        for family in sorted(families):
+            targets = _targets(mappings, family)
+            ms_to_select = len(targets.ports) * _ms_to_delete(entries)
+            if family == 4 and not targets.ranges and ms_to_select <= _ms_to_list(len(targets.port_numbers), entries):
+                for (address, port), shared in targets.ports.items():
+                    self._delete_selected(_udp_to(address, port, untranslated=shared), targets.is_stale)
+            else:
+                self._delete_listed(family, targets, entries)
 
     def delete_untranslated(self, attachments: list[Attachment]) -> int:
         """Delete the entries of connections that began while the rules were not there; return how many.
@@ -201,12 +201,11 @@ class ConnectionTracker:
         local: dict[int, list[Address]] = {4: [], 6: []}
         for address in local_addresses(families):
             local[address.family].append(address)
-        ports = {
-            (PROTOCOLS[port.protocol], address, port.port)
-            for attachment in attachments
-            for port in attachment.host_ports
-            for address in ([port.address] if port.address is not None else local[port.family])
-        }
+        ports: dict[int, Targets] = {number: Targets() for number in PROTOCOLS.values()}
+        for attachment in attachments:
+            for port in attachment.host_ports:
+                for address in [port.address] if port.address is not None else local[port.family]:
+                    ports[PROTOCOLS[port.protocol]].add(address, port.port, port.size)
         sources = {
             endpoint.address
             for attachment in attachments
@@ -220,10 +219,8 @@ class ConnectionTracker:
             deleted += len(flows)
         return deleted
 
-    def flows(
-        self, selection: Selection, containing: bytes = b"", to_any: tuple[int, Collection[bytes]] | None = None
-    ) -> Iterator[Flow]:
-        """List the flows of a selection. Those that do not contain these bytes, or go to none of these ends, are skipped undecoded."""
+    def flows(self, selection: Selection, containing: bytes = b"", to_any: Targets | None = None) -> Iterator[Flow]:
+        """List the flows of a selection. Those that do not contain these bytes, or go to none of these targets, are skipped undecoded."""
         for reply in self._netlink.dump(selection.request(_GET, NLM_F_DUMP)):
             if reply.error_number:
                 raise KernelRefused(
@@ -231,20 +228,18 @@ class ConnectionTracker:
                     reply.error_number,
                     "It needs module nf_conntrack_netlink, and Linux 5.8 or newer.",
                 )
-            if containing in reply.payload and (to_any is None or _is_to_any(reply.payload, *to_any)):
+            if containing in reply.payload and (to_any is None or to_any.may_be_of(reply.payload)):
                 yield Flow(reply.payload)
 
-    def _delete_listed(self, family: int, targets: dict[tuple[Address, int], bool], entries: int) -> None:
+    def _delete_listed(self, family: int, targets: Targets, entries: int) -> None:
         """List the UDP entries of a family, and delete those to one of these targets.
 
         The kernel selects by one port. For many ports it lists all UDP once, and entries to other targets are skipped as bytes.
         """
-        ports = _ports_of(targets)
-        ends = {address.packed + port.to_bytes(2, "big") for address, port in targets}
-        by_port = len(ports) * _ms_to_list(1, entries) <= _ms_to_list_all(entries)
+        ports = targets.port_numbers
+        by_port = not targets.ranges and len(ports) * _ms_to_list(1, entries) <= _ms_to_list_all(entries)
         for port in ports if by_port else {0}:
-            flows = self.flows(_udp(family, port), to_any=(family, ends))
-            self.delete(list(filter(_is_stale(targets), flows)))
+            self.delete(list(filter(targets.is_stale, self.flows(_udp(family, port), to_any=targets))))
 
     def _delete_selected(self, selection: Selection, is_meant: Callable[[Flow], bool]) -> None:
         replies = self._netlink.exchange(selection.request(_DELETE, NLM_F_ACK))
@@ -283,24 +278,8 @@ def _ms_to_list_all(entries: int) -> float:
     return 12 + entries / 250
 
 
-def _ports_of(targets: Collection[tuple[Address, int]]) -> set[int]:
-    return {port for _, port in targets}
-
-
-def _is_to_any(payload: bytes, family: int, ends: Collection[bytes]) -> bool:
-    """Whether the first packet went to one of these ends (address and port, as bytes). True if the attributes are in an unusual order."""
-    address, port = _TARGET_AT[family]
-    if payload[address - 2] != _DESTINATION[family] or payload[port - 2] != _DESTINATION_PORT:
-        return True
-    return payload[address : address + (4 if family == 4 else 16)] + payload[port : port + 2] in ends
-
-
 def _from(address: Address) -> Callable[[Flow], bool]:
     return lambda flow: address in flow.sources
-
-
-def _is_stale(targets: dict[tuple[Address, int], bool]) -> Callable[[Flow], bool]:
-    return lambda flow: flow.target in targets and not (targets[flow.target] and flow.is_translated)
 
 
 def is_tracking() -> bool:
@@ -308,15 +287,61 @@ def is_tracking() -> bool:
     return read_number(_COUNT) > 0
 
 
-def _targets(mappings: list[PortMapping], families: set[int]) -> dict[tuple[Address, int], bool]:
-    """Return the host addresses and ports of the mappings, and whether each is shared."""
-    local = local_addresses(families) if any(mapping.specific_host_ip is None for mapping in mappings) else []
-    targets = {}
+class Targets:
+    """Addresses of the host with ports that lead to containers.
+
+    ports: whether the port is shared, by address and port. ranges: by address, first and last ports; a range is never shared.
+    """
+
+    __slots__ = ("_ends", "ports", "ranges")
+
+    def __init__(self) -> None:
+        self.ports: dict[tuple[Address, int], bool] = {}
+        self.ranges: dict[Address, list[tuple[int, int]]] = {}
+        self._ends: set[bytes] = set()
+
+    def add(self, address: Address, port: int, size: int = 1, *, is_shared: bool = False) -> None:
+        """Add a port, or a range of this size from it on."""
+        if size == 1:
+            self.ports[address, port] = is_shared
+            self._ends.add(address.packed + port.to_bytes(2, "big"))
+        else:
+            self.ranges.setdefault(address, []).append((port, port + size - 1))
+
+    @property
+    def port_numbers(self) -> set[int]:
+        """The ports, without those of ranges, whatever their address."""
+        return {port for _, port in self.ports}
+
+    def has(self, address: Address, port: int) -> bool:
+        """Whether this port on this address is among them."""
+        return (address, port) in self.ports or any(a <= port <= b for a, b in self.ranges.get(address, ()))
+
+    def is_stale(self, flow: Flow) -> bool:
+        """Whether the flow goes to one of them, and would have to go to another container by now."""
+        return self.has(*flow.target) and not (self.ports.get(flow.target) and flow.is_translated)
+
+    def may_be_of(self, payload: bytes) -> bool:
+        """Whether a flow, not decoded yet, goes to one of them. True if the attributes are in an unusual order."""
+        family = 4 if payload[0] == _FAMILIES[4] else 6
+        address, port = _TARGET_AT[family]
+        if payload[address - 2] != _DESTINATION[family] or payload[port - 2] != _DESTINATION_PORT:
+            return True
+        packed, number = payload[address : address + (4 if family == 4 else 16)], payload[port : port + 2]
+        if packed + number in self._ends:
+            return True
+        return bool(self.ranges) and self.has(Address(family, packed), int.from_bytes(number, "big"))
+
+
+def _targets(mappings: list[PortMapping], family: int) -> Targets:
+    """Return the addresses of a family and the ports that the mappings are published on."""
+    targets = Targets()
+    local = local_addresses({family}) if any(mapping.specific_host_ip is None for mapping in mappings) else []
     for mapping in mappings:
         specific = mapping.specific_host_ip
         for address in local if specific is None else [specific]:
-            if mapping.serves(address.family) and address.family in families:
-                targets[address, mapping.host_port] = bool(mapping.sharing)
+            if mapping.serves(address.family) and address.family == family:
+                targets.add(address, mapping.host_port, mapping.size, is_shared=bool(mapping.sharing))
     return targets
 
 
@@ -337,8 +362,7 @@ def _udp_to(address: Address, port: int, *, untranslated: bool) -> Selection:
     return Selection(4, _ORIGINAL, compared, flags, untranslated=untranslated)
 
 
-def _began_without_rules(flow: Flow, ports: set[tuple[int, Address, int]], sources: set[Address]) -> bool:
-    address, port = flow.target
-    if (flow.protocol, address, port) in ports:
+def _began_without_rules(flow: Flow, ports: dict[int, Targets], sources: set[Address]) -> bool:
+    if flow.protocol in ports and ports[flow.protocol].has(*flow.target):
         return not flow.is_translated
     return flow.sources[0] in sources and not (flow.is_source_translated or flow.is_translated or flow.is_answered)

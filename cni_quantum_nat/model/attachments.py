@@ -39,16 +39,17 @@ _DIGEST_BYTES = 8
 
 
 class PortMapping:
-    """A host port that leads to a container port.
+    """A host port that leads to a container port, or a range of host ports that each lead to the same port of the container.
 
     host_ip: None is any local address of both families.
-    host_port: 0 until one is allocated.
+    host_port: 0 until one is allocated; of a range, the first one, which is the container port too.
+    size: the number of host ports.
     allocated: whether the host port was chosen by us.
     sharing: EXCLUSIVE, or how new connections are spread over the containers that publish the port: SPREAD, BY_CLIENT.
     created_at: seconds since the epoch; 0 if it came with its attachment.
     """
 
-    __slots__ = ("allocated", "container_port", "created_at", "host_ip", "host_port", "protocol", "sharing")
+    __slots__ = ("allocated", "container_port", "created_at", "host_ip", "host_port", "protocol", "sharing", "size")
 
     def __init__(  # noqa: PLR0913 - a record has as many fields
         self,
@@ -60,6 +61,7 @@ class PortMapping:
         allocated: bool = False,
         sharing: str = EXCLUSIVE,
         created_at: float = 0,
+        size: int = 1,
     ) -> None:
         self.host_ip = host_ip
         self.host_port = host_port
@@ -68,6 +70,22 @@ class PortMapping:
         self.allocated = allocated
         self.sharing = sharing
         self.created_at = created_at
+        self.size = size
+
+    @property
+    def last_host_port(self) -> int:
+        """The last host port, which is the only one unless the mapping is a range."""
+        return self.host_port + self.size - 1
+
+    @property
+    def host_range(self) -> str:
+        """The host port, or the range, as people write it: 8080, 20000-47999."""
+        return str(self.host_port) if self.size == 1 else f"{self.host_port}-{self.last_host_port}"
+
+    @property
+    def container_range(self) -> str:
+        """The container port, or the range, as people write it."""
+        return str(self.container_port) if self.size == 1 else self.host_range
 
     def serves(self, family: int) -> bool:
         """Whether the mapping is for traffic of this family."""
@@ -79,8 +97,10 @@ class PortMapping:
         return self.protocol, self.container_port, self.host_ip
 
     def is_same_port(self, other: PortMapping, families: set[int]) -> bool:
-        """Whether both are the same port of the host, in one of these families."""
-        if (self.protocol, self.host_port) != (other.protocol, other.host_port):
+        """Whether both have a port of the host in common, in one of these families."""
+        if self.protocol != other.protocol:
+            return False
+        if self.last_host_port < other.host_port or other.last_host_port < self.host_port:
             return False
         return self.specific_host_ip == other.specific_host_ip and any(
             self.serves(family) and other.serves(family) for family in families
@@ -110,7 +130,7 @@ class PortMapping:
         return self.serves(6) and (host_ip is None or host_ip.is_loopback)
 
     def __str__(self) -> str:
-        published = f"{self.host_port}->{self.container_port}/{self.protocol}"
+        published = f"{self.host_range}->{self.container_range}/{self.protocol}"
         if self.host_ip is None:
             return published
         return f"[{self.host_ip}]:{published}" if self.host_ip.family == 6 else f"{self.host_ip}:{published}"
@@ -324,7 +344,8 @@ class Attachment:
         for family in sorted(self.published_families):
             for mapping in self.port_mappings:
                 if mapping.serves(family):
-                    ports[HostPort(family, mapping.protocol, mapping.host_port, mapping.specific_host_ip)] = mapping
+                    port = HostPort(family, mapping.protocol, mapping.host_port, mapping.specific_host_ip, mapping.size)
+                    ports[port] = mapping
         return ports
 
     @property
@@ -472,6 +493,7 @@ def _mapping_record(mapping: PortMapping) -> dict[str, Any]:
         "containerPort": mapping.container_port,
         "allocated": mapping.allocated,
         "sharing": mapping.sharing,
+        **({"range": mapping.host_range} if mapping.size > 1 else {}),
     }
     if mapping.created_at:
         record["createdAt"] = mapping.created_at
@@ -479,6 +501,7 @@ def _mapping_record(mapping: PortMapping) -> dict[str, Any]:
 
 
 def _mapping_of_record(record: dict[str, Any]) -> PortMapping:
+    last = int(record["range"].removeprefix(f"{record['hostPort']}-")) if "range" in record else record["hostPort"]
     return PortMapping(
         Address.parse(record["hostIP"]) if record["hostIP"] else None,
         record["hostPort"],
@@ -487,4 +510,5 @@ def _mapping_of_record(record: dict[str, Any]) -> PortMapping:
         allocated=record["allocated"],
         sharing=record["sharing"],
         created_at=record.get("createdAt", 0),
+        size=last - record["hostPort"] + 1,
     )

@@ -87,6 +87,10 @@ class AlreadyThere(KernelRefused):
     """EEXIST: an element with one of the keys already exists."""
 
 
+class HasChanged(KernelRefused):
+    """ERESTART: the ruleset is not the one any more that was looked at."""
+
+
 class NeedsFullProgram(BaseException):
     """The call needs a module that only the full program of the release has: raised by an import, never from source.
 

@@ -6,7 +6,8 @@ A pod's start waits for this module.
 from __future__ import annotations
 
 from .addresses import Address, Subnet
-from .attachments import EXCLUSIVE, Inbound
+from .attachments import Inbound
+from .ranges import share
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -73,5 +74,6 @@ class Settings:
         attachment.backend = self.backend
         attachment.inbound = self.inbound
         attachment.established_timeout_s = self.established_timeout_s
-        for mapping in attachment.port_mappings:
-            mapping.sharing = self.sharing if mapping.host_port in self.shared_ports else EXCLUSIVE
+        attachment.port_mappings = [
+            part for mapping in attachment.port_mappings for part in share(mapping, self.shared_ports, self.sharing)
+        ]

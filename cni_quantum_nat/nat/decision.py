@@ -2,7 +2,8 @@
 
 The same rules serve ADD, DEL, CHECK, GC, healing, `reconcile` and a network's move to another backend, whatever the backend:
 
-- A unit is a host port, an address, or a network CIDR. It is taken, refused and released as a whole.
+- A unit is a host port or a range of them, an address, or a network CIDR. It is taken, refused and released as a whole; a host port
+  is in the way of every range that it is in, and so is a range that overlaps.
 - A host port belongs to its owner for as long as that attachment is in force, or may be. Another attachment of the same
   container waits for it, and gets it when the owner gives it up. A shared port has several members.
 - An address belongs to the attachment that was given it last. The former owner loses everything it has.
@@ -17,11 +18,11 @@ from __future__ import annotations
 from ..backends.base import MOST_MEMBERS, Installed, Plan
 from ..model.attachments import ALIVE, CANNOT_TELL, NOWHERE
 from ..model.errors import HostPortConflict
-from ..model.units import HostPort
+from ..model.units import HostPort, Overlaps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from ..model.attachments import Attachment, AttachmentId, PortMapping
     from ..model.units import Unit
@@ -80,11 +81,11 @@ class Facts:
 
     before: the attachment's own record. elsewhere: its record, if that is from another host network namespace.
     others: the other records in force of the same container, and of containers that would lose something.
-    `holders`: by unit, who owns it in the kernel. A unit without an entry is free.
+    `holders`: by unit, as they are in the kernel, who owns it. A unit that overlaps with none of them is free.
     shared: the units that are shared in the kernel.
     """
 
-    __slots__ = ("_ports", "before", "elsewhere", "holders", "others", "shared")
+    __slots__ = ("_held", "_ports", "before", "elsewhere", "holders", "others", "shared")
 
     def __init__(
         self,
@@ -96,14 +97,40 @@ class Facts:
         self.before = before
         self.elsewhere: Attachment | None = None
         self.others = list(others)
-        self.holders = holders or {}
+        self.holders: dict[Unit, list[Holder]] = {}
+        self._held = Overlaps()
+        for unit, holding in (holders or {}).items():
+            for holder in holding:
+                self.note_holder(unit, holder)
         self.shared = set(shared)
-        self._ports: dict[AttachmentId, dict[HostPort, PortMapping]] = {}
+        self._ports: dict[AttachmentId, Overlaps] = {}
 
-    def ports_of(self, attachment: Attachment) -> dict[HostPort, PortMapping]:
+    def note_holder(self, unit: Unit, holder: Holder) -> None:
+        """Add an owner of a unit."""
+        self._held.add(unit)
+        holding = self.holders.setdefault(unit, [])
+        if holder not in holding:
+            holding.append(holder)
+
+    def forget_holders(self) -> None:
+        """Forget what the kernel has shown: it is looked at once more."""
+        self._held = Overlaps()
+        self.holders.clear()
+        self.shared.clear()
+
+    def held(self, unit: Unit) -> list[Unit]:
+        """Return what is taken of a unit: as the kernel has it, so of an overlapping range all of it."""
+        return self._held.of(unit)
+
+    def holders_of(self, unit: Unit) -> list[Holder]:
+        """Return who owns a unit or something of it, each once."""
+        holding = (holder for held in self.held(unit) for holder in self.holders[held])
+        return list({holder.owner: holder for holder in holding}.values())
+
+    def ports_of(self, attachment: Attachment) -> Overlaps:
         """Return the host ports that one of `others` wants. Cached, because a container may have tens of thousands."""
         if attachment.id not in self._ports:
-            self._ports[attachment.id] = attachment.host_ports
+            self._ports[attachment.id] = Overlaps(attachment.host_ports)
         return self._ports[attachment.id]
 
 
@@ -147,11 +174,11 @@ def decide_add(wanted: Attachment, facts: Facts) -> Decision:
         if any(_is_of_sibling(holder, wanted.id) for holder in holders):
             waiting.append(port)
         else:
-            _take_port(decision, port, mapping, wanted, holders, is_shared=port in facts.shared)
+            _take_port(decision, facts, port, mapping, wanted, holders)
             units.append(port)
     decision.installed.append(Installed(wanted, units))
     _note_waiting(decision, facts, wanted, waiting)
-    losers = [*([facts.before] if facts.before is not None else []), *decision.released.values()]
+    losers = _losers(facts, decision)
     _leave_shared(decision, facts, losers, kept=set(units))
     _give_to_successors(decision, facts, losers, taken=set(units))
     return decision
@@ -168,9 +195,7 @@ def decide_remove(removed: list[Attachment], facts: Facts) -> Decision:
 
 def expected_units(attachment: Attachment, facts: Facts) -> list[Unit]:
     """Return what an attachment should have: everything except the host ports that another attachment of its container has."""
-    ports = [
-        p for p in attachment.host_ports if not any(_is_of_sibling(h, attachment.id) for h in facts.holders.get(p, ()))
-    ]
+    ports = [p for p in attachment.host_ports if not any(_is_of_sibling(h, attachment.id) for h in facts.holders_of(p))]
     return [*attachment.address_units, *ports]
 
 
@@ -180,12 +205,17 @@ def decide_all(attachments: Iterable[Attachment]) -> Plan:
     plan = Plan()
     standing = {attachment.id: attachment for attachment in ordered}
     holders: dict[Unit, list[Attachment]] = {}
+    waiting: list[tuple[HostPort, Attachment]] = []
     ports = {attachment.id: attachment.host_ports for attachment in ordered}
+    seen = Overlaps()
     for attachment, unit in _claims(ordered, ports):
-        holding = [holder for holder in holders.get(unit, ()) if holder.id in standing]
+        found = dict.fromkeys(holder for held in seen.of(unit) for holder in holders.get(held, ()))
+        seen.add(unit)
+        holding = [holder for holder in found if holder.id in standing]
         if holding and isinstance(unit, HostPort):
             if any(attachment.id.is_sibling_of(holder.id) for holder in holding):
-                continue  # it waits
+                waiting.append((unit, attachment))
+                continue
             if may_share(unit, attachment, holding):
                 holders[unit] = [*holding, attachment]
                 continue
@@ -195,7 +225,7 @@ def decide_all(attachments: Iterable[Attachment]) -> Plan:
             plan.superseded.append(standing.pop(former.id))
         holders[unit] = [attachment]
     held: dict[AttachmentId, list[Unit]] = {identity: [] for identity in standing}
-    for unit, holding in _settle(ordered, standing, holders).items():
+    for unit, holding in _settle(standing, holders, waiting).items():
         for holder in holding:
             held[holder.id].append(unit)
         if isinstance(unit, HostPort) and ports[holding[0].id][unit].sharing:
@@ -218,20 +248,18 @@ def _claims(
 
 
 def _settle(
-    ordered: list[Attachment], standing: dict[AttachmentId, Attachment], holders: dict[Unit, list[Attachment]]
+    standing: dict[AttachmentId, Attachment],
+    holders: dict[Unit, list[Attachment]],
+    waiting: list[tuple[HostPort, Attachment]],
 ) -> dict[Unit, list[Attachment]]:
-    """Return the owners of each unit, without those who lost everything; whoever waited for a unit gets it."""
-    settled: dict[Unit, list[Attachment]] = {}
-    for unit, holding in holders.items():
-        left = [holder for holder in holding if holder.id in standing]
-        if not left:
-            left = (
-                [a for a in ordered if a.id in standing and unit in a.host_ports][:1]
-                if isinstance(unit, HostPort)
-                else []
-            )
-        if left:
-            settled[unit] = left
+    """Return the owners of each unit, without those who lost everything; who waited longest for a free port or range gets it."""
+    left = {unit: [holder for holder in holding if holder.id in standing] for unit, holding in holders.items()}
+    settled = {unit: holding for unit, holding in left.items() if holding}
+    taken = Overlaps(settled if waiting else ())
+    for port, attachment in waiting:
+        if attachment.id in standing and not taken.of(port):
+            settled[port] = [attachment]
+            taken.add(port)
     return settled
 
 
@@ -253,7 +281,7 @@ def _age(attachment: Attachment) -> tuple[int, float]:
 
 
 def _others(facts: Facts, unit: Unit, identity: AttachmentId) -> list[Holder]:
-    return [holder for holder in facts.holders.get(unit, ()) if holder.owner != identity.owner]
+    return [holder for holder in facts.holders_of(unit) if holder.owner != identity.owner]
 
 
 def _staying(facts: Facts, decision: Decision, port: HostPort, identity: AttachmentId) -> list[Holder]:
@@ -264,30 +292,42 @@ def _staying(facts: Facts, decision: Decision, port: HostPort, identity: Attachm
             continue
         if holder.attachment is None or holder.attachment.id not in decision.released:
             staying.append(holder)
-        elif successor := _successor(facts, decision, port, holder.attachment.id):
-            staying.append(Holder(successor.id.owner, IN_FORCE, successor))
+        else:
+            successors = _successors(facts, decision, port, holder.attachment.id)
+            staying += [Holder(successor.id.owner, IN_FORCE, successor) for successor, _ in successors]
     return [holder for holder in staying if holder.owner != identity.owner]
 
 
-def _successor(facts: Facts, decision: Decision, port: HostPort, loser: AttachmentId) -> Attachment | None:
-    """Return the oldest attachment of the same container that waits for a host port, and may have it beside those who stay."""
-    staying = [
-        holder.attachment
-        for holder in facts.holders.get(port, ())
-        if holder.attachment is not None
-        and holder.standing in _MAY_HOLD
-        and holder.attachment.id != loser
-        and holder.attachment.id not in decision.released
-    ]
-    waiting = [
-        a
-        for a in facts.others
-        if a.id.is_sibling_of(loser)
-        and a.id not in decision.released
-        and port in facts.ports_of(a)
-        and (not staying or may_share(port, a, staying))
-    ]
-    return min(waiting, key=_age, default=None)
+def _successors(
+    facts: Facts, decision: Decision, port: HostPort, loser: AttachmentId
+) -> Iterator[tuple[Attachment, HostPort]]:
+    """Yield what attachments of the same container get of a host port or range that becomes free, the oldest first.
+
+    That is what they wait for, if nobody who stays has any of it, or shares it with them.
+    """
+    waiting = [a for a in facts.others if a.id.is_sibling_of(loser) and a.id not in decision.released]
+    taken = Overlaps()
+    for attachment in sorted(waiting, key=_age):
+        for wanted in facts.ports_of(attachment).of(port):
+            assert isinstance(wanted, HostPort)  # noqa: S101 - for the type checker: only ports overlap with a port
+            if not taken.of(wanted) and _may_follow(facts, decision, wanted, attachment):
+                taken.add(wanted)
+                yield attachment, wanted
+
+
+def _may_follow(facts: Facts, decision: Decision, port: HostPort, successor: Attachment) -> bool:
+    """Whether the successor may have the port beside those who stay: of a range, another one may have a part."""
+    losers = {attachment.id.owner for attachment in _losers(facts, decision)}
+    staying = [holder for holder in facts.holders_of(port) if holder.owner not in losers]
+    if port not in facts.shared:
+        return not staying
+    known = [holder.attachment for holder in staying if holder.attachment is not None and holder.standing in _MAY_HOLD]
+    return not known or may_share(port, successor, known)
+
+
+def _losers(facts: Facts, decision: Decision) -> list[Attachment]:
+    """Return the records of those who lose what they have: the attachment's own, which it gets anew, comes first."""
+    return [*([facts.before] if facts.before is not None else []), *decision.released.values()]
 
 
 def _is_of_sibling(holder: Holder, identity: AttachmentId) -> bool:
@@ -297,21 +337,22 @@ def _is_of_sibling(holder: Holder, identity: AttachmentId) -> bool:
     return holder.attachment.id.is_sibling_of(identity)
 
 
-def _take_port(  # noqa: PLR0913 - the facts of one port
+def _take_port(  # noqa: PLR0913, PLR0917 - the facts of one port
     decision: Decision,
+    facts: Facts,
     port: HostPort,
     mapping: PortMapping,
     wanted: Attachment,
     holders: list[Holder],
-    *,
-    is_shared: bool,
 ) -> None:
     """Take a host port from owners that are no longer in force. HostPortConflict if an owner may be in force."""
     staying = [holder for holder in holders if holder.standing in _MAY_HOLD]
     if staying:
         known = [holder.attachment for holder in staying if holder.attachment is not None]
+        is_shared = port in facts.shared
         if not (is_shared and mapping.sharing and may_share(port, wanted, known)):
-            raise _conflict(port, staying[0], mapping, is_shared=is_shared)
+            taken = _taken_by(staying[0], port, facts)
+            raise _conflict(taken, staying[0], mapping, is_shared=taken in facts.shared)
     for holder in holders:
         if holder not in staying:
             _release(decision, holder)
@@ -339,7 +380,8 @@ def _note_waiting(decision: Decision, facts: Facts, wanted: Attachment, waiting:
     ports = [unit for unit in decision.installed[0].units if isinstance(unit, HostPort)]
     for other in facts.others:
         if other.id.is_sibling_of(wanted.id) and other.id not in decision.released:
-            names = (port.name for port in ports if port in facts.ports_of(other))
+            wanted_too = [unit for port in ports for unit in facts.ports_of(other).of(port)]
+            names = dict.fromkeys(unit.name for unit in wanted_too if isinstance(unit, HostPort))
             passed_over = tuple(name for name in names if name not in other.waits_for)
             if passed_over:
                 decision.waiting[other.id] = (*other.waits_for, *passed_over)
@@ -360,26 +402,38 @@ def _give_to_successors(decision: Decision, facts: Facts, losers: list[Attachmen
     if not facts.others:
         return
     gains: dict[AttachmentId, tuple[Attachment, list[Unit]]] = {}
+    now_taken = Overlaps(taken)
     for loser in losers:
         for port in loser.host_ports:
             if port in taken or not _has(facts, port, loser):
                 continue
-            successor = _successor(facts, decision, port, loser.id)
-            if successor is not None:
-                taken.add(port)
-                gains.setdefault(successor.id, (successor, []))[1].append(port)
+            # Only a part of a range may be taken: who waits for the rest gets that.
+            for successor, gained in _successors(facts, decision, port, loser.id):
+                if now_taken.of(gained):
+                    continue
+                now_taken.add(gained)
+                gains.setdefault(successor.id, (successor, []))[1].append(gained)
                 waits_for = decision.waiting.get(successor.id, successor.waits_for)
-                if port.name in waits_for:
-                    decision.waiting[successor.id] = tuple(name for name in waits_for if name != port.name)
-                if port in decision.members:
-                    decision.members[port].append(successor.id.owner)
+                if gained.name in waits_for:
+                    decision.waiting[successor.id] = tuple(name for name in waits_for if name != gained.name)
+                if gained in decision.members:
+                    decision.members[gained].append(successor.id.owner)
     decision.installed += [Installed(attachment, units, in_addition=True) for attachment, units in gains.values()]
 
 
 def _has(facts: Facts, port: HostPort, attachment: Attachment) -> bool:
     """Whether the attachment has the port in the kernel, or nobody has: it cannot pass on a port of another owner."""
-    holders = facts.holders.get(port, [])
+    holders = facts.holders_of(port)
     return not holders or any(holder.owner == attachment.id.owner for holder in holders)
+
+
+def _taken_by(holder: Holder, port: HostPort, facts: Facts) -> HostPort:
+    """Return what an owner has of a host port or range; all of it for a successor, which has nothing yet."""
+    for held in facts.held(port):
+        common = port.common_with(held) if isinstance(held, HostPort) else None
+        if common is not None and any(other.owner == holder.owner for other in facts.holders[held]):
+            return common
+    return port
 
 
 def _conflict(port: HostPort, holder: Holder, mapping: PortMapping, *, is_shared: bool) -> HostPortConflict:

@@ -28,7 +28,7 @@ from ..model.errors import (
     InvalidConfiguration,
     KernelRefused,
 )
-from ..model.units import HostPort
+from ..model.units import HostPort, Overlaps
 from ..ports.allocation import allocate_ports, check_host_listeners, recall_ports
 from ..state.record import is_plain
 from .decision import (
@@ -438,10 +438,10 @@ class NatManager:
 
     def _find_holders(self, attachment: Attachment, facts: Facts, units: Iterable[Unit]) -> None:
         """Ask every backend in use who owns the units, and read the owners' records."""
-        facts.holders.clear()
-        facts.shared.clear()
+        facts.forget_holders()
         known: dict[str, Holder] = {}
-        self._look_up(attachment, facts, list(units), known)
+        asked = list(units)
+        self._look_up(attachment, facts, asked, known)
         # An attachment that loses something may share ports with others.
         losers = [
             holder.attachment for holder in known.values() if holder.attachment and holder.owner != attachment.id.owner
@@ -452,6 +452,16 @@ class NatManager:
         if shared:
             self._look_up(attachment, facts, list(shared), known)
         self._add_their_siblings(attachment.id, facts, known.values())
+        self._look_up_other_ranges(attachment, facts, asked, known)
+
+    def _look_up_other_ranges(
+        self, attachment: Attachment, facts: Facts, asked: list[Unit], known: dict[str, Holder]
+    ) -> None:
+        """Ask about ports that may be passed on and were not asked for: of ranges of the same container that are not the same."""
+        if facts.others:
+            known_about = Overlaps((*asked, *facts.holders))
+            wanted = {port for record in facts.others for port in record.host_ports if known_about.of(port)}
+            self._look_up(attachment, facts, list(wanted.difference(asked)), known)
 
     def _look_up(self, attachment: Attachment, facts: Facts, units: list[Unit], known: dict[str, Holder]) -> None:
         for name in dict.fromkeys((attachment.backend, *self._backends_in_use())):
@@ -467,7 +477,7 @@ class NatManager:
                 for owner in names:
                     if owner not in known:
                         known[owner] = self._holder(owner)
-                    facts.holders.setdefault(unit, []).append(known[owner])
+                    facts.note_holder(unit, known[owner])
 
     def _add_their_siblings(self, attachment_id: AttachmentId, facts: Facts, holders: Iterable[Holder]) -> None:
         """Read the other records of containers that may lose something: one of them may be waiting for it."""
@@ -548,8 +558,8 @@ class NatManager:
     def _held_among(self, attachment: Attachment, ports: list[HostPort]) -> Collection[HostPort]:
         """Return which of these host ports are in use."""
         names = (attachment.backend, *self._other_backends(attachment))
-        held = {unit for name in names for unit in self._backend(name).holders(ports)[0]}
-        return [port for port in ports if port in held]
+        held = Overlaps(unit for name in names for unit in self._backend(name).holders(ports)[0])
+        return [port for port in ports if held.of(port)]
 
     def _refuse_held(self, attachment: Attachment, facts: Facts) -> None:
         """Refuse host ports of other containers: naming the container is more useful than naming the process that reserves its port."""

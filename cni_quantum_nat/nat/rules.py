@@ -37,7 +37,8 @@ class NatRule:
 
     id: stable for the life of the rule. protocol: None for any. source_address, destination_address: of a packet before
     translation, an address or a CIDR; the ports with them are None for any. translated_address: None for the outgoing
-    interface's own; translated_port: None if the port stays. external_interface: the outgoing one, or several with ", "
+    interface's own; translated_port: None if the port stays, as that of a range does;
+    destination_port is the first port of a range then, and the description has all. external_interface: the outgoing one, or several with ", "
     between them; None for any. internal_interface: the host's interface towards the container; None if there is none.
     """
 
@@ -95,9 +96,11 @@ def _port_rules(attachment: model.Attachment, family: int) -> Iterator[NatRule]:
                 destination_address=str(mapping.specific_host_ip or ANY_NETWORK[family].partition("/")[0]),
                 destination_port=mapping.host_port,
                 translated_address=str(endpoint.address),
-                translated_port=mapping.container_port,
+                translated_port=mapping.container_port if mapping.size == 1 else None,
                 external_interface=None,
                 internal_interface=endpoint.host_interface or None,
-                description=f"published port of {attachment.id}",
+                description=f"published port {mapping.host_range}/{mapping.protocol} of {attachment.id}"
+                if mapping.size > 1
+                else f"published port of {attachment.id}",
                 created_at=datetime.fromtimestamp(mapping.created_at or attachment.created_at, UTC),
             )

@@ -29,7 +29,7 @@ def recall_ports(attachment: Attachment, earlier: list[Attachment]) -> None:
     """Reuse the host ports that were allocated before for the same mappings, to this attachment or a sibling."""
     taken = {protocol: set[int]() for protocol in PROTOCOLS}
     for mapping in attachment.port_mappings:
-        taken[mapping.protocol].add(mapping.host_port)
+        taken[mapping.protocol].update(range(mapping.host_port, mapping.last_host_port + 1))
     known: dict[object, list[PortMapping]] = {}
     for former in (mapping for record in earlier for mapping in record.port_mappings if mapping.allocated):
         known.setdefault(former.asked_for, []).append(former)
@@ -102,7 +102,7 @@ def allocate_ports(
     """
     given = {protocol: set[int]() for protocol in PROTOCOLS}
     for mapping in attachment.port_mappings:
-        given[mapping.protocol].add(mapping.host_port)
+        given[mapping.protocol].update(range(mapping.host_port, mapping.last_host_port + 1))
     searches: dict[tuple[str, Address | None], _Search] = {}
     for mapping in attachment.port_mappings:
         if mapping.host_port:
@@ -136,8 +136,9 @@ def check_host_listeners(attachment: Attachment, refuse_held: Callable[[], None]
     families = attachment.published_families
     for protocol in sorted({mapping.protocol for mapping in attachment.port_mappings}):
         mappings = [mapping for mapping in attachment.port_mappings if mapping.protocol == protocol]
-        ports = [mapping.host_port for mapping in mappings]
-        for listener in find_listeners(protocol, min(ports), max(ports)):
+        first = min(mapping.host_port for mapping in mappings)
+        last = max(mapping.last_host_port for mapping in mappings)
+        for listener in find_listeners(protocol, first, last):
             for mapping in mappings:
                 if listener.is_shadowed_by(mapping, families, ipv6_localhost=attachment.inbound.ipv6_localhost):
                     _refuse(mapping, listener, attachment.id.container_id, refuse_held)
@@ -152,7 +153,7 @@ def _refuse(mapping: PortMapping, listener: Listener, container_id: str, refuse_
     refuse_held()
     by = " and ".join(map(str, holders)) or "a process that cannot be seen from here"
     raise HostPortConflict(
-        f"host port {mapping.host_port}/{mapping.protocol} is in use on the host: {by} listens on {listener}, "
+        f"host port {listener.port}/{mapping.protocol} is in use on the host: {by} listens on {listener}, "
         "and would lose its traffic to the container",
         'Publish another port, or stop that process; "hostPortConflict": "allow" lets the container have the port.',
     )

@@ -50,7 +50,7 @@ class Listener:
 
     def is_shadowed_by(self, mapping: PortMapping, families: set[int], *, ipv6_localhost: bool = False) -> bool:
         """Return whether the mapping, for these families and optionally ::1, would take this socket's traffic."""
-        if self.port != mapping.host_port:
+        if not mapping.host_port <= self.port <= mapping.last_host_port:
             return False
         shared = [f for f in self.families if f in families and mapping.serves(f)]
         wanted = mapping.specific_host_ip

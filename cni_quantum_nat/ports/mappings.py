@@ -8,6 +8,7 @@ from __future__ import annotations
 from ..model.addresses import Address
 from ..model.attachments import PROTOCOLS, PortMapping
 from ..model.errors import HostPortConflict, InvalidConfiguration
+from ..model.ranges import LEAST, join, ports_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,20 +35,52 @@ def parse_port_mappings(configuration: dict[str, Any], *, ipv6_localhost: bool =
         return []
     if not isinstance(entries, list):
         raise InvalidConfiguration("runtimeConfig.portMappings is not a list")
-    mappings = [parse_entry(f"portMappings[{number}]", entry) for number, entry in enumerate(entries)]
+    mappings = _parse_entries(entries)
     if not ipv6_localhost:
         check_localhost(mappings)
-    return _distinct(mappings)
+    return join(_distinct(mappings))
+
+
+def _parse_entries(entries: list[object]) -> list[PortMapping]:
+    """Parse the entries; those with ports in a row become one mapping.
+
+    A runtime writes a range as tens of thousands of entries, so one that is like the last, with both ports one higher, is only compared.
+    """
+    mappings: list[PortMapping] = []
+    following: dict[str, Any] = {}  # the entry that would continue the last mapping
+    one, other = "", ""  # its keys that name ports
+    last = 0  # the last port of the mapping; 0 if nothing can continue it
+    entry: Any
+    for number, entry in enumerate(entries):
+        # To Python, 80 == 80.0.
+        if last and entry == following and type(entry[one]) is type(entry[other]) is int:
+            last += 1
+            mappings[-1].size += 1
+        else:
+            mappings.append(parse_entry(f"portMappings[{number}]", entry))
+            keys = [key for key in entry if key.lower() in {"hostport", "containerport"}]
+            last = mappings[-1].host_port
+            if last != mappings[-1].container_port or len(keys) != 2:
+                last = 0
+                continue
+            one, other = keys
+            following = {**entry}
+        following[one] = following[other] = last + 1
+        if last == _LAST_PORT:
+            last = 0
+    return mappings
 
 
 def check_localhost(mappings: list[PortMapping]) -> None:
     """Refuse mappings on ::1; raise CniError(7), which names the entry."""
-    for number, mapping in enumerate(mappings):
+    number = 0
+    for mapping in mappings:
         if mapping.host_ip is not None and mapping.host_ip.family == 6 and mapping.host_ip.is_loopback:
             raise InvalidConfiguration(
                 f"portMappings[{number}].hostIP is ::1, which the kernel never routes to another interface",
                 'Use 127.0.0.1, or set "ipv6Localhost": true in the network configuration.',
             )
+        number += mapping.size
 
 
 def parse_entry(where: str, entry: object) -> PortMapping:
@@ -105,6 +138,7 @@ def _parse_host_ip(where: str, value: object) -> Address | None:
 
 def _distinct(mappings: list[PortMapping]) -> list[PortMapping]:
     """Return the mappings, one that is given twice once; CniError(100) when two want the same host port for different things."""
+    mappings = _without_overlaps(mappings)
     seen: dict[tuple[int, str, int, Address | None], PortMapping] = {}
     distinct: dict[str, PortMapping] = {}
     for mapping in mappings:
@@ -113,7 +147,7 @@ def _distinct(mappings: list[PortMapping]) -> list[PortMapping]:
         keys = [
             (family, mapping.protocol, mapping.host_port, mapping.specific_host_ip)
             for family in (4, 6)
-            if mapping.host_port and mapping.serves(family)
+            if mapping.host_port and mapping.size == 1 and mapping.serves(family)
         ]
         former = next((seen[key] for key in keys if key in seen), None)
         seen.update(dict.fromkeys(keys, mapping))
@@ -124,3 +158,14 @@ def _distinct(mappings: list[PortMapping]) -> list[PortMapping]:
                 "Publish each container port on its own host port.",
             )
     return list(distinct.values())
+
+
+def _without_overlaps(mappings: list[PortMapping]) -> list[PortMapping]:
+    """Return the mappings with ranges as single ports where they are short or overlap with another one: errors name single ports."""
+    parts: list[PortMapping] = []
+    for mapping in mappings:
+        overlaps = mapping.size > 1 and any(
+            other is not mapping and mapping.is_same_port(other, {4, 6}) for other in mappings
+        )
+        parts += ports_of(mapping) if overlaps or 1 < mapping.size < LEAST else [mapping]
+    return parts

@@ -4,7 +4,7 @@
     bootId      since 2: the boot of the kernel in which it was written, empty if unknown
     isolate     since 2, in inbound
     replaces    since 2: earlier generations of the attachment that the kernel may still have rules of
-    hostNetns, netnsDirectory, sequence, hadEarlier, waitsFor, and noMasquerade in outbound: since 3
+    hostNetns, netnsDirectory, sequence, hadEarlier, waitsFor, noMasquerade in outbound, and range in a port mapping: since 3
     the others  Attachment.as_record()
 
 An older format is upgraded when it is read. A newer one is left alone: only the program that wrote it knows what it means.
@@ -47,6 +47,8 @@ def read_record(content: object, identity: AttachmentId, path: str) -> Attachmen
     record = _upgraded(content, path)
     attachment = Attachment.from_record(record)
     attachment.replaces = [Attachment.from_record(former) for former in record.get("replaces", ())]
+    if content.get("format", 1) < FORMAT:
+        _join_ranges(attachment)
     for generation in attachment.generations:
         if generation.id != identity:
             raise ValueError(f"it is of {generation.id}")
@@ -88,6 +90,17 @@ def _upgraded_to_3(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _join_ranges(attachment: Attachment) -> None:
+    """Make ranges, as ADD does by now, of the ports of an older record: the table is made anew too.
+
+    The Python API names each mapping when it removes one, so it has no ranges.
+    """
+    from ..model.ranges import join  # rare: a record is written in the newest format
+
+    for generation in attachment.generations if attachment.netns else ():
+        generation.port_mappings = join(generation.port_mappings)
+
+
 def _check(attachment: Attachment) -> None:
     """Check that rules can be made of each value: when the table is rebuilt, they are written as text."""
     _require("backend", attachment.backend in (NFTABLES, IPTABLES))
@@ -112,8 +125,15 @@ def _check_mapping(mapping: PortMapping) -> None:
     _require("protocol", mapping.protocol in PROTOCOLS)
     _require("hostPort", _is_number(mapping.host_port) and 1 <= mapping.host_port <= 65535)
     _require("containerPort", _is_number(mapping.container_port) and 1 <= mapping.container_port <= 65535)
+    _require("range", mapping.size == 1 or _is_range(mapping))
     _require("allocated", isinstance(mapping.allocated, bool))
     _require("sharing", mapping.sharing in (EXCLUSIVE, SPREAD, BY_CLIENT))
+
+
+def _is_range(mapping: PortMapping) -> bool:
+    """Whether it is as ranges are: shifted, shared and allocated ports are single ones."""
+    is_plain_range = mapping.container_port == mapping.host_port and not (mapping.allocated or mapping.sharing)
+    return is_plain_range and mapping.size > 1 and mapping.last_host_port <= 65535
 
 
 def _check_outbound(attachment: Attachment) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from cni_quantum_nat.connections import tracker as conntrack
-from cni_quantum_nat.connections.tracker import ConnectionTracker, Selection
+from cni_quantum_nat.connections.tracker import ConnectionTracker, Selection, Targets
 from cni_quantum_nat.model.addresses import Address
 from cni_quantum_nat.model.attachments import PortMapping
 
@@ -179,10 +179,11 @@ def test_flows_to_other_ports_are_never_decoded(
     talks = {port: Talk(stack, client, HOST[family], port) for port in (8080, 8081, 8082)}
     for talk in talks.values():
         talk.ask()
-    address = Address.parse(HOST[family]).packed
-    ends = {address + port.to_bytes(2, "big") for port in (8080, 8081)}
+    targets = Targets()
+    for port in (8080, 8081):
+        targets.add(Address.parse(HOST[family]), port)
     with inside(host.path), ConnectionTracker() as tracker:
-        found = [flow.target[1] for flow in tracker.flows(Selection(family), to_any=(family, ends))]
+        found = [flow.target[1] for flow in tracker.flows(Selection(family), to_any=targets)]
     assert sorted(found) == [8080, 8081]
 
 

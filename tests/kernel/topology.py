@@ -285,7 +285,11 @@ class Host(Namespace):
         """Return the elements of the sets and maps that have any."""
         listed = json.loads(self.run("nft", "-j", "list", "table", "inet", "quantum"))["nftables"]
         sets = [item.get("set") or item.get("map") for item in listed]
-        return {entry["name"]: entry["elem"] for entry in sets if entry and "elem" in entry and "flags" not in entry}
+        return {
+            entry["name"]: entry["elem"]
+            for entry in sets
+            if entry and "elem" in entry and "constant" not in entry.get("flags", ())
+        }
 
     def owners(self) -> set[str]:
         """Return the comments of all elements, or rules."""

@@ -13,6 +13,7 @@ from ...model.addresses import Address
 from ...model.attachments import IPTABLES, AttachmentId
 from ...model.conditions import require_conditions
 from ...model.errors import NOT_AVAILABLE, CniError, InvalidConfiguration
+from ...model.units import Overlaps
 from ..base import Applied, Backend, RulesDamaged, is_of_network
 from .programs import PREFIXES, DoesNotFit, find_program, list_rules, restore, try_to_restore
 from .rules import FIXED_CHAINS, chains_of, fixed_rules, plan_rules, units_of
@@ -41,14 +42,14 @@ class IptablesBackend(Backend):
 
     def holders(self, units: Collection[Unit]) -> tuple[dict[Unit, list[str]], set[Unit]]:
         """Look for the units in all rules; iptables has no shared ports."""
-        wanted = set(units)
+        wanted = Overlaps(units)
         holders: dict[Unit, list[str]] = {}
-        for family in sorted({unit.family for unit in wanted}):
+        for family in sorted({unit.family for unit in units}):
             listing = self._listing(family)
             for _, line in listing.rules:
                 for unit in units_of(line, family):
                     owner = listing.owner_of(line)
-                    if unit in wanted and owner not in holders.setdefault(unit, []):
+                    if wanted.of(unit) and owner not in holders.setdefault(unit, []):
                         holders[unit].append(owner)
         return holders, set()
 

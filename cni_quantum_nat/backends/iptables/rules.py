@@ -17,6 +17,7 @@ from ipaddress import ip_network
 from typing import TYPE_CHECKING, NamedTuple
 
 from ...model.addresses import Address, Subnet
+from ...model.ranges import loopback_only
 from ...model.units import HostPort
 
 if TYPE_CHECKING:
@@ -30,7 +31,9 @@ _EVERYWHERE = {4: "0.0.0.0/0", 6: "::/0"}
 _MULTICAST = {4: ("224.0.0.0/4", "255.255.255.255/32"), 6: ("ff00::/8",)}
 _LOOPBACK = {4: "127.0.0.0/8", 6: "::1/128"}
 _HASH_BYTES = 8
-_DNAT = re.compile(r"-A QUANTUM-(?P<scope>HOST|ANY)-IP .*-p (?P<protocol>\w+) .*--dport (?P<port>\d+) .*-j DNAT ")
+_DNAT = re.compile(
+    r"-A QUANTUM-(?P<scope>HOST|ANY)-IP .*-p (?P<protocol>\w+) .*--dport (?P<port>\d+)(?::(?P<last>\d+))? .*-j DNAT "
+)
 _HOST_ADDRESS = re.compile(r"(?:-d|--ctorigdst) ([0-9a-f.:]+)")
 _OF_ADDRESS = re.compile(r"-A QUANTUM-(?:INBOUND -d|OUTBOUND -s|FORWARD -d) (?P<network>[0-9a-f.:]+/\d+) ")
 
@@ -117,7 +120,8 @@ def units_of(line: str, family: int) -> Iterator[Unit]:
     if found := _DNAT.match(line):
         address = _HOST_ADDRESS.search(line) if found["scope"] == "HOST" else None
         host_ip = Address.parse(address[1]) if address else None
-        yield HostPort(family, found["protocol"], int(found["port"]), host_ip)
+        first, last = int(found["port"]), int(found["last"] or found["port"])
+        yield HostPort(family, found["protocol"], first, host_ip, last - first + 1)
     elif found := _OF_ADDRESS.match(line):
         network = Subnet.parse(found["network"])
         yield network.first if network.prefix_length == 8 * len(network.first.packed) else network
@@ -158,8 +162,11 @@ class _Planner:
         from_ = "-m conntrack --ctorigsrc" if conditions else "-s"
         for source in self._masqueraded(endpoint) if mark else ():
             yield Rule("nat", chain, f"{from_} {source} {match} -j {mark}")
-        destination = f"[{endpoint.address}]" if family == 6 else str(endpoint.address)
-        yield Rule("nat", chain, f"{match} -j DNAT --to-destination {destination}:{mapping.container_port}")
+        destination = str(endpoint.address)
+        if mapping.size == 1:  # of a range, each port leads to the same one
+            destination = f"[{destination}]" if family == 6 else destination
+            destination += f":{mapping.container_port}"
+        yield Rule("nat", chain, f"{match} -j DNAT --to-destination {destination}")
 
     def isolation(self, family: int) -> Iterator[Rule]:
         """Plan the rules that drop what other networks send to the container."""
@@ -216,14 +223,13 @@ class _Planner:
         if inbound.mark_bit is not None:
             match = f"-m mark --mark {_mark(inbound.mark_bit)}"
         else:
-            match = f"-s {source} -p {mapping.protocol} -m conntrack --ctorigdstport {mapping.host_port}"
+            match = f"-s {source} -p {mapping.protocol} -m conntrack --ctorigdstport {_ports(mapping)}"
         yield Rule("nat", self._inward, f"{match} {self._comment} -j MASQUERADE")
 
     def _loopback_only(self, mappings: list[PortMapping], endpoint: Endpoint) -> Iterator[Rule]:
-        open_ports = {(m.protocol, m.container_port) for m in mappings if not m.on_loopback_only}
-        closed = {(m.protocol, m.container_port) for m in mappings if m.on_loopback_only} - open_ports
-        for protocol, port in sorted(closed):
-            match = f"-d {_host(endpoint)}{_not_from_own_network(endpoint)} -p {protocol} -m {protocol} --dport {port}"
+        for protocol, first, last in sorted(loopback_only(mappings)):
+            ports = str(first) if first == last else f"{first}:{last}"
+            match = f"-d {_host(endpoint)}{_not_from_own_network(endpoint)} -p {protocol} -m {protocol} --dport {ports}"
             yield Rule("filter", "QUANTUM-FORWARD", f"{match} {self._comment} -j DROP")
 
     def _source(self, endpoint: Endpoint) -> str:
@@ -243,7 +249,12 @@ def _host_port_match(mapping: PortMapping, conditions: tuple[str, ...]) -> Itera
     if host_ip is not None:
         to = "-m conntrack --ctorigdst" if conditions else "-d"
         yield f"{to} {host_ip}/{len(host_ip.packed) * 8}"
-    yield f"-p {mapping.protocol} -m {mapping.protocol} --dport {mapping.host_port}"
+    yield f"-p {mapping.protocol} -m {mapping.protocol} --dport {_ports(mapping)}"
+
+
+def _ports(mapping: PortMapping) -> str:
+    """Return the host port as iptables writes it, or the range."""
+    return str(mapping.host_port) if mapping.size == 1 else f"{mapping.host_port}:{mapping.last_host_port}"
 
 
 def _mark(bit: int) -> str:

@@ -12,7 +12,8 @@ from _struct import Struct
 from ...kernel.netlink import attribute, attributes, nested
 from ...model.addresses import Address, Subnet
 from ...model.attachments import PROTOCOL_NAMES, PROTOCOLS
-from .layout import BUCKET, GOTO, INTERFACE, LAYOUT_SET, PORT, PROTOCOL, SETS, SUBNET, TABLE
+from ...model.units import PortRange
+from .layout import BUCKET, GOTO, INTERFACE, LAYOUT_SET, PORT, PORTS, PROTOCOL, SETS, SUBNET, TABLE
 from .rules import Element
 
 TYPE_CHECKING = False
@@ -42,7 +43,7 @@ _INT = Struct(">l")
 _UINT = Struct(">L")
 _INTERFACE_BYTES = 16
 _BUCKET = Struct("=L")  # the kernel's own byte order: numgen and jhash make it
-_WIDTHS = {PROTOCOL: 4, PORT: 4, BUCKET: 4, INTERFACE: _INTERFACE_BYTES}
+_WIDTHS = {PROTOCOL: 4, PORT: 4, PORTS: 4, BUCKET: 4, INTERFACE: _INTERFACE_BYTES}
 
 
 def text(content: str) -> bytes:
@@ -56,7 +57,7 @@ def in_set(name: str) -> bytes:
 
 
 def look_up(element: Element) -> bytes:
-    """Frame a request for the element with this key; an interval is found by its first address."""
+    """Frame a request for the element with this key; an interval is found by its first address or port."""
     key = _framed_key(SETS[element.set_name], element.key, last=False)
     return in_set(element.set_name) + nested(_LIST_ELEMENTS, nested(_LIST_ELEMENT, key))
 
@@ -169,6 +170,8 @@ def _encode(kind: str, field: Field, *, last: bool = False) -> bytes:
         return field.packed
     if isinstance(field, Subnet):
         return field.last if last else field.first.packed
+    if isinstance(field, PortRange):
+        return (field.last if last else field.first).to_bytes(2, "big") + b"\0\0"
     if isinstance(field, int):
         return _BUCKET.pack(field) if kind == BUCKET else field.to_bytes(2, "big") + b"\0\0"
     if kind == PROTOCOL:
@@ -203,8 +206,9 @@ def _decode(layout: SetLayout, kinds: tuple[str, ...], first: bytes, last: bytes
 
 
 def _decode_field(family: int, kind: str, value: bytes, last: bytes) -> Field:
-    if kind == PORT:
-        return int.from_bytes(value[:2], "big")
+    if kind in {PORT, PORTS}:
+        first = int.from_bytes(value[:2], "big")
+        return first if kind == PORT else PortRange(first, int.from_bytes(last[:2], "big"))
     if kind == PROTOCOL:
         return PROTOCOL_NAMES.get(value[0], str(value[0]))
     if kind == BUCKET:

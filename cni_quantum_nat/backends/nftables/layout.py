@@ -27,16 +27,18 @@ IPV6_LOCALHOST_ALIAS = "fd71:6e61:7400::1"
 
 DEFAULT_TIMEOUT_S = 3600
 
-# Kinds of fields. Values in Python: Address, Subnet, str (tcp), int, str (eth0), int, and the name of a chain.
+# Kinds of fields. Values in Python: Address, Subnet, str (tcp), int, PortRange, str (eth0), int, and the name of a chain.
 ADDRESS = "address"
 SUBNET = "subnet"  # an interval of addresses
 PROTOCOL = "inet_proto"
 PORT = "inet_service"
+PORTS = "inet_service-inet_service"  # an interval of ports
 INTERFACE = "ifname"
 BUCKET = "bucket"
 GOTO = "goto"
 
-# Parts. A prefix length and a time-out are parts too, see prefix_part() and timeout_part().
+# Parts. A prefix length and a time-out are parts too, see prefix_part() and timeout_part(). Ranges of ports are a part beside each
+# part that has sets of ports, see ranges_part().
 CORE = ""
 HOST_IP = "host_ip"
 POLICIES = "policies"
@@ -73,7 +75,7 @@ class SetLayout:
         self.key = key
         self.data = data
         self.counter = counter
-        self.has_intervals = SUBNET in key
+        self.has_intervals = SUBNET in key or PORTS in key
         self.purpose = purpose
 
 
@@ -150,6 +152,37 @@ _COUNTED = frozenset(
 )
 
 
+# The sets whose last field is a port. Each has a companion for ranges of ports, where each port leads to the same one of the container.
+_RANGES = "_ranges"
+_OF_PORTS = (
+    "endpoints",
+    "published",
+    "host_ip_endpoints",
+    "policies",
+    "host_ip_policies",
+    "unmasqueraded",
+    "masquerade_all",
+    "loopback_only",
+    "localhost",
+    "host_ip_localhost",
+)
+
+
+def ranges_set(name: str) -> str:
+    """Name the companion, for ranges of ports, of a set for single ports. Its name is without the family."""
+    return f"{name}{_RANGES}"
+
+
+def ranges_part(part: str) -> str:
+    """Name the part with the companions of a part's sets."""
+    return f"{part}{_RANGES}" if part else "ranges"
+
+
+def with_base(part: str) -> set[str]:
+    """Return a part, and the part that its rules need."""
+    return {part, part.removesuffix(_RANGES)}
+
+
 def subnets_set(family: int, prefix_length: int) -> str:
     """Name the set of containers whose own subnet has this prefix length."""
     return f"subnets{family}_{prefix_length}"
@@ -223,6 +256,17 @@ for _name, _purpose in (
     ("host_ip_localhost6", "protocol, host port on ::1"),
 ):
     SETS[_name] = SetLayout(_name, 6, LOCALHOST6, _PORT, (), _purpose, counter=False)
+for _single in [layout for layout in SETS.values() if layout.name[:-1] in _OF_PORTS]:
+    _name = f"{ranges_set(_single.name[:-1])}{_single.family}"
+    SETS[_name] = SetLayout(
+        _name,
+        _single.family,
+        ranges_part(_single.part),
+        (*_single.key[:-1], PORTS),
+        _single.data[:1],  # without the container's port, which is the host's
+        f"as {_single.name}, for ranges of ports",
+        counter=_single.counter,
+    )
 
 
 def is_set(name: str) -> bool:

@@ -6,14 +6,27 @@ A pod's start waits for this module.
 
 from __future__ import annotations
 
+from errno import EEXIST
+
 from ...kernel.stderr import warn
 from ...model.addresses import Address
 from ...model.attachments import NFTABLES
-from ...model.errors import TRY_AGAIN_LATER, CniError, NotThere
+from ...model.errors import TRY_AGAIN_LATER, AlreadyThere, CniError, HasChanged, NotThere
+from ...model.ranges import LEAST
 from ...model.units import HostPort
 from ..base import Applied, Backend, RulesDamaged, is_of_network
-from .layout import BUCKET, GOTO, SETS, SHARED
-from .rules import Element, buckets_of, elements_of_port, endpoint_of, lead_of, plan_rules, port_of
+from .layout import BUCKET, GOTO, SETS, SHARED, ranges_set
+from .rules import (
+    Element,
+    buckets_of,
+    elements_of_port,
+    endpoint_of,
+    holding_of,
+    lead_of,
+    plan_rules,
+    port_of,
+    range_lead_of,
+)
 from .sharing import owners_of, redistribute
 from .table import MISSING, NftablesTable, rules_in
 
@@ -31,6 +44,9 @@ if TYPE_CHECKING:
     from .rules import Fields, Identity
 
 _ATTEMPTS = 3  # the table can be flushed between two calls, but not three times in a row
+# Of a range with more ports than these, all elements are listed: to look up a port takes as long as to list two elements.
+_LOOKED_UP_AT_MOST = 1024
+_RANGES = ranges_set("").encode()
 
 
 class Difference:
@@ -55,7 +71,7 @@ class Difference:
 class NftablesBackend(Backend):
     """Table `inet quantum` of this process's network namespace."""
 
-    __slots__ = ("_state", "_table")
+    __slots__ = ("_may_have_ranges", "_state", "_table")
 
     name = NFTABLES
     arbitrates = True
@@ -63,15 +79,13 @@ class NftablesBackend(Backend):
     def __init__(self, state: State) -> None:
         self._state = state
         self._table = NftablesTable(state.realm)
+        self._may_have_ranges = True
 
     def holders(self, units: Collection[Unit]) -> tuple[dict[Unit, list[str]], set[Unit]]:
         """Look up the elements that show who owns a unit, and the buckets of shared ports."""
-        wanted = list(units)
         holders: dict[Unit, list[str]] = {}
         shared: set[Unit] = set()
-        for unit, lead in zip(wanted, self._table.find([lead_of(unit) for unit in wanted])):
-            if lead is None:
-                continue
+        for unit, lead in self._find_holding(units).items():
             holders[unit] = [lead.owner]
             if lead.owner == SHARED and isinstance(unit, HostPort):
                 shared.add(unit)
@@ -84,6 +98,33 @@ class NftablesBackend(Backend):
         if problems:
             raise RulesDamaged("; ".join(problems))
 
+    def _find_holding(self, units: Iterable[Unit]) -> dict[Unit, Element]:
+        """Return what is taken of the units, and the elements that show it: of an overlapping range of ports, all of it."""
+        asked: list[tuple[Unit, Element]] = []
+        leads: list[tuple[Unit, Element]] = []
+        for unit in units:
+            if isinstance(unit, HostPort) and unit.size > _LOOKED_UP_AT_MOST:
+                leads += [(unit, element) for name in _sets_of_leads(unit) for element in self._table.listed(name)]
+            else:
+                asked += [(unit, lead) for lead in self._leads(unit)]
+        found = self._table.find([lead for _, lead in asked])
+        leads += [(unit, lead) for (unit, _), lead in zip(asked, found) if lead is not None]
+        holding: dict[Unit, Element] = {}
+        for unit, lead in leads:
+            held = holding_of(unit, lead) if isinstance(unit, HostPort) else unit
+            if held is not None:
+                holding[held] = lead
+        return holding
+
+    def _leads(self, unit: Unit) -> list[Element]:
+        """Return the elements to look up for a unit: of a range, those of each port, and those of ranges that may overlap."""
+        if not isinstance(unit, HostPort):
+            return [lead_of(unit)]
+        ports = [HostPort(unit.family, unit.protocol, n, unit.address) for n in range(unit.port, unit.last + 1)]
+        # A range has so many ports at least: either one of these is in it, or it does not overlap.
+        in_ranges = [*ports[::LEAST], ports[-1]] if self._may_have_ranges else []
+        return [*map(lead_of, ports), *map(range_lead_of, in_ranges)]
+
     def apply(self, change: Change) -> Applied:
         """Change the elements."""
         elements = [e for installed in change.install for e in plan_rules(installed.attachment, installed.units)]
@@ -94,12 +135,14 @@ class NftablesBackend(Backend):
         for _ in range(_ATTEMPTS):
             try:
                 if change.is_new and not change.members:
-                    self._table.commit(add=elements, exclusive=True)
+                    self._table.commit(add=elements, exclusive=True, generation=self._refuse_overlaps(change))
                 else:
                     difference, addresses = self._find_difference(change, elements)
                     if self._table.is_older:
                         raise RulesDamaged("table inet quantum was made by an older version")
                     self.make(difference)
+            except HasChanged:
+                continue
             except NotThere:
                 if elements:
                     self.require_intact()
@@ -111,6 +154,21 @@ class NftablesBackend(Backend):
             "table inet quantum changes faster than it can be worked on",
             "Find out what changes it: nft monitor.",
         )
+
+    def _refuse_overlaps(self, change: Change) -> bytes:
+        """Raise AlreadyThere where the kernel would not: it does not compare single ports with ranges, nor what a range contains.
+
+        Return the generation of the ruleset that this holds for, empty if there is nothing to compare.
+        """
+        ports = [unit for installed in change.install for unit in installed.units if isinstance(unit, HostPort)]
+        if not self._may_have_ranges:
+            ports = [port for port in ports if port.size > 1]
+        if not ports:
+            return b""
+        generation = self._table.generation()
+        if self._find_holding(ports):
+            raise AlreadyThere("add a port that overlaps with another one", EEXIST)
+        return generation
 
     def differences(self, installed: Installed) -> list[str]:
         """Compare the table as a whole, and the elements."""
@@ -130,6 +188,7 @@ class NftablesBackend(Backend):
         problem, found = self._table.state_of(self._state.boot_id)
         if problem:
             return [problem]
+        self._may_have_ranges = _RANGES in found
         expected = self._state.read_fingerprint()
         if found == expected:
             return []
@@ -203,6 +262,7 @@ class NftablesBackend(Backend):
     def _note_made(self) -> None:
         """Keep the fingerprint of the table, so that a later call notices changes."""
         _, fingerprint = self._table.state_of(self._state.boot_id)
+        self._may_have_ranges = _RANGES in fingerprint
         self._table.sign(self._state.boot_id, _digest(fingerprint))
         self._state.write_fingerprint(fingerprint)
 
@@ -374,6 +434,12 @@ def shared_ports_of(installed: Installed) -> dict[HostPort, PortMapping]:
     units = set(installed.units)
     mappings = installed.attachment.host_ports
     return {port: mapping for port, mapping in mappings.items() if mapping.sharing and port in units}
+
+
+def _sets_of_leads(port: HostPort) -> tuple[str, str]:
+    """Return the names of the sets with the ports and the ranges that may overlap with a range."""
+    single = HostPort(port.family, port.protocol, port.port, port.address)
+    return lead_of(single).set_name, range_lead_of(single).set_name
 
 
 def _owner(element: Element | None) -> str | None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from ...model.addresses import Address, Endpoint, Subnet
 from ...model.attachments import BY_CLIENT, EXCLUSIVE, SPREAD
-from ...model.units import HostPort
+from ...model.ranges import loopback_only, united
+from ...model.units import HostPort, PortRange
 from .layout import (
     BUCKETS,
     DEFAULT_TIMEOUT_S,
@@ -20,6 +21,7 @@ from .layout import (
     SPREAD_EVENLY,
     Policy,
     network_timeout_set,
+    ranges_set,
     subnets_set,
     timeout_set,
 )
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from ...model.attachments import Attachment, PortMapping
     from ...model.units import Unit
 
-    Field = Address | Subnet | str | int
+    Field = Address | Subnet | PortRange | str | int
     Fields = tuple[Field, ...]
     Identity = tuple[str, Fields]
 
@@ -116,9 +118,24 @@ def lead_of(unit: Unit) -> Element:
     """Return the element to look up to find the owner of a unit: the owner of this element."""
     if isinstance(unit, HostPort):
         prefix, key = _place(unit)
-        return Element(f"{prefix}endpoints{unit.family}", key, (), "")
+        return Element(_set_of(f"{prefix}endpoints", key, unit.family), key, (), "")
     name = "networks" if isinstance(unit, Subnet) else "containers"
     return Element(f"{name}{unit.family}", (unit,), (), "")
+
+
+def range_lead_of(port: HostPort) -> Element:
+    """Return the element to look up to find the range of ports that a single port is in."""
+    prefix, key = _place(port)
+    return Element(f"{ranges_set(f'{prefix}endpoints')}{port.family}", key, (), "")
+
+
+def holding_of(port: HostPort, lead: Element) -> HostPort | None:
+    """Return the port or range that an element of `endpoints` or its companion shows to be taken, if it overlaps with `port`."""
+    _, key = _place(port)
+    ports = lead.key[-1]
+    first, size = (ports.first, ports.last - ports.first + 1) if isinstance(ports, PortRange) else (int(str(ports)), 1)
+    held = HostPort(port.family, port.protocol, first, port.address, size)
+    return held if key[:-1] == lead.key[:-1] and held.common_with(port) else None
 
 
 def port_of(element: Element) -> HostPort:
@@ -126,16 +143,18 @@ def port_of(element: Element) -> HostPort:
     fields = list(element.key)
     address = fields.pop(0) if element.set_name.startswith("host_ip_") else None
     assert address is None or isinstance(address, Address)  # noqa: S101 - for the type checker: so it is laid out
-    protocol, port = fields[:2]
-    return HostPort(element.family, str(protocol), int(str(port)), address)
+    protocol, ports = fields[:2]
+    if isinstance(ports, PortRange):
+        return HostPort(element.family, str(protocol), ports.first, address, ports.last - ports.first + 1)
+    return HostPort(element.family, str(protocol), int(str(ports)), address)
 
 
 def elements_of_port(port: HostPort) -> list[Element]:
     """Return all elements to look up for a host port, whoever owns it, except buckets."""
     prefix, key = _place(port)
-    elements = [lead_of(port), Element(f"{prefix}policies{port.family}", key, (), "")]
+    elements = [lead_of(port), Element(_set_of(f"{prefix}policies", key, port.family), key, (), "")]
     if port.family == 6 and (port.address is None or port.address.is_loopback):
-        elements.append(Element(f"{prefix}localhost6", key[-2:], (), ""))
+        elements.append(Element(_set_of(f"{prefix}localhost", key, 6), key[-2:], (), ""))
     return elements
 
 
@@ -146,18 +165,23 @@ def buckets_of(port: HostPort) -> list[Element]:
 
 
 def endpoint_of(attachment: Attachment, port: HostPort, mapping: PortMapping) -> Fields:
-    """Return the container address and port that a host port leads to."""
+    """Return the container address and port that a host port leads to; for a range, without the port."""
     endpoint = attachment.published_endpoint(port.family)
     assert endpoint is not None  # noqa: S101 - for the type checker: that is what published means
-    return endpoint.address, mapping.container_port
+    return (endpoint.address, mapping.container_port) if mapping.size == 1 else (endpoint.address,)
 
 
 def _place(port: HostPort) -> tuple[str, Fields]:
     """Return the prefix of the sets that a host port is looked up in, and its key."""
     if port.address is None:
-        return "", (port.protocol, port.port)
+        return "", (port.protocol, port.ports)
     address = _ALIAS if port.family == 6 and port.address.is_loopback else port.address
-    return "host_ip_", (address, port.protocol, port.port)
+    return "host_ip_", (address, port.protocol, port.ports)
+
+
+def _set_of(name: str, key: Fields, family: int) -> str:
+    """Return the name of the set for a key that ends with a port, or with a range of ports."""
+    return f"{ranges_set(name) if isinstance(key[-1], PortRange) else name}{family}"
 
 
 def policy_of(attachment: Attachment, port: HostPort, mapping: PortMapping) -> Policy:
@@ -171,12 +195,12 @@ def _plan_host_port(attachment: Attachment, port: HostPort, mapping: PortMapping
     owner = SHARED if mapping.sharing else attachment.id.owner
     # Connections to a shared port never reach this element: its policy comes first.
     data = (_NOBODY[port.family], 0) if mapping.sharing else endpoint_of(attachment, port, mapping)
-    yield Element(f"{prefix}endpoints{port.family}", key, data, owner)
+    yield Element(_set_of(f"{prefix}endpoints", key, port.family), key, data, owner)
     policy = policy_of(attachment, port, mapping)
     if not policy.is_ordinary:
-        yield Element(f"{prefix}policies{port.family}", key, (policy.chain,), owner, policy)
+        yield Element(_set_of(f"{prefix}policies", key, port.family), key, (policy.chain,), owner, policy)
     if attachment.inbound.ipv6_localhost and port.family == 6 and mapping.is_reached_from_ipv6_loopback:
-        yield Element(f"{prefix}localhost6", key[-2:], (), owner)
+        yield Element(_set_of(f"{prefix}localhost", key, 6), key[-2:], (), owner)
 
 
 def _plan_address(attachment: Attachment, endpoint: Endpoint) -> Iterator[Element]:
@@ -220,16 +244,28 @@ def _plan_return_paths(attachment: Attachment, endpoint: Endpoint) -> Iterator[E
     address, family, owner = endpoint.address, endpoint.address.family, attachment.id.owner
     inbound = attachment.inbound
     mappings = [mapping for mapping in attachment.port_mappings if mapping.serves(family)]
-    for protocol, host_port in dict.fromkeys((m.protocol, m.host_port) for m in mappings):
-        key = (address, protocol, host_port)
-        yield Element(f"{'published' if inbound.snat else 'unmasqueraded'}{family}", key, (), owner)
+    name = "published" if inbound.snat else "unmasqueraded"
+    for protocol, ports in _distinct((m.protocol, m.host_port, m.last_host_port) for m in mappings):
+        key = (address, protocol, ports)
+        yield Element(_set_of(name, key, family), key, (), owner)
         if inbound.snat and inbound.masquerade_all:
-            yield Element(f"masquerade_all{family}", key, (), owner)
-    opened = {(m.protocol, m.container_port) for m in mappings if not m.on_loopback_only}
-    closed = dict.fromkeys((m.protocol, m.container_port) for m in mappings if m.on_loopback_only)
-    for protocol, port in closed:
-        if (protocol, port) not in opened:
-            yield Element(f"loopback_only{family}", (address, protocol, port), (), owner)
+            yield Element(_set_of("masquerade_all", key, family), key, (), owner)
+    for protocol, ports in _distinct(loopback_only(mappings)):
+        key = (address, protocol, ports)
+        yield Element(_set_of("loopback_only", key, family), key, (), owner)
+
+
+def _distinct(ports: Iterable[tuple[str, int, int]]) -> Iterator[tuple[str, int | PortRange]]:
+    """Yield the ports or ranges of each protocol, each once, and overlapping ranges as one: the kernel refuses those in a set."""
+    ranges: dict[str, list[tuple[int, int]]] = {}
+    for protocol, first, last in dict.fromkeys(ports):
+        if first == last:
+            yield protocol, first
+        else:
+            ranges.setdefault(protocol, []).append((first, last))
+    for protocol, of_protocol in ranges.items():
+        for first, last in united(of_protocol):
+            yield protocol, PortRange(first, last)
 
 
 def _plan_network(attachment: Attachment, network: Subnet) -> Iterator[Element]:

@@ -8,7 +8,7 @@ A pod's start waits for this module.
 from __future__ import annotations
 
 from _struct import Struct
-from errno import EEXIST, ENOENT
+from errno import EEXIST, ENOENT, ERESTART
 
 from ...kernel.netlink import (
     NLM_F_ACK,
@@ -21,7 +21,7 @@ from ...kernel.netlink import (
     attributes,
     message,
 )
-from ...model.errors import NEWER_VERSION, NOT_AVAILABLE, AlreadyThere, CniError, KernelRefused, NotThere
+from ...model.errors import NEWER_VERSION, NOT_AVAILABLE, AlreadyThere, CniError, HasChanged, KernelRefused, NotThere
 from .encoding import (
     addition,
     counts_in,
@@ -35,7 +35,7 @@ from .encoding import (
     look_up_layout,
     text,
 )
-from .layout import LAYOUT, LAYOUT_SET, SETS, TABLE, is_set
+from .layout import LAYOUT, LAYOUT_SET, PORTS, SETS, TABLE, is_set
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,6 +61,8 @@ _GETTABLE, _GETCHAIN, _NEWRULE, _GETRULE, _GETSET, _NEWSETELEM, _GETSETELEM, _DE
     19,
 )
 
+_BATCH_GENERATION = 1
+_GENERATION_NUMBER = 1
 _TABLE_NAME, _TABLE_FLAGS = 1, 2
 _CHAIN_TABLE, _CHAIN_NAME = 1, 3
 _RULE_TABLE, _RULE_CHAIN = 1, 2
@@ -101,12 +103,20 @@ class NftablesTable:
         self.is_older = False
         self.made_as = ""  # the digest of the fingerprint that the table had when it was last made, by whatever program
 
-    def commit(self, *, delete: Iterable[Element] = (), add: Iterable[Element] = (), exclusive: bool = False) -> None:
+    def commit(
+        self,
+        *,
+        delete: Iterable[Element] = (),
+        add: Iterable[Element] = (),
+        exclusive: bool = False,
+        generation: bytes = b"",
+    ) -> None:
         """Delete, then add, in one transaction.
 
-        With `exclusive`, an element that exists already, also an equal one, is an error.
+        With `exclusive`, an element that exists already, also an equal one, is an error. With `generation`, the ruleset must still be
+        the one that generation() told.
 
-        Raises: NotThere, AlreadyThere, KernelRefused; nothing has changed then.
+        Raises: NotThere, AlreadyThere, HasChanged, KernelRefused; nothing has changed then.
         """
         flags = NLM_F_CREATE | NLM_F_EXCL if exclusive else NLM_F_CREATE
         operations = [(_DELSETELEM, 0, deletion(element)) for element in delete]
@@ -118,9 +128,18 @@ class NftablesTable:
             _request(operation, flags | (NLM_F_ACK if number == last else 0), number, payload)
             for number, (operation, flags, payload) in enumerate(operations, 1)
         ]
-        replies = self._exchange(_batch(_BATCH_BEGIN, 0) + b"".join(body) + _batch(_BATCH_END, last + 1))
+        begin = _batch(_BATCH_BEGIN, 0, attribute(_BATCH_GENERATION, generation) if generation else b"")
+        replies = self._exchange(begin + b"".join(body) + _batch(_BATCH_END, last + 1))
         errors = [reply.error_number for reply in replies if reply.error_number]
         _raise_first(errors, "change the elements of table inet quantum")
+
+    def generation(self) -> bytes:
+        """Return the number of the ruleset's generation, which every change raises, as the kernel writes it."""
+        for reply in self._exchange(_request(_GETGEN, 0, 1, b"", family=0)):
+            if reply.error_number:
+                raise KernelRefused("tell the generation of the ruleset", reply.error_number)
+            return dict(attributes(reply.payload, _FAMILY_HEADER.size))[_GENERATION_NUMBER]
+        raise KernelRefused("tell the generation of the ruleset", 0)
 
     def find(self, elements: list[Element]) -> list[Element | None]:
         """Return the kernel's element for the key of each element, None if there is none. CniError(108) for a newer table."""
@@ -136,16 +155,20 @@ class NftablesTable:
                 if reply.sequence == _LAYOUT_SEQUENCE:
                     self._note_layout(reply)
                 elif reply.is_answer:
-                    held = next(
-                        elements_in(reply.payload[_FAMILY_HEADER.size :], elements[reply.sequence].set_name), None
-                    )
-                    if held is not None:
-                        held.owner = self.owner_of(held.owner)
-                        held.key = elements[reply.sequence].key  # an interval comes back as its first address
-                    found[reply.sequence] = held
+                    found[reply.sequence] = self._answer(reply, elements[reply.sequence])
                 elif reply.error_number not in (0, ENOENT):
                     raise KernelRefused("look up an element of table inet quantum", reply.error_number)
         return found
+
+    def _answer(self, reply: Reply, asked: Element) -> Element | None:
+        """Return the element that the kernel has found; None if it only overlaps with the range of ports that is asked for."""
+        held = next(elements_in(reply.payload[_FAMILY_HEADER.size :], asked.set_name), None)
+        if held is not None:
+            held.owner = self.owner_of(held.owner)
+            if SETS[asked.set_name].key[-1] == PORTS:
+                return held if held.key == asked.key or isinstance(asked.key[-1], int) else None
+            held.key = asked.key  # an interval comes back as its first address
+        return held
 
     def state_of(self, boot_id: str) -> tuple[str, bytes]:
         """Return what is wrong with the table as a whole, or "", and a fingerprint of all its rules.
@@ -273,6 +296,13 @@ class NftablesTable:
             element.owner = self.owner_of(element.owner)
         return listed
 
+    def listed(self, set_name: str) -> Iterator[Element]:
+        """List the elements of a set whose intervals, if it has any, are in a concatenation; nothing if there is no such set."""
+        for content in self._list(set_name):
+            for element in elements_in(content, set_name):
+                element.owner = self.owner_of(element.owner)
+                yield element
+
     def counted_flows(self) -> Iterator[tuple[str, str, int]]:
         """List the elements that count connections: set, owner, connections. For scrapes and rebuilds.
 
@@ -368,12 +398,14 @@ def _name(framed: bytes) -> str:
     return framed.rstrip(b"\0").decode()
 
 
-def _batch(kind: int, sequence: int) -> bytes:
-    return message(kind, NLM_F_REQUEST, sequence, _FAMILY_HEADER.pack(0, 0, _SUBSYSTEM >> 8))
+def _batch(kind: int, sequence: int, condition: bytes = b"") -> bytes:
+    return message(kind, NLM_F_REQUEST, sequence, _FAMILY_HEADER.pack(0, 0, _SUBSYSTEM >> 8) + condition)
 
 
 def _raise_first(errors: list[int], what: str) -> None:
     """Raise the most telling error: one that we cannot handle, else a missing object, else an existing key."""
+    if ERESTART in errors:
+        raise HasChanged(what, ERESTART)
     for number in errors:
         if number not in (ENOENT, EEXIST):
             raise KernelRefused(what, number)

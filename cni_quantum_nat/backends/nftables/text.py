@@ -18,18 +18,17 @@ from .layout import (
     DEFAULT_TIMEOUT_S,
     FIXED_SOURCE,
     GOTO,
-    HOST_IP,
     INTERFACE,
     IPV6_LOCALHOST_ALIAS,
     LAYOUT,
     LAYOUT_SET,
     LOCALHOST6,
-    MASQUERADE_ALL,
     NETWORKS,
     NO_MASQUERADE,
     ON_ONE_ADDRESS,
     POLICIES,
     PORT,
+    PORTS,
     PROTOCOL,
     PUBLISH,
     SETS,
@@ -37,15 +36,16 @@ from .layout import (
     SPREAD_EVENLY,
     SUBNET,
     TABLE,
-    UNMASQUERADED,
     VIA,
     Policy,
     SetLayout,
     network_timeout_part,
     network_timeout_set,
+    ranges_set,
     subnets_set,
     timeout_part,
     timeout_set,
+    with_base,
 )
 
 if TYPE_CHECKING:
@@ -75,7 +75,8 @@ class Chain(NamedTuple):
 
 def parts_of(elements: Iterable[Element]) -> set[str]:
     """Return the parts that a table needs for these elements, the core included."""
-    return {SETS[element.set_name].part for element in elements} | {CORE}
+    needed = {SETS[element.set_name].part for element in elements}
+    return {CORE}.union(*map(with_base, needed))
 
 
 def default_parts() -> set[str]:
@@ -98,6 +99,11 @@ def sets_of(parts: Collection[str]) -> list[SetLayout]:
         for layout in SETS.values()
         if layout.part in parts and layout.name != timeout_set(layout.family, DEFAULT_TIMEOUT_S)
     ]
+
+
+def _with_ranges(parts: Collection[str], name: str) -> list[str]:
+    """Return the names, without the family, of a set of ports and of its companion for ranges, if these parts have them."""
+    return [named for named in (name, ranges_set(name)) if SETS[f"{named}6"].part in parts]
 
 
 def _prefixes(parts: Collection[str], family: int) -> list[int]:
@@ -141,12 +147,12 @@ def chains(parts: Collection[str]) -> dict[str, Chain]:
         if NETWORKS in parts:
             found[f"network_fixed_source{family}"] = _fixed_source(parts, family, "network_snat")
     if POLICIES in parts:
-        found[PUBLISH] = Chain("a port on all addresses of the host", _publish())
+        found[PUBLISH] = Chain("a port on all addresses of the host", [*_publish(parts, 4), *_publish(parts, 6)])
         found[PUBLISH + ON_ONE_ADDRESS] = Chain("a port on one address of the host", _publish_on_ip(parts))
     if CLOSED in parts:
-        found |= _closed()
+        found |= _closed(parts)
     if LOCALHOST6 in parts:
-        found |= _localhost6()
+        found |= _localhost6(parts)
     if _timeouts(parts):
         found["established"] = _established_chain(parts)
     return found
@@ -196,29 +202,35 @@ def _guard(parts: Collection[str]) -> Chain:
 
 
 def _host_ports(parts: Collection[str]) -> Chain:
-    rules = []
-    if POLICIES in parts:
-        rules += [f"{ip} daddr . meta l4proto . th dport vmap @host_ip_policies{f}" for f, ip in _IP.items()]
-    if HOST_IP in parts:
-        rules += _publish_on_ip(parts)
-    if POLICIES in parts:
-        rules += [f"meta nfproto {_NFPROTO[f]} meta l4proto . th dport vmap @policies{f}" for f in _IP]
-    v4, v6 = _publish()
-    rules += [v4, "ip6 daddr ::1 return", v6]
+    rules = [
+        f"{ip} daddr . meta l4proto . th dport vmap @{name}{f}"
+        for name in _with_ranges(parts, "host_ip_policies")
+        for f, ip in _IP.items()
+    ]
+    rules += _publish_on_ip(parts)
+    rules += [
+        f"meta nfproto {_NFPROTO[f]} meta l4proto . th dport vmap @{name}{f}"
+        for name in _with_ranges(parts, "policies")
+        for f in _IP
+    ]
+    rules += [*_publish(parts, 4), "ip6 daddr ::1 return", *_publish(parts, 6)]
     return Chain("the most specific first; ::1 cannot be routed to a container, and is refused at once", rules)
 
 
-def _publish() -> list[str]:
+def _publish(parts: Collection[str], family: int) -> list[str]:
     """Translate. Each rule is for one family, or its counters would count the other family's connections too."""
     return [
-        f"meta nfproto {_NFPROTO[f]} dnat {ip} to meta l4proto . th dport map @endpoints{f}" for f, ip in _IP.items()
+        f"meta nfproto {_NFPROTO[family]} dnat {_IP[family]} to meta l4proto . th dport map @{name}{family}"
+        for name in _with_ranges(parts, "endpoints")
     ]
 
 
 def _publish_on_ip(parts: Collection[str]) -> list[str]:
-    if HOST_IP not in parts:
-        return []
-    return [f"dnat {ip} to {ip} daddr . meta l4proto . th dport map @host_ip_endpoints{f}" for f, ip in _IP.items()]
+    return [
+        f"dnat {ip} to {ip} daddr . meta l4proto . th dport map @{name}{f}"
+        for name in _with_ranges(parts, "host_ip_endpoints")
+        for f, ip in _IP.items()
+    ]
 
 
 def _postrouting(parts: Collection[str]) -> Chain:
@@ -234,19 +246,23 @@ def _postrouting(parts: Collection[str]) -> Chain:
 
 
 def _published(parts: Collection[str]) -> Chain:
-    rules = [f"{_WITH_PORTS} {ip} daddr . {_ORIGINAL_PORT} @published{f} goto return_path{f}" for f, ip in _IP.items()]
-    if UNMASQUERADED in parts and _timeouts(parts):
-        rules += [
-            f"{_WITH_PORTS} {ip} daddr . {_ORIGINAL_PORT} @unmasqueraded{f} goto established" for f, ip in _IP.items()
-        ]
+    rules = _by_original_port(parts, "published", "goto return_path{}")
+    if _timeouts(parts):
+        rules += _by_original_port(parts, "unmasqueraded", "goto established")
     return Chain("by the host port: other tables translate connections to the same containers", rules)
+
+
+def _by_original_port(parts: Collection[str], name: str, then: str, families: Iterable[int] = (4, 6)) -> list[str]:
+    return [
+        f"{_WITH_PORTS} {_IP[f]} daddr . {_ORIGINAL_PORT} @{named}{f} {then.format(f)}"
+        for named in _with_ranges(parts, name)
+        for f in families
+    ]
 
 
 def _return_path(parts: Collection[str], family: int) -> Chain:
     ip = _IP[family]
-    rules = _established(parts)
-    if MASQUERADE_ALL in parts:
-        rules.append(f"{_WITH_PORTS} {ip} daddr . {_ORIGINAL_PORT} @masquerade_all{family} masquerade")
+    rules = _established(parts) + _by_original_port(parts, "masquerade_all", "masquerade", (family,))
     if family == 4:
         rules.append("ip saddr 127.0.0.0/8 masquerade")
     elif LOCALHOST6 in parts:
@@ -303,7 +319,7 @@ def _fixed_source(parts: Collection[str], family: int, addresses: str) -> Chain:
     )
 
 
-def _closed() -> dict[str, Chain]:
+def _closed(parts: Collection[str]) -> dict[str, Chain]:
     return {
         "guard_forward": Chain(
             "what is published on 127.0.0.1 only, or of isolated containers not at all, is not reached by routing either",
@@ -314,21 +330,26 @@ def _closed() -> dict[str, Chain]:
             "containers of the same network are let through",
             [
                 *(f"{ip} daddr . iifname @home{f} return" for f, ip in _IP.items()),
-                *(f"{ip} daddr . meta l4proto . th dport @loopback_only{f} drop" for f, ip in _IP.items()),
+                *(
+                    f"{ip} daddr . meta l4proto . th dport @{name}{f} drop"
+                    for name in _with_ranges(parts, "loopback_only")
+                    for f, ip in _IP.items()
+                ),
                 *(f"{ip} daddr @isolated{f} drop" for f, ip in _IP.items()),
             ],
         ),
     }
 
 
-def _localhost6() -> dict[str, Chain]:
+def _localhost6(parts: Collection[str]) -> dict[str, Chain]:
     alias = f"ip6 saddr set {IPV6_LOCALHOST_ALIAS} ip6 daddr set {IPV6_LOCALHOST_ALIAS}"
     return {
         "localhost6_out": Chain(
             "::1 cannot be routed to a container: before conntrack sees such packets, they get an alias",
             [
-                f"ip6 saddr ::1 ip6 daddr ::1 meta l4proto . th dport @{name} {alias}"
-                for name in ("host_ip_localhost6", "localhost6")
+                f"ip6 saddr ::1 ip6 daddr ::1 meta l4proto . th dport @{named}6 {alias}"
+                for name in ("host_ip_localhost", "localhost")
+                for named in _with_ranges(parts, name)
             ],
             "type route hook output priority raw; policy accept;",
         ),
@@ -448,7 +469,7 @@ def _declare(layout: SetLayout) -> str:
 
 def _type(layout: SetLayout) -> str:
     address = "ipv4_addr" if layout.family == 4 else "ipv6_addr"
-    names = {ADDRESS: address, SUBNET: address, GOTO: "verdict"}
+    names = {ADDRESS: address, SUBNET: address, GOTO: "verdict", PORTS: PORT}
     word = "type"
     if BUCKET in layout.key:  # which has no type of its own name; any port would do
         ip = _IP[layout.family]

@@ -64,7 +64,7 @@ def _forwarded(host: Snapshot) -> Iterator[tuple[str, Packet]]:
             continue
         inside, address = host.interface_of(attachment, family), str(endpoint.address)
         kind, port = mapping.protocol, mapping.container_port
-        what = f"connections to host port {mapping.host_port}/{kind} ({address}:{port})"
+        what = f"connections to host port {mapping.host_range}/{kind} ({address}:{mapping.container_range})"
         yield what, Packet(family, external[family], inside, "", address, kind, port, "new", _DNATTED)
         yield (
             f"replies from {address}",

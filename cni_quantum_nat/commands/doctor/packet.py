@@ -6,7 +6,7 @@ import json
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
-from ...backends.nftables.layout import IPV6_LOCALHOST_ALIAS, SHARED
+from ...backends.nftables.layout import IPV6_LOCALHOST_ALIAS, SHARED, is_set, ranges_set
 from ...backends.nftables.rules import Element, buckets_of, elements_of_port, port_of
 from ...backends.nftables.table import NftablesTable
 from ...kernel.routes import local_addresses
@@ -24,6 +24,7 @@ from .snapshot import Snapshot
 if TYPE_CHECKING:
     import argparse
 
+    from ...backends.nftables.rules import Fields
     from ...model.attachments import Attachment
 
 DELIVERED, DROPPED, REFUSED, UNKNOWN = "delivered", "dropped", "refused", "unknown"
@@ -110,7 +111,7 @@ class Trace:
         self._pass_guard()
         if self._destination == _LOOPBACK6:
             key = (self._protocol, self._port)
-            if all(self._found(Element(name, key, (), "")) is None for name in ("host_ip_localhost6", "localhost6")):
+            if all(self._found(name, key) is None for name in ("host_ip_localhost", "localhost")):
                 self.steps.append("::1 is not translated (ipv6Localhost is off)")
                 return self._deliver_to_host()
             self._destination = Address.parse(IPV6_LOCALHOST_ALIAS)
@@ -160,7 +161,7 @@ class Trace:
             return None
         for address in (self._destination, None):
             port = HostPort(self._family, self._protocol, self._port, address)
-            found, policy = self._table.find(elements_of_port(port)[:2])
+            found, policy = (self._found(e.set_name[:-1], e.key) for e in elements_of_port(port)[:2])
             if found is not None:
                 self.steps.append(f"{found} matches: host port {port} {_owner(found)}")
                 if policy is not None:
@@ -173,7 +174,7 @@ class Trace:
         if port_element.owner == SHARED:
             return self._look_up_buckets(port_element)
         self.steps.append(f"{port_element} ({port_element.flows} connections so far)")
-        return _goal_of(port_element)
+        return self._goal_of(port_element)
 
     def _look_up_buckets(self, port_element: Element) -> tuple[Address, int] | None:
         buckets = [bucket for bucket in self._table.find(buckets_of(port_of(port_element))) if bucket]
@@ -182,7 +183,12 @@ class Trace:
             return None
         goals = sorted({" . ".join(map(str, bucket.data)) for bucket in buckets})
         self.steps.append(f"{buckets[0].set_name}: one of {', '.join(goals)}; this trace follows the first")
-        return _goal_of(min(buckets, key=lambda bucket: str(bucket.data)))
+        return self._goal_of(min(buckets, key=lambda bucket: str(bucket.data)))
+
+    def _goal_of(self, element: Element) -> tuple[Address, int]:
+        address, *ports = element.data  # an element for a range of ports names none
+        assert isinstance(address, Address)  # noqa: S101 - for the type checker: the map's type begins so
+        return address, int(str(ports[0])) if ports else self._port
 
     def _filter(self, interface: str, address: Address, port: int) -> None:
         """Check other programs' forward filters; they do not apply to packets from the host itself."""
@@ -215,11 +221,9 @@ class Trace:
 
     def _describe_source(self, address: Address, port_element: Element) -> None:
         key = (address, self._protocol, self._port)
-        if self._found(Element(f"masquerade_all{self._family}", key, (), "")):
+        if self._found("masquerade_all", key):
             self.steps.append("masqAll: the source becomes an address of the host")
-        elif self._found(Element(f"published{self._family}", key, (), "")) and self._bypasses_host(
-            port_element, address
-        ):
+        elif self._found("published", key) and self._bypasses_host(port_element, address):
             self.steps.append("the source becomes an address of the host, so that replies return through it")
         else:
             self.steps.append(f"the source address{f' {self._source}' if self._source else ''} stays unchanged")
@@ -282,24 +286,27 @@ class Trace:
             return "the source address stays unchanged within the container's subnet"
         if ip_address(str(self._destination)).is_multicast:
             return "the source address stays unchanged for multicast"
-        f, via = self._family, (source, interface)
+        via = (source, interface)
         for name, key in (
-            (f"masqueraded_via{f}", via),
-            (f"masqueraded{f}", (source,)),
-            (f"fixed_via{f}", via),
-            (f"fixed{f}", (source,)),
+            ("masqueraded_via", via),
+            ("masqueraded", (source,)),
+            ("fixed_via", via),
+            ("fixed", (source,)),
         ):
-            found = self._found(Element(name, key, (), ""))
+            found = self._found(name, key)
             if found is None:
                 continue
-            fixed = self._found(Element(f"snat{f}", (source,), (), "")) if name.startswith("fixed") else None
+            fixed = self._found("snat", (source,)) if name.startswith("fixed") else None
             if fixed is not None:
                 return f"{found}: the source becomes {fixed.data[0]}"
             return f"{found}: the source becomes the address of {interface}"
         return "it is not masqueraded: the source address stays unchanged, and replies may not return"
 
-    def _found(self, element: Element) -> Element | None:
-        return self._table.find([element])[0]
+    def _found(self, name: str, key: Fields) -> Element | None:
+        """Look up a key in a set, named without the family, and in its companion for ranges of ports."""
+        names = [f"{named}{self._family}" for named in (name, ranges_set(name))]
+        found = self._table.find([Element(named, key, (), "") for named in names if is_set(named)])
+        return next((element for element in found if element is not None), None)
 
     def _attachment_of(self, address: Address, element: Element | None = None) -> Attachment | None:
         """Return the attachment with this address, or the owner of this element."""
@@ -313,9 +320,3 @@ class Trace:
 
 def _owner(element: Element) -> str:
     return "is shared" if element.owner == SHARED else f"belongs to {element.owner}"
-
-
-def _goal_of(element: Element) -> tuple[Address, int]:
-    address, port = element.data
-    assert isinstance(address, Address)  # noqa: S101 - for the type checker: the map's type is address . port
-    return address, int(str(port))

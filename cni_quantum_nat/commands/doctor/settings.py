@@ -51,7 +51,7 @@ def check_route_localnet(host: Snapshot) -> Iterator[Finding]:
             reported.add(interface)
             yield Finding(
                 f"interface {interface}",
-                f"route_localnet is off: 127.0.0.1:{mapping.host_port} does not reach {attachment.id}",
+                f"route_localnet is off: 127.0.0.1:{mapping.host_range} does not reach {attachment.id}",
                 f"sysctl -w net.ipv4.conf.{interface}.route_localnet=1",
             )
 

@@ -90,7 +90,7 @@ def _count_rules(attachment: Attachment, scrape: Scrape) -> None:
     where = attachment.backend, attachment.id.network
     rules = [(str(rule.nat_type), *where) for rule in rules_of(attachment)]
     scrape.rules.update(rules)
-    scrape.port_mappings[where] += len(attachment.port_mappings)
+    scrape.port_mappings[where] += sum(mapping.size for mapping in attachment.port_mappings)
 
 
 @contextmanager

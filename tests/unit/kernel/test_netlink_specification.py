@@ -19,6 +19,7 @@ from cni_quantum_nat.connections import tracker as conntrack
 from cni_quantum_nat.kernel.netlink import message
 from cni_quantum_nat.model.addresses import Address, Subnet
 from cni_quantum_nat.model.attachments import PortMapping
+from cni_quantum_nat.model.units import PortRange
 from tests.unit.kernel.netlink_specification import ACK, CREATE, DUMP, EXCL, REQUEST, Message, NotSpecified, decode
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 INET, IPV4, IPV6 = 1, 2, 10
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 NFT_GOTO = 0xFFFFFFFC  # -4
-WIDTHS = {"inet_proto": 1, "inet_service": 2, "ifname": 16, "bucket": 4}
+WIDTHS = {"inet_proto": 1, "inet_service": 2, "inet_service-inet_service": 2, "ifname": 16, "bucket": 4}
 NAMES = st.text(st.characters(codec="ascii", categories=("L", "N")), min_size=1, max_size=15)
 ADDRESSES = {
     4: st.binary(min_size=4, max_size=4).map(lambda packed: Address(4, packed)),
@@ -39,6 +40,7 @@ ADDRESSES = {
 FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "inet_proto": st.sampled_from(sorted(PROTOCOLS)),
     "inet_service": st.integers(1, 65535),
+    "inet_service-inet_service": st.builds(PortRange, st.integers(1, 30000), st.integers(30001, 65535)),
     "ifname": NAMES,
     "bucket": st.integers(0, 63),
     "goto": NAMES,
@@ -106,7 +108,7 @@ def as_linux_reads(layout: SetLayout, kinds: tuple[str, ...], value: bytes) -> l
         match kind:
             case "address" | "subnet":
                 fields.append(str(ip_address(content)))
-            case "inet_proto" | "inet_service":
+            case "inet_proto" | "inet_service" | "inet_service-inet_service":
                 fields.append(int.from_bytes(content, "big"))
             case "bucket":
                 fields.append(int.from_bytes(content, sys.byteorder))
@@ -117,7 +119,9 @@ def as_linux_reads(layout: SetLayout, kinds: tuple[str, ...], value: bytes) -> l
 
 
 def as_meant(field: object, *, last: bool = False) -> object:
-    """Return a field as `as_linux_reads` should; of a subnet, the first address or the last one."""
+    """Return a field as `as_linux_reads` should; of a subnet or a range, the first address or port, or the last one."""
+    if isinstance(field, PortRange):
+        return field.last if last else field.first
     if isinstance(field, Subnet):
         addresses = ip_network(str(field))
         return str(addresses[-1] if last else addresses[0])
@@ -127,12 +131,12 @@ def as_meant(field: object, *, last: bool = False) -> object:
 
 
 def assert_is_element(element: Element, listed: list[Any], *, with_data: bool) -> None:
-    """See that what is listed is the element: with its last addresses, or with what ends it, where it is an interval."""
+    """See that what is listed is the element: with its last addresses and ports, or with what ends it, where it is an interval."""
     layout = SETS[element.set_name]
     first, *ends = listed
     expected = {"key"} | ({"userdata"} if with_data else set()) | ({"data"} if with_data and layout.data else set())
     assert as_linux_reads(layout, layout.key, first["key"][0]["value"][0]) == list(map(as_meant, element.key))
-    if "subnet" in layout.key and len(layout.key) > 1:
+    if {"subnet", "inet_service-inet_service"} & {*layout.key} and len(layout.key) > 1:
         expected |= {"key-end"}
         ending = as_linux_reads(layout, layout.key, first["key-end"][0]["value"][0])
         assert ending == [as_meant(field, last=True) for field in element.key]
@@ -172,13 +176,19 @@ def test_every_set_is_covered() -> None:
 
 
 @settings(deadline=None, max_examples=300)
-@given(st.lists(elements(), max_size=5), st.lists(elements(), min_size=1, max_size=5), st.booleans())
-def test_a_transaction(delete: list[Element], add: list[Element], exclusive: bool) -> None:
+@given(
+    st.lists(elements(), max_size=5),
+    st.lists(elements(), min_size=1, max_size=5),
+    st.booleans(),
+    st.sampled_from([b"", b"\0\0\1\7"]),
+)
+def test_a_transaction(delete: list[Element], add: list[Element], exclusive: bool, generation: bytes) -> None:
     with patch.object(nftables, "NetlinkSocket", Wire()) as wire:
-        nftables.NftablesTable().commit(delete=delete, add=add, exclusive=exclusive)
+        nftables.NftablesTable().commit(delete=delete, add=add, exclusive=exclusive, generation=generation)
     begin, *body, end = wire.messages
     assert (begin.operation, end.operation) == ("batch-begin", "batch-end")
     assert {(m.family, m.resource, m.flags) for m in (begin, end)} == {(0, 10, REQUEST)}  # NFNL_SUBSYS_NFTABLES
+    assert begin.attributes == ({"genid": [0x107]} if generation else {})
     assert [m.operation for m in body] == ["delsetelem"] * len(delete) + ["newsetelem"] * len(add)
     assert len({m.sequence for m in wire.messages}) == len(wire.messages)
     for element, sent in zip([*delete, *add], body, strict=True):

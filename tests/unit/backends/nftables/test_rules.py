@@ -15,6 +15,7 @@ from cni_quantum_nat.backends.nftables.layout import (
     GOTO,
     INTERFACE,
     PORT,
+    PORTS,
     PROTOCOL,
     SETS,
     SUBNET,
@@ -34,7 +35,7 @@ from cni_quantum_nat.backends.nftables.rules import (
 from cni_quantum_nat.kernel import netlink
 from cni_quantum_nat.model.addresses import Address, Endpoint, Subnet
 from cni_quantum_nat.model.attachments import SPREAD, Attachment, AttachmentId, Inbound, Outbound, PortMapping
-from cni_quantum_nat.model.units import HostPort
+from cni_quantum_nat.model.units import HostPort, PortRange
 
 if TYPE_CHECKING:
     from cni_quantum_nat.backends.nftables.rules import Field
@@ -58,6 +59,7 @@ for _family in (4, 6):
     FIELDS |= {
         (PROTOCOL, _family): st.sampled_from(["tcp", "udp", "sctp"]),
         (PORT, _family): st.integers(0, 65535),
+        (PORTS, _family): st.builds(PortRange, st.integers(0, 30000), st.integers(30001, 65535)),
         (INTERFACE, _family): st.from_regex(r"[a-z0-9.]{1,15}", fullmatch=True),
         (BUCKET, _family): st.integers(0, 63),
         (GOTO, _family): st.sampled_from(["publish", "spread"]),
@@ -113,6 +115,12 @@ def attachments(draw: st.DrawFn) -> Attachment:
             )
         )
     ]
+    mappings += [
+        PortMapping(Address.parse(ip) if ip else None, 100, protocol, 100, size=20)
+        for ip, protocol in draw(
+            st.lists(st.tuples(hosts, st.sampled_from(["tcp", "udp"])), max_size=2, unique_by=lambda m: m[1])
+        )
+    ]
     masquerade = tuple(draw(st.lists(st.sampled_from(families), unique=True)))
     fixed = {4: Address.parse("192.0.2.7"), 6: Address.parse("2001:db8::7")}
     made = Attachment(
@@ -152,14 +160,16 @@ def test_each_unit_has_its_lead_and_no_two_elements_have_one_key(wanted: Attachm
         assert lead_of(unit).identity in {element.identity for element in of_unit}
         if isinstance(unit, HostPort):
             assert {element.identity for element in of_unit} <= {e.identity for e in elements_of_port(unit)}
-            assert all(port_of(bucket) in (unit, _by_alias(unit)) for bucket in buckets_of(unit))
+            assert port_of(lead_of(unit)) in (unit, _by_alias(unit))
+            if unit.size == 1:  # no range is shared
+                assert all(port_of(bucket) in (unit, _by_alias(unit)) for bucket in buckets_of(unit))
     units = [*wanted.address_units, *wanted.host_ports]
     assert [str(e) for unit in units for e in plan_rules(wanted, [unit])] == [str(e) for e in plan]
 
 
 def _by_alias(port: HostPort) -> HostPort:
     alias = Address.parse("fd71:6e61:7400::1")
-    return HostPort(port.family, port.protocol, port.port, alias if port.address is not None else None)
+    return HostPort(port.family, port.protocol, port.port, alias if port.address is not None else None, port.size)
 
 
 @given(attachments())
