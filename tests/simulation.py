@@ -23,7 +23,7 @@ from cni_quantum_nat.model.attachments import (
 )
 from cni_quantum_nat.model.errors import AlreadyThere, CniError
 from cni_quantum_nat.model.settings import Settings
-from cni_quantum_nat.model.units import HostPort
+from cni_quantum_nat.model.units import HostPort, Overlaps
 from cni_quantum_nat.nat.manager import NatManager
 from cni_quantum_nat.nat.records import Records
 from cni_quantum_nat.state.directory import State
@@ -31,7 +31,7 @@ from cni_quantum_nat.state.directory import State
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
 
-    from cni_quantum_nat.model.units import Unit
+    from cni_quantum_nat.model.units import PortRange, Unit
 
 OWN_NAMESPACE = (4, 1)
 ANOTHER_NAMESPACE = (4, 2)
@@ -64,7 +64,8 @@ class SimulatedBackend(Backend):
 
     def holders(self, units: Collection[Unit]) -> tuple[dict[Unit, list[str]], set[Unit]]:
         table = self.table or {}
-        found = {unit: list(table[unit].rules) for unit in units if unit in table}
+        wanted = Overlaps(units)
+        found = {unit: list(held.rules) for unit, held in table.items() if wanted.of(unit)}
         return found, {unit for unit in found if table[unit].is_shared}
 
     def require_intact(self, families: Collection[int]) -> None:  # noqa: ARG002 - there is one table
@@ -82,7 +83,7 @@ class SimulatedBackend(Backend):
         )
         wanted = [(unit, installed.attachment) for installed in change.install for unit in installed.units]
         if change.is_new and not change.members:
-            if any(unit in before for unit, _ in wanted):
+            if any(map(Overlaps(before).of, (unit for unit, _ in wanted))):
                 raise AlreadyThere("add elements", 17)
         else:
             _delete(after, change)
@@ -326,12 +327,12 @@ def netns_of(container_id: str) -> str:
 def attachment(
     container_id: str,
     address: str,
-    *ports: int,
+    *ports: int | PortRange,
     network: str = "net",
     sharing: str = "",
     sequence: int = 0,
 ) -> Attachment:
-    """Return what a container wants: outbound NAT, and these ports; with `sharing`, those are shared."""
+    """Return what a container wants: outbound NAT, and these ports and ranges; with `sharing`, the ports are shared."""
     assert sharing in ("", SPREAD)
     parsed = Endpoint.parse(address)
     return Attachment(
@@ -341,10 +342,16 @@ def attachment(
         netns_identity=(4, 5),
         host_netns=OWN_NAMESPACE,
         endpoints=[Endpoint(parsed.address, parsed.prefix_length, "cni0")],
-        port_mappings=[PortMapping(None, port, "tcp", 80, sharing=sharing) for port in ports],
+        port_mappings=[_mapping(port, sharing) for port in ports],
         outbound=Outbound((4,)),
         inbound=Inbound(),
         established_timeout_s=3600,
         created_at=float(sequence),
         sequence=sequence,
     )
+
+
+def _mapping(port: int | PortRange, sharing: str) -> PortMapping:
+    if isinstance(port, int):
+        return PortMapping(None, port, "tcp", 80, sharing=sharing)
+    return PortMapping(None, port.first, "tcp", port.first, size=port.last - port.first + 1)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cni_quantum_nat.model.addresses import Address
 from cni_quantum_nat.model.attachments import ALIVE, CANNOT_TELL, GONE, SPREAD, Attachment
 from cni_quantum_nat.model.errors import HostPortConflict
-from cni_quantum_nat.model.units import HostPort
+from cni_quantum_nat.model.units import HostPort, Overlaps, PortRange
 from cni_quantum_nat.nat.decision import (
     ELSEWHERE,
     IN_FORCE,
@@ -34,6 +34,7 @@ from .situations import CALLS, RECORDS, STATES, Situation
 from .table import TABLE
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from cni_quantum_nat.model.attachments import AttachmentId
@@ -163,12 +164,35 @@ EVENTS = st.lists(
 )
 
 
-def history_of(events: list[tuple[str, str, str, int, set[int], bool]]) -> History:
+# What one attachment wants: some overlap with what another one wants, none among themselves.
+WANTED = [
+    (1,),
+    (20,),
+    (1, 20),
+    (PortRange(1, 16),),
+    (PortRange(10, 30),),
+    (PortRange(16, 40),),
+    (1, PortRange(10, 30)),
+    (),
+]
+EVENTS_WITH_RANGES = st.lists(
+    st.tuples(
+        st.sampled_from(["add", "add", "remove"]),
+        st.sampled_from(["a", "b"]),
+        st.sampled_from(["net", "net2", "net3"]),
+        st.integers(2, 5),
+        st.sampled_from(WANTED),
+        st.just(False),
+    ),
+    max_size=12,
+)
+
+
+def history_of(events: list[tuple[str, str, str, int, Iterable[int | PortRange], bool]]) -> History:
     history = History()
     for verb, container, network, last, ports, is_shared in events:
-        wanted = attachment(
-            container, f"10.0.0.{last}/24", *sorted(ports), network=network, sharing=SPREAD if is_shared else ""
-        )
+        sharing = SPREAD if is_shared else ""
+        wanted = attachment(container, f"10.0.0.{last}/24", *ports, network=network, sharing=sharing)
         if verb == "add":
             history.add(wanted)
         else:
@@ -217,6 +241,14 @@ def test_call_after_call_ends_as_deciding_all_at_once(events: list[object], rand
 
 @settings(max_examples=300, deadline=None)
 @given(EVENTS)
+@example(
+    [
+        ("add", "a", "net2", 3, {1}, True),
+        ("add", "a", "net", 4, {1}, False),
+        ("add", "b", "net", 2, {1}, True),
+        ("remove", "a", "net2", 3, set(), False),
+    ]
+)
 def test_nobody_has_a_part_of_an_address_and_a_unit_has_one_owner_unless_it_is_shared(events: list[object]) -> None:
     history = history_of(events)  # type: ignore[arg-type]
     for unit, held in history.holding.items():
@@ -228,6 +260,31 @@ def test_nobody_has_a_part_of_an_address_and_a_unit_has_one_owner_unless_it_is_s
         for port in record.host_ports:
             has_it = record.id.container_id in {i.container_id for i in history.holding.get(port, ())}
             assert has_it or port.name in record.waits_for
+
+
+@settings(max_examples=500, deadline=None)
+@given(EVENTS_WITH_RANGES)
+def test_what_overlaps_has_one_owner_and_who_has_nothing_waits_for_a_sibling(events: list[object]) -> None:
+    history = history_of(events)  # type: ignore[arg-type]
+    held = Overlaps(history.holding)
+    for unit, owners in history.holding.items():
+        assert len(owners) == 1 or unit in history.shared
+        assert held.of(unit) == [unit]
+    for record in history.records.values():
+        for port in record.host_ports:
+            owners = [owner for unit in held.of(port) for owner in history.holding[unit]]
+            assert not owners or record.id.container_id in {owner.container_id for owner in owners}
+
+
+@settings(max_examples=500, deadline=None)
+@given(EVENTS_WITH_RANGES)
+def test_healing_gives_what_overlaps_to_one_owner(events: list[object]) -> None:
+    history = history_of(events)  # type: ignore[arg-type]
+    plan = decide_all(history.records.values())
+    owned = [unit for installed in plan.installed for unit in installed.units if unit not in plan.shared]
+    assert all(Overlaps(owned).of(unit) == [unit] for unit in owned)
+    assert len(set(owned)) == len(owned)
+    assert plan.superseded == []
 
 
 def test_what_is_decided_depends_on_no_order_of_the_facts() -> None:
