@@ -112,3 +112,58 @@ def test_exact_duplicates_are_one(same: dict[str, Any]) -> None:
 )
 def test_the_same_port_number_for_different_traffic_is_no_conflict(one: dict[str, str], two: dict[str, str]) -> None:
     assert len(parse(entry(**one), entry(**two))) == 2
+
+
+def in_a_row(first: int, last: int, **more: Any) -> list[dict[str, Any]]:
+    return [{"hostPort": port, "containerPort": port, **more} for port in range(first, last + 1)]
+
+
+def test_a_range_is_one_mapping_whatever_follows_it() -> None:
+    assert parse(*in_a_row(20000, 20099), entry()) == ["20000-20099->20000-20099/tcp", "8080->80/tcp"]
+    assert parse(*in_a_row(65500, 65535), *in_a_row(1, 20)) == [
+        "65500-65535->65500-65535/tcp",
+        "1-20->1-20/tcp",
+    ]
+    assert parse(*in_a_row(20000, 20002)) == [f"{port}->{port}/tcp" for port in (20000, 20001, 20002)]
+
+
+def test_keys_in_another_order_or_case_are_still_the_same_range() -> None:
+    other = [{"Protocol": "TCP", "ContainerPort": port, "HostPort": port} for port in range(20050, 20100)]
+    assert parse(*in_a_row(20000, 20049), *other) == ["20000-20099->20000-20099/tcp"]
+
+
+@pytest.mark.parametrize("value", [20050.0, True, "20050", None])
+@pytest.mark.parametrize("key", ["hostPort", "containerPort"])
+def test_what_is_no_port_is_refused_within_a_range_too(key: str, value: object) -> None:
+    entries = in_a_row(20000, 20099)
+    entries[50][key] = value
+    with pytest.raises(CniError, match=rf"portMappings\[50\]\.{key} is") as caught:
+        parse(*entries)
+    assert caught.value.code == 7
+
+
+def test_true_is_no_port_2_after_a_range_that_ends_with_1() -> None:
+    with pytest.raises(CniError, match=r"portMappings\[1\]"):
+        parse({"hostPort": 1, "containerPort": 1}, {"hostPort": 2, "containerPort": True})
+
+
+def test_a_refused_entry_after_a_range_is_named_by_its_number() -> None:
+    with pytest.raises(CniError, match=r"portMappings\[100\]"):
+        parse(*in_a_row(20000, 20099), entry(hostIP="::1"))
+
+
+def test_a_range_and_a_single_port_in_it() -> None:
+    assert parse(*in_a_row(20000, 20099), *in_a_row(20050, 20050)) == ["20000-20099->20000-20099/tcp"]
+    with pytest.raises(CniError, match="20050/tcp is requested twice"):
+        parse(*in_a_row(20000, 20099), {"hostPort": 20050, "containerPort": 80})
+    with pytest.raises(CniError, match="20050/tcp is requested twice"):
+        parse(*in_a_row(20000, 20099), *in_a_row(20050, 20050, hostIP="0.0.0.0"))
+
+
+@given(st.lists(st.tuples(st.integers(1, 40), st.booleans()), max_size=60))
+def test_ranges_have_the_ports_that_single_entries_have(ports: list[tuple[int, bool]]) -> None:
+    entries = [{"hostPort": port, "containerPort": port, "protocol": "udp" if udp else "tcp"} for port, udp in ports]
+    found = parse_port_mappings({"runtimeConfig": {"portMappings": entries}})
+    assert sorted(
+        (port, one.protocol == "udp") for one in found for port in range(one.host_port, one.last_host_port + 1)
+    ) == sorted(set(ports))
