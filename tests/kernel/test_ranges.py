@@ -224,6 +224,36 @@ def test_doctor_traces_a_packet_to_a_range(container: Container, plugin: Plugin)
 
 
 @pytest.mark.parametrize(
+    ("chain", "rule", "said"),
+    [
+        ("filter hook forward priority 0", "tcp dport 30123 drop", "connections to host port 30123/tcp"),
+        ("filter hook forward priority 0", "tcp dport 30000-30099 drop", "connections to host port 30000-30099/tcp"),
+        ("filter hook forward priority 0", "tcp dport > 20000 accept", ""),
+        (
+            "nat hook prerouting priority -100",
+            "tcp dport 30123 dnat to 10.9.9.9",
+            "also translates host port 30123/tcp",
+        ),
+    ],
+)
+def test_doctor_finds_what_concerns_a_part_of_a_range(
+    host: Host, container: Container, plugin: Plugin, chain: str, rule: str, said: str
+) -> None:
+    plugin.add(container, *ports())
+    host.run("nft", f"add table ip other; add chain ip other c {{ type {chain}; }}; add rule ip other c {rule}")
+    found = plugin.operate("doctor").stdout
+    assert said in found
+    assert bool(said) == ("chain c in table ip other" in found)
+
+
+def test_who_has_a_port_of_a_range(container: Container, plugin: Plugin) -> None:
+    plugin.add(container, *ports())
+    shown = plugin.operate("who", str(MIDDLE)).stdout
+    assert f"tcp 0.0.0.0: container {container.id} (eth0 on network net), its port {MIDDLE}\n" in shown
+    assert plugin.operate("who", str(LAST + 1)).returncode == 1
+
+
+@pytest.mark.parametrize(
     "keys",
     [
         {"sharedPorts": [20050]},

@@ -7,6 +7,7 @@ are read with iptables-save, and converted to the same expressions.
 from __future__ import annotations
 
 import shlex
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -63,6 +64,12 @@ class Ruleset:
             elif kind == "rule" and (table, item["chain"]) in self.chains:
                 self.chains[table, item["chain"]].rules.append(item["expr"])
         self._read_iptables()
+
+    @cached_property
+    def port_boundaries(self) -> set[int]:
+        """The ports at which any rule may begin or cease to match: numbers and ranges that rules and sets name, and what follows them."""
+        rules = {port for chain in self.chains.values() for port in _boundaries_in(chain.rules)}
+        return rules.union(*map(_boundaries_in, self.sets.values()))
 
     def hooked(self, hook: str, family: int) -> list[Chain]:
         """Return the chains at a hook for this family, in order of priority."""
@@ -204,3 +211,26 @@ def _target(word: str, name: str) -> Iterable[Expression]:
     if name in ("DNAT", "REDIRECT", "SNAT", "MASQUERADE"):
         return [{"redirect": None}] if name == "REDIRECT" else []
     return [{"jump" if word == "-j" else "goto": {"target": name}}]
+
+
+def _boundaries_in(value: Any) -> Iterator[int]:
+    """Yield the first number, and the one after the last, of each number or range in libnftables' JSON, whether ports or not."""
+    if isinstance(value, dict):
+        for key, content in value.items():
+            if key == "range" and len(numbers := [*_numbers_of(content[0]), *_numbers_of(content[1])]) == 2:
+                yield from (numbers[0], numbers[1] + 1)
+            elif key != "counter":
+                yield from _boundaries_in(content)
+    elif isinstance(value, list):
+        for content in value:
+            yield from _boundaries_in(content)
+    else:
+        for number in _numbers_of(value):
+            yield from (number, number + 1)
+
+
+def _numbers_of(value: Any) -> list[int]:
+    """Return the number that a value is, as iptables-save's are text; nothing for other values."""
+    if isinstance(value, int) or (isinstance(value, str) and value.isascii() and value.isdecimal()):
+        return [int(value)]
+    return []

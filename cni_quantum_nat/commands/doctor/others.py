@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from ...model.errors import HostPortConflict
@@ -63,9 +64,11 @@ def _forwarded(host: Snapshot) -> Iterator[tuple[str, Packet]]:
         if endpoint is None or mapping.on_loopback_only:
             continue
         inside, address = host.interface_of(attachment, family), str(endpoint.address)
-        kind, port = mapping.protocol, mapping.container_port
-        what = f"connections to host port {mapping.host_range}/{kind} ({address}:{mapping.container_range})"
-        yield what, Packet(family, external[family], inside, "", address, kind, port, "new", _DNATTED)
+        kind = mapping.protocol
+        for port, ports in _told_apart(host, mapping.container_port, mapping.size):
+            host_ports = mapping.host_port if mapping.size == 1 else ports
+            what = f"connections to host port {host_ports}/{kind} ({address}:{ports})"
+            yield what, Packet(family, external[family], inside, "", address, kind, port, "new", _DNATTED)
         yield (
             f"replies from {address}",
             Packet(family, inside, external[family], address, "", kind, None, "established"),
@@ -80,6 +83,14 @@ def _forwarded(host: Snapshot) -> Iterator[tuple[str, Packet]]:
                     f"connections from {endpoint.address} (for example to {goal})",
                     Packet(family, inside, external[family], str(endpoint.address), goal, "tcp", None),
                 )
+
+
+def _told_apart(host: Snapshot, first: int, size: int) -> Iterator[tuple[int, str]]:
+    """Yield ports that stand for all of a range: the first of each row that other programs' rules treat alike, with the row as text."""
+    boundaries = host.foreign.port_boundaries if size > 1 else ()
+    starts = sorted({first, *(port for port in boundaries if first < port < first + size)})
+    for start, following in pairwise([*starts, first + size]):
+        yield start, str(start) if following - start == 1 else f"{start}-{following - 1}"
 
 
 def external_interface(host: Snapshot, family: int) -> str:
@@ -107,13 +118,13 @@ def check_translators(host: Snapshot) -> Iterator[Finding]:
         endpoint = attachment.published_endpoint(family)
         specific = mapping.specific_host_ip
         destination = str(specific) if specific else ""
-        packet = Packet(
-            family, external_interface(host, family), "", "", destination, mapping.protocol, mapping.host_port
-        )
-        for chain in host.foreign.hooked("prerouting", family):
-            for fate in fates(host.foreign, chain, packet)[0]:
-                if fate.verdict.startswith("dnat") and endpoint and str(endpoint.address) not in fate.verdict:
-                    yield _translated_twice(fate, chain, f"{mapping.host_port}/{mapping.protocol}", str(attachment.id))
+        external = external_interface(host, family)
+        for port, ports in _told_apart(host, mapping.host_port, mapping.size):
+            packet = Packet(family, external, "", "", destination, mapping.protocol, port)
+            for chain in host.foreign.hooked("prerouting", family):
+                for fate in fates(host.foreign, chain, packet)[0]:
+                    if fate.verdict.startswith("dnat") and endpoint and str(endpoint.address) not in fate.verdict:
+                        yield _translated_twice(fate, chain, f"{ports}/{mapping.protocol}", str(attachment.id))
 
 
 def _translated_twice(fate: Fate, entered: Chain, port: str, owner: str) -> Finding:
