@@ -14,9 +14,8 @@ if TYPE_CHECKING:
 
     Interval = tuple[int, int]  # the first and the last port
 
-# Fewer ports in a row stay single ones. The first range on a host makes the table larger, and costs each new connection another
-# look-up, in which it is compared with every range; sixteen single ports cost an ADD less than that. Whoever changes this number
-# raises LAYOUT in backends/nftables/layout.py: records say which ranges there are, and the table must have the same.
+# Fewer ports in a row stay single ones: docs/development/ruleset.md has the figures. Whoever changes this number raises LAYOUT in
+# backends/nftables/layout.py: records say which ranges there are, and the table must have the same.
 LEAST = 16
 
 

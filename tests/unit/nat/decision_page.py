@@ -11,7 +11,11 @@ PAGE = Path(__file__).parents[3] / "docs" / "development" / "decision.md"
 _HEAD = """# Who gets a host port or an address
 
 `nat/decision.py` decides what a call changes. A *host port* and an *address* are one unit each: a call takes, refuses or releases
-a unit as a whole. This page lists the outcome of every call in every situation. It is generated from
+a unit as a whole. A *range* of host ports is a unit like a host port. It is in the way of every port and range that it overlaps
+with: an ADD is refused if any of their owners would refuse it, and waits if any of them is a sibling. When an owner gives a range
+up, attachments of its container that wait get what they asked for, the oldest first, unless somebody else has a part of it.
+
+This page lists the outcome of every call in every situation. It is generated from
 `tests/unit/nat/table.py` (`python -m tests.unit.nat.decision_page`); `tests/unit/nat/test_decision.py` runs each cell through
 the NAT Manager with a real state directory and a backend in memory.
 
