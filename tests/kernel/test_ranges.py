@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.sequences import as_of_1_0_0
 
 from .plugin import Plugin, PluginError, publish
 from .topology import HOST, HOST_SECONDARY, Container, Host, Namespace, connect_second_network
@@ -177,6 +178,32 @@ def test_a_flush_is_healed_and_reconcile_agrees(
     assert plugin.operate("reconcile", "--dry-run").returncode == 0
     plugin.gc({"cni.dev/valid-attachments": []})
     assert host.owners() == set()
+
+
+@pytest.mark.nftables
+def test_single_ports_on_a_record_of_1_0_0_become_a_range_with_the_new_table(
+    host: Host, client: Namespace, container: Container, other_container: Container, plugin: Plugin
+) -> None:
+    serve(container, 20000, 20099)
+    web = plugin.add(container, *ports(20000, 20099))
+    (record,) = (plugin.state_directory / "attachments" / container.id).iterdir()
+    content = json.loads(record.read_text())
+    (mapping,) = content["portMappings"]
+    del mapping["range"]
+    content["portMappings"] = [{**mapping, "hostPort": port, "containerPort": port} for port in range(20000, 20100)]
+    record.write_text(json.dumps(as_of_1_0_0(content)))
+    host.run("nft", "delete set inet quantum layout")
+    plugin.add(other_container, publish(80))
+    assert ranges(host)["endpoints_ranges4"] == 1
+    assert len(host.elements()["endpoints4"]) == 1
+    for port in (20000, 20099):
+        assert client.ask(HOST[4], port).server == "web"
+    web.check()
+    web.add()
+    assert len(json.loads(record.read_text())["portMappings"]) == 1
+    web.delete()
+    assert client.is_refused(HOST[4], 20000)
+    assert host.owners() == {f"net/{other_container.id}/eth0"}
 
 
 def test_reconcile_repairs_a_range_that_somebody_changed(
