@@ -279,9 +279,9 @@ def test_what_overlaps_has_one_owner_and_who_lacks_something_is_on_record_as_wai
         assert held.of(unit) == [unit]
     for record in history.records.values():
         for port in record.host_ports:
-            owners = {owner for unit in held.of(port) for owner in history.holding[unit]}
+            having = {owner for unit in held.of(port) for owner in history.holding[unit]}
             # Others may take ports of a range meanwhile that nobody has.
-            assert not owners or port.name in record.waits_for or owners == {record.id}
+            assert not having or port.name in record.waits_for or having == {record.id}
 
 
 @settings(max_examples=500, deadline=None)
