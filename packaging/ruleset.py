@@ -1,8 +1,12 @@
-"""Writes the listings of docs/development/ruleset.md from the code that makes the table: python packaging/ruleset.py."""
+"""Writes what follows from the code that makes the table: python packaging/ruleset.py.
+
+The listings of docs/development/ruleset.md, and by compile_rules.py the rules that a call makes without libnftables.
+"""
 
 from __future__ import annotations
 
 import re
+import runpy
 from difflib import ndiff
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -216,3 +220,4 @@ def _fenced(language: str, text: str) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(with_listings(PAGE.read_text()))
+    runpy.run_path(str(Path(__file__).with_name("compile_rules.py")))["write"]()

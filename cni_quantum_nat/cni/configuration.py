@@ -8,21 +8,18 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.alias_generators import to_camel
 
-from ..model.attachments import BY_CLIENT, SPREAD
 from ..model.conditions import backend_of, check_conditions
 from ..model.errors import InvalidConfiguration
 from .explain import explain
+from .ordinary import FAMILIES, LAST_MARK_BIT, LAST_PORT, LAST_TIMEOUT_S, SHARING, is_interface_name
 
-_LAST_PORT = 65535
 # Attributes that the other backend does not support.
 _ONLY_NFTABLES = {"shared_ports", "conntrack_timeout", "ipv6_localhost"}
 _ONLY_IPTABLES = {"external_set_mark_chain"}
 
 
 def _check_interface(name: str) -> str:
-    # Interface names may contain '"', '\' and '*', but nft and iptables-restore read those as syntax.
-    strange = not name.isprintable() or any(c in '/:"\\*' or c.isspace() for c in name)
-    if strange or not 1 <= len(name.encode()) <= 15 or name in (".", ".."):
+    if not is_interface_name(name):
         raise ValueError(
             f"{name!r} is not an interface name (1 to 15 bytes, without '/', ':', '\"', backslash, '*' or white space)"
         )
@@ -33,8 +30,8 @@ def _check_range(text: str) -> str:
     first, dash, last = text.partition("-")
     if not (dash and first.isdecimal() and last.isdecimal() and first.isascii() and last.isascii()):
         raise ValueError(f"{text!r} is not two numbers with a dash between them, for example 32768-60999")
-    if not 1 <= int(first) <= int(last) <= _LAST_PORT:
-        raise ValueError(f"{text!r} is not an ascending range of ports from 1 to {_LAST_PORT}")
+    if not 1 <= int(first) <= int(last) <= LAST_PORT:
+        raise ValueError(f"{text!r} is not an ascending range of ports from 1 to {LAST_PORT}")
     return text
 
 
@@ -49,7 +46,7 @@ def _check_network(text: str) -> str:
 
 
 Interface = Annotated[str, AfterValidator(_check_interface)]
-Port = Annotated[int, Field(ge=1, le=_LAST_PORT)]
+Port = Annotated[int, Field(ge=1, le=LAST_PORT)]
 PortRange = Annotated[str, AfterValidator(_check_range)]
 Conditions = Annotated[list[str], AfterValidator(check_conditions)]
 # The name of an iptables chain: up to 28 bytes, without a leading '-' or '!', or anything that iptables-restore reads as syntax.
@@ -120,7 +117,7 @@ class NatConfig(BaseModel):
             "from a client address to the same container."
         ),
     )
-    conntrack_timeout: Annotated[int, Field(ge=1, le=2147483)] = Field(
+    conntrack_timeout: Annotated[int, Field(ge=1, le=LAST_TIMEOUT_S)] = Field(
         default=3600,
         description=(
             "Idle time-out of established TCP connections that are translated, in seconds. Other connections "
@@ -147,7 +144,7 @@ class NatConfig(BaseModel):
         default=False,
         description=("Masquerade all connections to published ports. The container no longer sees client addresses."),
     )
-    mark_masq_bit: Annotated[int, Field(ge=0, le=31)] | None = Field(
+    mark_masq_bit: Annotated[int, Field(ge=0, le=LAST_MARK_BIT)] | None = Field(
         default=None,
         description=(
             "With iptables, select packets to masquerade with this bit of the packet mark, as portmap does; "
@@ -225,7 +222,7 @@ class NatConfig(BaseModel):
     @property
     def families(self) -> list[int]:
         """The address families that are masqueraded."""
-        return {True: [4, 6], False: [], "ipv4": [4], "ipv6": [6]}[self.masquerade]
+        return FAMILIES[self.masquerade]
 
 
 def _address(text: str) -> IPv4Address | IPv6Address:
@@ -286,7 +283,7 @@ def normalised(config: NatConfig) -> dict[str, Any]:
         "portRange": [int(port) for port in config.port_range.split("-")],
         "refuseConflicts": config.host_port_conflict == "refuse",
         "sharedPorts": config.shared_ports,
-        "sharing": {"none": SPREAD, "client": BY_CLIENT}[config.shared_affinity],
+        "sharing": SHARING[config.shared_affinity],
         "conntrackTimeout": config.conntrack_timeout,
         "ipv6Localhost": config.ipv6_localhost,
         "isolate": config.isolate,

@@ -1,4 +1,4 @@
-"""Read the settings of a network: from the cache, or from a new configuration, validated by cni/configuration.py.
+"""Read the settings of a network: from the cache, or from a new configuration, checked by ordinary.py or configuration.py.
 
 A pod's start waits for this module.
 """
@@ -80,9 +80,13 @@ def read_settings(
             return Settings(kept["normalised"])
         except (KeyError, TypeError, ValueError, AttributeError):
             pass  # the cache is damaged: validate again
-    from .configuration import normalise  # rare: pydantic, only for a new configuration
+    from .ordinary import normalised as normalised_if_ordinary  # only for a new configuration
 
-    normalised = normalise(given)
+    normalised = normalised_if_ordinary(given)
+    if normalised is None:
+        from .configuration import normalise  # rare: pydantic
+
+        normalised = normalise(given)
     settings = Settings(normalised)
     if kept is not None and kept["normalised"].get("backend") != settings.backend:
         on_backend_change(settings)

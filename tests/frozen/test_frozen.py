@@ -35,7 +35,7 @@ COMMANDS = {
 
 
 def test_every_verb(alone: Release) -> None:
-    """The first ADD validates with pydantic and builds the table with the libnftables that came along; the others need neither."""
+    """The first STATUS rehearses the table with the libnftables that came along; no other call needs it."""
     assert "1.1.0" in json.loads(succeeds(alone.call("VERSION")))["supportedVersions"]
     assert succeeds(alone.call("STATUS")) == ""
     record = alone.state / "attachments/container/net:eth0.json"

@@ -8,6 +8,7 @@ import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +28,11 @@ find {state} -path '*/attachments/*.json' >records
 """
 
 
+# The full program checks this, and makes a table with that.
+FOR_THE_MODEL: dict[str, Any] = {"noMasqueradeTo": ["192.0.2.0/24"]}
+FOR_LIBNFTABLES: dict[str, Any] = {"conntrackTimeout": 7200}
+
+
 def watch(release: Release) -> Path:
     """Put the witness in the loader's place, and return the directory that it writes to."""
     (loader,) = release.internal.glob("ld-linux-*")
@@ -38,8 +44,8 @@ def watch(release: Release) -> Path:
 
 def test_the_full_program_gets_the_request_and_the_lock(release: Release) -> None:
     seen = watch(release)
-    succeeds(release.call("ADD", unknown="x" * 300_000))
-    assert json.loads((seen / "request").read_text()) == release.request(unknown="x" * 300_000)
+    succeeds(release.call("ADD", unknown="x" * 300_000, **FOR_THE_MODEL))
+    assert json.loads((seen / "request").read_text()) == release.request(unknown="x" * 300_000, **FOR_THE_MODEL)
     assert (seen / "lock").read_text() == "held\n"
     *_, name, program = (seen / "arguments").read_text().split()
     assert name == release.program
@@ -48,10 +54,10 @@ def test_the_full_program_gets_the_request_and_the_lock(release: Release) -> Non
 
 def test_what_was_changed_is_undone_before(release: Release) -> None:
     """A table that is gone is noticed when the record is written already."""
-    succeeds(release.call("ADD", "first"))
+    succeeds(release.call("ADD", "first", **FOR_LIBNFTABLES))
     subprocess.run([*release.namespaces, "nft", "delete", "table", "inet", "quantum"], check=True)
     seen = watch(release)
-    succeeds(release.call("ADD", "second"))
+    succeeds(release.call("ADD", "second", **FOR_LIBNFTABLES))
     assert [Path(line).parent.name for line in (seen / "records").read_text().split()] == ["first"]
     assert (seen / "lock").read_text() == "held\n"
 
@@ -65,6 +71,12 @@ def test_what_is_not_undone_is_finished_before(release: Release) -> None:
     assert succeeds(release.call("DEL", backend="iptables", prevResult=None)) == ""
     listed = subprocess.run([*conntrack, "-L"], check=True, capture_output=True, text=True)
     assert listed.stdout == ""
+
+
+def test_the_first_add_of_all_needs_no_full_program(release: Release) -> None:
+    seen = watch(release)
+    succeeds(release.call("ADD"))
+    assert not (seen / "arguments").exists()
 
 
 def test_nobody_comes_in_between_though_many_wait(release: Release) -> None:
@@ -81,13 +93,13 @@ def test_nobody_comes_in_between_though_many_wait(release: Release) -> None:
 def test_a_request_larger_than_a_pipe_is_handed_on_whole(release: Release) -> None:
     padding = ["x" * 1000] * 3000
     result = {**release.request()["prevResult"], "padding": padding}
-    assert json.loads(succeeds(release.call("ADD", prevResult=result)))["padding"] == padding
+    assert json.loads(succeeds(release.call("ADD", prevResult=result, **FOR_THE_MODEL)))["padding"] == padding
 
 
 def test_a_full_program_that_is_not_there_is_an_error_in_the_callers_version(release: Release) -> None:
     loader = next(release.internal.glob("ld-linux-*"))
     release.internal.rename(release.root / "elsewhere")
-    answer = release.call("ADD", cniVersion="0.4.0")
+    answer = release.call("ADD", cniVersion="0.4.0", **FOR_THE_MODEL)
     assert answer.returncode == 1
     error = json.loads(answer.stdout)
     assert (error["cniVersion"], error["code"]) == ("0.4.0", 5)

@@ -97,11 +97,27 @@ def test_a_call_starts_no_process_and_reads_no_record_but_its_own(
 
 
 def test_the_watch_detects_violations(attachment: Attachment, host: Host, tmp_path: Path) -> None:
-    """Without the table, ADD loads libnftables and reads every record, which fails the tests above."""
+    """Without the table, ADD loads what makes it and reads every record, which fails the tests above."""
     subprocess.run(["nsenter", f"--net={host.path}", "nft", "flush", "ruleset"], check=True)
     seen = watch(attachment, "ADD", tmp_path / "report")
-    assert "cni_quantum_nat.backends.nftables.programs" in seen["modules"]
+    assert "cni_quantum_nat.backends.nftables.batch" in seen["modules"]
     assert any(path.endswith("/attachments") for path in seen["opened"])
+
+
+def test_the_first_call_needs_neither_pydantic_nor_libnftables(
+    plugin: Plugin, container: Container, tmp_path: Path
+) -> None:
+    """No table, no configuration that is known: what the plugin has in itself is enough for that."""
+    seen = watch(plugin.attachment(container, publish(8080)), "ADD", tmp_path / "report")
+    more = {name for name in seen["modules"] if name not in listed()}
+    assert more == {
+        "cni_quantum_nat.cni.ordinary",
+        "cni_quantum_nat.backends.nftables.batch",
+        "cni_quantum_nat.backends.nftables.compiled",
+        "cni_quantum_nat.backends.nftables.text",
+        "_blake2",
+    }
+    assert seen["started"] == []
 
 
 def test_the_kernel_closes_sockets_left_to_it(plugin: Plugin, container: Container, host: Host) -> None:

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 both_families = pytest.mark.parametrize("family", [4, 6])
 ABSENT = "absent"
-# Opens so many descriptors that those of libnftables have numbers above 1,024, and publishes a port.
+# Opens so many descriptors that those of libnftables have numbers above 1,024, which a time-out other than the usual one needs, and publishes a port.
 MANY_DESCRIPTORS = """
 import os, resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
 held = [os.open("/dev/null", os.O_RDONLY) for _ in range(1500)]
 from cni_quantum_nat import NatConfig, NatManager
-manager = NatManager(NatConfig(state_dir=sys.argv[1]))
+manager = NatManager(NatConfig(state_dir=sys.argv[1], conntrack_timeout=7200))
 print(manager.create_port_mapping("web", sys.argv[2], 80, 8080).host_port)
 """
 

@@ -224,7 +224,7 @@ class _Sets(dict[str, SetLayout]):
             part, key, purpose = (
                 prefix_part(family, int(number)),
                 (ADDRESS, ADDRESS),
-                f"container, first address of its /{number}",
+                "container, first address of its subnet",
             )
         elif kind[:-1] == "timeout":
             part, key, purpose = (

@@ -11,7 +11,7 @@ from ...kernel.stderr import warn
 from ...model.conditions import require_conditions
 from ...model.errors import NOT_AVAILABLE, CniError, InvalidConfiguration
 from ...state.lock import held
-from .layout import CORE, DEFAULT_TIMEOUT_S, POLICIES, SETS, TABLE, timeout_part
+from .layout import CORE, DEFAULT_TIMEOUT_S, POLICIES, TABLE, timeout_part
 from .table import NftablesTable
 from .text import default_parts, elements_text, extension_text, parts_of, policies_text, table_text
 
@@ -113,18 +113,14 @@ def _policies_of(elements: Iterable[Element]) -> list[Policy]:
     return policies
 
 
-def add_parts(set_names: list[str], elements: list[Element]) -> None:
+def add_parts(present: set[str], elements: list[Element]) -> None:
     """Add the parts that the elements need and the table lacks, and the chains of their policies.
 
-    set_names: the sets that the table has. Raises: CniError(7) when conditions are no conditions, (50) when the kernel refuses.
+    Raises: CniError(7) when conditions are no conditions, (50) when the kernel refuses.
     """
     policies = _policies_of(elements)
     for family, words in {(f, words) for policy in policies for f, words in policy.conditions.items()}:
         _check_conditions(family, " ".join(words))
-    present = {SETS[name].part for name in set_names} | {CORE}
-    # A part without sets of its own is recognised by its chain.
-    if _has_default_timeout():
-        present.add(timeout_part(DEFAULT_TIMEOUT_S))
     wanted = present | parts_of(elements)
     commands = extension_text(present, wanted, _timeouts_held()) if wanted != present else []
     _run([*commands, *policies_text(policies)])
@@ -136,14 +132,6 @@ def _timeouts_held() -> list[str]:
         return table.timeouts()
     finally:
         table.close()
-
-
-def _has_default_timeout() -> bool:
-    try:
-        _run([f"list chain inet {TABLE} established"])
-    except CniError:
-        return False
-    return True
 
 
 def rehearse() -> None:

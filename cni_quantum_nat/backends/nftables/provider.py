@@ -11,11 +11,11 @@ from errno import EEXIST
 from ...kernel.stderr import warn
 from ...model.addresses import Address
 from ...model.attachments import NFTABLES
-from ...model.errors import TRY_AGAIN_LATER, AlreadyThere, CniError, HasChanged, NotThere
+from ...model.errors import TRY_AGAIN_LATER, AlreadyThere, CniError, HasChanged, KernelRefused, NotThere
 from ...model.ranges import LEAST
 from ...model.units import HostPort
 from ..base import Applied, Backend, RulesDamaged, is_of_network
-from .layout import BUCKET, GOTO, SETS, SHARED, ranges_set
+from .layout import BUCKET, GOTO, SETS, SHARED, TABLE, ranges_set
 from .rules import (
     Element,
     buckets_of,
@@ -204,7 +204,6 @@ class NftablesBackend(Backend):
     def rebuild(self, plan: Plan, known: Collection[str], expected: Iterable[Installed] = ()) -> None:
         """Rebuild the table without a gap for packets."""
         from ...connections.counts import note_lost  # only where the table is lost
-        from .programs import build, replace  # libnftables
 
         lost = self._count_flows()
         is_there = self._table.exists()
@@ -215,10 +214,12 @@ class NftablesBackend(Backend):
         ]
         try:
             if is_there:
+                from .programs import replace  # libnftables
+
                 elements += self._strangers(elements, known)
                 replace(self._commented(elements), self._state.boot_id, coming)
             else:
-                build(self._commented(elements), self._state.boot_id, coming)
+                self._build(elements, coming)
         except CniError as error:
             self._rebuild_in_part(plan, _all_buckets(plan, held, known), error)
         self._note_made()
@@ -267,9 +268,18 @@ class NftablesBackend(Backend):
         self._state.write_fingerprint(fingerprint)
 
     def _add_parts(self, elements: list[Element]) -> None:
-        from .programs import add_parts  # libnftables, for the first attachment that needs a part
+        from .batch import NotCompiled, extension  # only for the first attachment that needs a part
+        from .text import parts_of, present_parts
 
-        add_parts(self._table.set_names(), elements)
+        present = present_parts(self._table.set_names(), has_timeout="established" in self._table.chains())
+        try:
+            policies = [element.policy for element in elements if element.policy is not None]
+            messages = extension(present, present | parts_of(elements), policies, self._table.timeouts())
+            self._table.transact(messages, f"add parts to table inet {TABLE}")
+        except (NotCompiled, KernelRefused):
+            from .programs import add_parts  # libnftables, as in _build()
+
+            add_parts(present, elements)
         self._note_made()
 
     def _undo_of(self, difference: Difference) -> Callable[[], None]:
@@ -356,6 +366,21 @@ class NftablesBackend(Backend):
         listed = [e for e in self._table.owned_elements() if e.owner not in known and e.identity not in identities]
         special = {element.key for element in listed if SETS[element.set_name].data == (GOTO,)}
         return [e for e in listed if e.key not in special and e.key[:-1] not in special and e.owner != SHARED]
+
+    def _build(self, elements: list[Element], coming: list[Element]) -> None:
+        """Make the table where there is none: with what was compiled, or else by libnftables, which also says why the kernel refuses."""
+        from .batch import NotCompiled, table  # only where the table is made
+        from .text import default_parts, parts_of
+
+        commented = self._commented(elements)
+        try:
+            policies = [element.policy for element in commented if element.policy is not None]
+            messages = table(default_parts() | parts_of((*elements, *coming)), policies, commented, self._state.boot_id)
+            self._table.transact(messages, f"make table inet {TABLE}")
+        except (NotCompiled, KernelRefused):
+            from .programs import build  # libnftables
+
+            build(commented, self._state.boot_id, coming)
 
     def _rebuild_in_part(self, plan: Plan, buckets: list[Element], cause: CniError) -> None:
         """Build the table although the kernel refuses something: leave out the attachments that need it."""

@@ -121,8 +121,11 @@ class NftablesTable:
         flags = NLM_F_CREATE | NLM_F_EXCL if exclusive else NLM_F_CREATE
         operations = [(_DELSETELEM, 0, deletion(element)) for element in delete]
         operations += [(_NEWSETELEM, flags, addition(element, self.comment_of(element))) for element in add]
-        if not operations:
-            return
+        if operations:
+            self.transact(operations, "change the elements of table inet quantum", generation)
+
+    def transact(self, operations: list[tuple[int, int, bytes]], what: str, generation: bytes = b"") -> None:
+        """Do all operations (number, flags, attributes), or nothing. Raises: as commit(); `what` is said if the kernel refuses."""
         last = len(operations)
         body = [
             _request(operation, flags | (NLM_F_ACK if number == last else 0), number, payload)
@@ -131,7 +134,7 @@ class NftablesTable:
         begin = _batch(_BATCH_BEGIN, 0, attribute(_BATCH_GENERATION, generation) if generation else b"")
         replies = self._exchange(begin + b"".join(body) + _batch(_BATCH_END, last + 1))
         errors = [reply.error_number for reply in replies if reply.error_number]
-        _raise_first(errors, "change the elements of table inet quantum")
+        _raise_first(errors, what)
 
     def generation(self) -> bytes:
         """Return the number of the ruleset's generation, which every change raises, as the kernel writes it."""
@@ -255,7 +258,7 @@ class NftablesTable:
         )
 
     def chains(self) -> list[str]:
-        """List the chains of the table, for rebuilds."""
+        """List the chains of the table, for rebuilds and new parts."""
         of_all = self._dump(_request(_GETCHAIN, NLM_F_DUMP, 0, b""), "list the chains")
         parts = [dict(attributes(payload, _FAMILY_HEADER.size)) for payload in of_all]
         return [_name(part[_CHAIN_NAME]) for part in parts if part[_CHAIN_TABLE] == text(TABLE)]
@@ -271,7 +274,7 @@ class NftablesTable:
         ]
 
     def timeouts(self) -> list[str]:
-        """List the `ct timeout` objects, for rebuilds."""
+        """List the `ct timeout` objects, for rebuilds and new parts."""
         wanted = attribute(_OBJECT_TABLE, text(TABLE)) + attribute(_OBJECT_TYPE, _CT_TIMEOUT)
         parts = [
             dict(attributes(payload, _FAMILY_HEADER.size))

@@ -1,14 +1,13 @@
 """Table `inet quantum` as text: the sets, and the chains as they follow from the parts that the table has.
 
 Containers are elements and never add a rule. A part adds sets, chains, and rules in the core's chains. Adding a part rewrites the chains
-that change, in one transaction, so the order in which parts are added makes no difference.
+that change, in one transaction, so the order in which parts are added makes no difference. packaging/compile_rules.py translates what
+is written here for batch.py, which the first call after a boot takes in place of libnftables.
 """
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network, IPv6Network
-from typing import TYPE_CHECKING, NamedTuple
-
+from ...model.addresses import Address
 from .layout import (
     ADDRESS,
     BUCKET,
@@ -48,6 +47,7 @@ from .layout import (
     with_base,
 )
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
@@ -65,18 +65,38 @@ _ORIGINAL_PORT = "meta l4proto . ct original proto-dst"
 _WITH_PORTS = "meta l4proto { tcp, udp, sctp }"
 
 
-class Chain(NamedTuple):
+class Chain:
     """A chain. hook: its base chain declaration, empty for one that is jumped to. comment: why it is there."""
 
-    comment: str
-    rules: list[str]
-    hook: str = ""
+    __slots__ = ("comment", "hook", "rules")
+
+    def __init__(self, comment: str, rules: list[str], hook: str = "") -> None:
+        self.comment = comment
+        self.rules = rules
+        self.hook = hook
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Chain) and (self.declaration, self.rules) == (other.declaration, other.rules)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def declaration(self) -> str:
+        """The chain without its rules, as nft reads it."""
+        return f'\t\tcomment "{self.comment}"\n' + (f"\t\t{self.hook}\n" if self.hook else "")
 
 
 def parts_of(elements: Iterable[Element]) -> set[str]:
     """Return the parts that a table needs for these elements, the core included."""
     needed = {SETS[element.set_name].part for element in elements}
     return {CORE}.union(*map(with_base, needed))
+
+
+def present_parts(set_names: Iterable[str], *, has_timeout: bool) -> set[str]:
+    """Return the parts of a table with these sets. has_timeout: whether it has the default time-out, a part without a set."""
+    return (
+        {SETS[name].part for name in set_names} | {CORE} | ({timeout_part(DEFAULT_TIMEOUT_S)} if has_timeout else set())
+    )
 
 
 def default_parts() -> set[str]:
@@ -86,9 +106,9 @@ def default_parts() -> set[str]:
 
 def sets_of(parts: Collection[str]) -> list[SetLayout]:
     """Return the sets of these parts, in a fixed order."""
-    for number in _prefixes(parts, 4):
+    for number in prefixes_of(parts, 4):
         SETS[subnets_set(4, number)]
-    for number in _prefixes(parts, 6):
+    for number in prefixes_of(parts, 6):
         SETS[subnets_set(6, number)]
     for timeout_s in _timeouts(parts):
         for family in (4, 6) if timeout_s != DEFAULT_TIMEOUT_S else ():
@@ -106,7 +126,8 @@ def _with_ranges(parts: Collection[str], name: str) -> list[str]:
     return [named for named in (name, ranges_set(name)) if SETS[f"{named}6"].part in parts]
 
 
-def _prefixes(parts: Collection[str], family: int) -> list[int]:
+def prefixes_of(parts: Collection[str], family: int) -> list[int]:
+    """Return the prefix lengths among parts, the longest first."""
     start = f"prefix{family}_"
     return sorted((int(part.removeprefix(start)) for part in parts if part.startswith(start)), reverse=True)
 
@@ -269,7 +290,7 @@ def _return_path(parts: Collection[str], family: int) -> Chain:
         rules.append(f"ip6 saddr {IPV6_LOCALHOST_ALIAS} masquerade")
     rules += [
         f"{ip} daddr . ( {ip} saddr & {_mask(family, n)} ) @{subnets_set(family, n)} masquerade"
-        for n in _prefixes(parts, family)
+        for n in prefixes_of(parts, family)
     ]
     return Chain("replies of these clients would not come back through this host", rules)
 
@@ -278,7 +299,7 @@ def _outbound(parts: Collection[str], family: int) -> Chain:
     ip = _IP[family]
     rules = [
         f"{ip} saddr . ( {ip} daddr & {_mask(family, n)} ) @{subnets_set(family, n)} return"
-        for n in _prefixes(parts, family)
+        for n in prefixes_of(parts, family)
     ]
     rules += _unmasqueraded_destinations(parts, family)
     if VIA in parts:
@@ -299,7 +320,7 @@ def _unmasqueraded_destinations(parts: Collection[str], family: int) -> list[str
 def _outbound_network(parts: Collection[str], family: int) -> Chain:
     ip = _IP[family]
     rules = []
-    for number in _prefixes(parts, family):
+    for number in prefixes_of(parts, family):
         mask = _mask(family, number)
         rules.append(f"( {ip} saddr & {mask} ) . ( {ip} daddr & {mask} ) @{subnets_set(family, number)} return")
     rules += _unmasqueraded_destinations(parts, family)
@@ -363,9 +384,14 @@ def _localhost6(parts: Collection[str]) -> dict[str, Chain]:
     }
 
 
+def mask(family: int, length: int) -> Address:
+    """Return the netmask of a prefix length."""
+    bits = 32 if family == 4 else 128
+    return Address(family, ((1 << bits) - (1 << (bits - length))).to_bytes(bits // 8, "big"))
+
+
 def _mask(family: int, length: int) -> str:
-    network = IPv4Network((0, length)) if family == 4 else IPv6Network((0, length))
-    return str(network.netmask)
+    return str(mask(family, length))
 
 
 # nft needs the protocol by name, because the type of a map with buckets names one.
@@ -388,16 +414,20 @@ _POLICY_RULES = {
 }
 
 
-def policies_text(policies: Iterable[Policy], table: str = TABLE) -> list[str]:
+def policies_text(policies: list[Policy], table: str = TABLE) -> list[str]:
     """Return the nft commands that create the chains of policies, or rewrite them."""
-    wanted = {policy.chain: policy for policy in policies}
-    wanted |= {p.chain: p for p in (policy.unconditional for policy in policies) if p.kind in _POLICY_RULES}
+    written = policy_chains(policies)
     commands = []
-    for name in sorted(wanted):
+    for name in written:
         commands += [f"add chain inet {table} {name}", f"flush chain inet {table} {name}"]
-    for name, policy in sorted(wanted.items(), key=lambda entry: bool(entry[1].conditions)):
-        commands += [f"add rule inet {table} {name} {rule}" for rule in _policy_rules(policy)]
-    return commands
+    return commands + [f"add rule inet {table} {name} {rule}" for name, rules in written.items() for rule in rules]
+
+
+def policy_chains(policies: Iterable[Policy]) -> dict[str, list[str]]:
+    """Return the rules of the chains of policies, and of those that these continue to."""
+    wanted = {policy.chain: policy for policy in policies}
+    wanted |= {p.chain: p for p in [policy.unconditional for policy in wanted.values()] if p.kind in _POLICY_RULES}
+    return {name: _policy_rules(wanted[name]) for name in sorted(wanted)}
 
 
 def _policy_rules(policy: Policy) -> list[str]:
@@ -419,19 +449,36 @@ def table_text(
     kept: the names of time-outs that the table has already.
     """
     comment = f' comment "boot {boot_id}"' if boot_id else ""
-    version = (
-        f"\tset {LAYOUT_SET} {{ type inet_service; flags constant; elements = {{ {LAYOUT}{comment} }}; "
-        'comment "the version of this table, for programs that are older or newer, and the boot that it is of"; }\n'
-    )
+    version = layout_declaration(f"elements = {{ {LAYOUT}{comment} }}; ")
     flags = "\tflags owner;\n" if is_owned else ""
     return f"table inet {name} {{\n{flags}{_body(parts, version, kept)}}}\n"
 
 
+def layout_declaration(elements: str = "") -> str:
+    """Return the set whose only element is the version."""
+    return (
+        f"\tset {LAYOUT_SET} {{ type inet_service; flags constant; {elements}"
+        'comment "the version of this table, for programs that are older or newer, and the boot that it is of"; }\n'
+    )
+
+
 def _body(parts: Collection[str], first: str, kept: Collection[str]) -> str:
-    declared = "".join(map(_declare, sets_of(parts)))
     written = "".join(_chain_text(name, chain) for name, chain in chains(parts).items())
-    timeouts = "".join(_timeout(t) for t in _timeouts(parts) if _timeout_name(t) not in kept)
-    return timeouts + first + declared + written
+    return "".join((*timeouts_of(parts, kept), first, *declarations_of(parts), written))
+
+
+def timeouts_of(parts: Collection[str], kept: Collection[str] = ()) -> list[str]:
+    """Return the declarations of time-outs. kept: the names of those that the table has already."""
+    return [
+        f"\tct timeout {_timeout_name(timeout_s)} {{ protocol tcp; policy = {{ established : {timeout_s} }}; }}\n"
+        for timeout_s in _timeouts(parts)
+        if _timeout_name(timeout_s) not in kept
+    ]
+
+
+def declarations_of(parts: Collection[str]) -> list[str]:
+    """Return the declarations of sets and maps."""
+    return [_declare(layout) for layout in sets_of(parts)]
 
 
 def extension_text(present: Collection[str], wanted: Collection[str], kept: Collection[str] = ()) -> list[str]:
@@ -439,25 +486,29 @@ def extension_text(present: Collection[str], wanted: Collection[str], kept: Coll
 
     kept: the names of time-outs that the table has already, in use by a part or not.
     """
-    before, after = chains(present), chains(wanted)
-    changed = {name: chain for name, chain in after.items() if before.get(name) != chain}
-    known = {layout.name for layout in sets_of(present)}
-    sets = "".join(_declare(layout) for layout in sets_of(wanted) if layout.name not in known)
-    held = {*kept, *map(_timeout_name, _timeouts(present))}
-    timeouts = "".join(_timeout(t) for t in _timeouts(wanted) if _timeout_name(t) not in held)
+    before = chains(present)
+    changed = changed_chains(present, wanted)
+    declared = without(timeouts_of(wanted, kept), timeouts_of(present))
+    declared += without(declarations_of(wanted), declarations_of(present))
     flushes = [f"flush chain inet {TABLE} {name}" for name in changed if name in before]
     written = "".join(_chain_text(name, chain) for name, chain in changed.items())
-    return [*flushes, f"table inet {TABLE} {{\n{timeouts}{sets}{written}}}\n"]
+    return [*flushes, f"table inet {TABLE} {{\n{''.join(declared)}{written}}}\n"]
+
+
+def changed_chains(present: Collection[str], wanted: Collection[str]) -> dict[str, Chain]:
+    """Return the chains that are new or have other rules when a table with some parts gets others."""
+    before = chains(present)
+    return {name: chain for name, chain in chains(wanted).items() if before.get(name) != chain}
+
+
+def without(declarations: list[str], known: list[str]) -> list[str]:
+    """Return the declarations that are not known, in their order."""
+    return [declaration for declaration in declarations if declaration not in known]
 
 
 def _chain_text(name: str, chain: Chain) -> str:
-    hook = f"\t\t{chain.hook}\n" if chain.hook else ""
     rules = "".join(f"\t\t{rule}\n" for rule in chain.rules)
-    return f'\tchain {name} {{\n\t\tcomment "{chain.comment}"\n{hook}{rules}\t}}\n'
-
-
-def _timeout(timeout_s: int) -> str:
-    return f"\tct timeout {_timeout_name(timeout_s)} {{ protocol tcp; policy = {{ established : {timeout_s} }}; }}\n"
+    return f"\tchain {name} {{\n{chain.declaration}{rules}\t}}\n"
 
 
 def _declare(layout: SetLayout) -> str:

@@ -138,11 +138,11 @@ configuration = {"stateDir": sys.argv[1], "masquerade": sys.argv[2], "prevResult
 state = state_of(configuration)
 state.lock()
 settings = read_settings(configuration, state, "net", print)
-print(settings.masquerade, "pydantic" in sys.modules)
+print(settings.masquerade, "cni_quantum_nat.cni.ordinary" in sys.modules)
 """
 
 
-def test_an_unchanged_configuration_is_not_validated_again(tmp_path: Path) -> None:
+def test_an_unchanged_configuration_is_not_checked_again(tmp_path: Path) -> None:
     def read(masquerade: str, result: str) -> str:
         line = [sys.executable, "-c", READ_SETTINGS, str(tmp_path / "state"), masquerade, result]
         return subprocess.run(line, check=True, capture_output=True, text=True).stdout.strip()
