@@ -13,6 +13,11 @@ sys.frozen = True
 import pyimod02_importers  # noqa: E402 - it looks at these
 
 pyimod02_importers.install()
+if b"QUANTUM_NAT_CHILD" in posix.environ:
+    from cni_quantum_nat.backends.nftables.programs import run_as_child
+
+    run_as_child()
+    sys.exit()
 is_call = b"CNI_COMMAND" in posix.environ
 if is_call:
     import gc

@@ -40,6 +40,7 @@ class Release:
         self.keeper = subprocess.Popen(line, stdout=subprocess.PIPE)
         assert self.keeper.stdout is not None
         assert self.keeper.stdout.readline() == b"\n"
+        self.descriptors: tuple[int, ...] = ()  # what is inherited beside the standard ones
         self.namespaces = ["nsenter", f"--target={self.keeper.pid}", "--net", "--mount"]
         self.program = "/opt/quantum-nat" if is_alone else str(root / "opt/quantum-nat")
         self._enter = [*self.namespaces, *(["chroot", str(root)] if is_alone else [])]
@@ -64,6 +65,7 @@ class Release:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            pass_fds=self.descriptors,
             text=True,
         )
 

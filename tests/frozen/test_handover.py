@@ -5,8 +5,10 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import resource
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,26 @@ def test_the_first_add_of_all_needs_no_full_program(release: Release) -> None:
     seen = watch(release)
     succeeds(release.call("ADD"))
     assert not (seen / "arguments").exists()
+
+
+def test_many_inherited_descriptors_are_no_reason_to_fail(alone: Release) -> None:
+    """libnftables' select(2) would end the process. Its child there is the full program again, which has no Python beside it."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (4096, before[1]))
+    with ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, before)
+        opened = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
+        for descriptor in opened:
+            stack.callback(os.close, descriptor)
+        alone.descriptors = tuple(range(3, opened[-1] + 1))  # without a gap
+        answer = succeeds(alone.call("ADD", **FOR_LIBNFTABLES))
+        subprocess.run([*alone.namespaces, "nft", "flush", "chain", "inet", "quantum", "published"], check=True)
+        succeeds(alone.operate("reconcile", "--json"))
+        succeeds(alone.call("CHECK", prevResult=json.loads(answer), **FOR_LIBNFTABLES))
+    listed = subprocess.run(
+        [*alone.namespaces, "nft", "list", "table", "inet", "quantum"], check=True, capture_output=True, text=True
+    )
+    assert "established_7200" in listed.stdout
 
 
 def test_nobody_comes_in_between_though_many_wait(release: Release) -> None:

@@ -26,13 +26,12 @@ if TYPE_CHECKING:
 _COVER = f"{TABLE}_cover"
 _REHEARSAL = f"{TABLE}_rehearsal"
 _FD_SETSIZE, _DESCRIPTORS_OF_LIBNFTABLES = 1024, 8
+_IS_CHILD = "QUANTUM_NAT_CHILD"
 _CHILD = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])
-from cni_quantum_nat.backends.nftables.programs import open_libnftables
-nft = open_libnftables()
-nft.set_json_output(sys.argv[2] == "1")
-print(json.dumps(nft.cmd(sys.stdin.read())))
+from cni_quantum_nat.backends.nftables.programs import run_as_child
+run_as_child()
 """
 _NFPROTO = {4: "ipv4", 6: "ipv6"}
 
@@ -187,12 +186,16 @@ def _is_crowded() -> bool:
 
 def _run_in_child(text: str, *, as_json: bool) -> tuple[int, str, str]:
     """Run commands in a process with few descriptors: a program that uses the Python API may have thousands."""
-    import subprocess  # rare: only a program with that many descriptors
+    import os  # rare: only a program with that many descriptors
+    import subprocess
 
+    # The release has no Python beside it: it is started again, and goes by the variable (packaging/launcher/full.py). That is no runtime's call.
+    environment = {name: value for name, value in os.environ.items() if name != "CNI_COMMAND"} | {_IS_CHILD: "1"}
     # It holds the lock too: when this process is killed, nobody else may begin before the child has ended.
     done = subprocess.run(
-        [sys.executable, "-c", _CHILD, json.dumps(sys.path), str(int(as_json))],
-        input=text,
+        [sys.executable, "-c", _CHILD, json.dumps(sys.path)],
+        env=environment,
+        input=json.dumps([text, as_json]),
         capture_output=True,
         text=True,
         check=False,
@@ -202,6 +205,14 @@ def _run_in_child(text: str, *, as_json: bool) -> tuple[int, str, str]:
         return 1, "", done.stderr
     status, output, error = json.loads(done.stdout)
     return status, output, error
+
+
+def run_as_child() -> None:
+    """Do what _run_in_child() asks for on standard input, and answer on standard output."""
+    text, as_json = json.loads(sys.stdin.read())
+    nft = open_libnftables()
+    nft.set_json_output(as_json)
+    sys.stdout.write(json.dumps(nft.cmd(text)))
 
 
 def open_libnftables() -> Nftables:
