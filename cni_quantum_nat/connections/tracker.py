@@ -23,7 +23,17 @@ from __future__ import annotations
 from _struct import Struct
 from errno import EINVAL, ENOENT
 
-from ..kernel.netlink import NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkSocket, attribute, attributes, message, nested
+from ..kernel.netlink import (
+    NLM_F_ACK,
+    NLM_F_DUMP,
+    NLM_F_REQUEST,
+    NetlinkSocket,
+    attribute,
+    attributes,
+    decoding,
+    message,
+    nested,
+)
 from ..kernel.routes import local_addresses
 from ..kernel.sysctls import read_number
 from ..model.addresses import Address
@@ -61,6 +71,7 @@ _DELETES_PER_REQUEST = 64
 # Where the kernel puts destination address and port of the original tuple: it comes first, with source and destination, then
 # protocol, source port and destination port. Two bytes of type are before each.
 _TARGET_AT = {4: (24, 52), 6: (36, 76)}
+_SHORTEST_BYTES = 78  # of a message with a flow: both tuples, also those of IPv4, take more than the first one of IPv6
 _COUNT = "/proc/sys/net/netfilter/nf_conntrack_count"
 
 
@@ -97,14 +108,16 @@ class Selection:
 class Flow:
     """A tracked connection: its tuples, its status, and the attributes that identify it in a delete request."""
 
-    __slots__ = ("_family", "_parts")
+    __slots__ = ("_family", "_parts", "_tuples")
 
     def __init__(self, payload: bytes) -> None:
-        self._family = 4 if payload[0] == _FAMILIES[4] else 6
-        self._parts = dict(attributes(payload, _FAMILY_HEADER.size))
+        with decoding:
+            self._family = 4 if payload[0] == _FAMILIES[4] else 6
+            self._parts = dict(attributes(payload, _FAMILY_HEADER.size))
+            self._tuples = {side: dict(attributes(self._parts[side])) for side in (_ORIGINAL, _REPLY)}
 
     def _field(self, direction: int, part: int, kind: int) -> bytes:
-        return dict(attributes(dict(attributes(self._parts[direction])).get(part, b""))).get(kind, b"")
+        return dict(attributes(self._tuples[direction].get(part, b""))).get(kind, b"")
 
     @property
     def sources(self) -> tuple[Address, Address]:
@@ -115,7 +128,7 @@ class Flow:
     @property
     def protocol(self) -> int:
         """The protocol number."""
-        return self._field(_ORIGINAL, _TUPLE_PROTO, _PROTOCOL)[0]
+        return int.from_bytes(self._field(_ORIGINAL, _TUPLE_PROTO, _PROTOCOL), "big")
 
     @property
     def target(self) -> tuple[Address, int]:
@@ -322,7 +335,9 @@ class Targets:
         return self.has(*flow.target) and not (self.ports.get(flow.target) and flow.is_translated)
 
     def may_be_of(self, payload: bytes) -> bool:
-        """Whether a flow, not decoded yet, goes to one of them. True if the attributes are in an unusual order."""
+        """Whether a flow, not decoded yet, goes to one of them. True if it is not at its usual place."""
+        if len(payload) < _SHORTEST_BYTES:
+            return True
         family = 4 if payload[0] == _FAMILIES[4] else 6
         address, port = _TARGET_AT[family]
         if payload[address - 2] != _DESTINATION[family] or payload[port - 2] != _DESTINATION_PORT:

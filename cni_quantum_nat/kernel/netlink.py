@@ -1,5 +1,7 @@
 """Netlink framing (linux/netlink.h): messages, attributes, requests and dumps, whatever their content.
 
+Replies are checked, not believed: one that cannot be read is OSError(EBADMSG), for its framing here, and for its content where
+decoders work in `with decoding`. One that is missing is OSError(EAGAIN): nothing waits for it.
 A pod's start waits for this module.
 """
 
@@ -17,11 +19,13 @@ from _socket import (
     socketpair,
 )
 from _struct import Struct
-from errno import EPERM
+from _struct import error as struct_error  # type: ignore[attr-defined]  # typeshed has it in struct alone
+from errno import EAGAIN, EBADMSG, EINTR, ENOBUFS, EPERM
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import TracebackType
 
 NLM_F_REQUEST = 0x1
 NLM_F_ACK = 0x4
@@ -31,6 +35,7 @@ NLM_F_DUMP = 0x300
 
 _NLMSG_ERROR = 2
 _NLMSG_DONE = 3
+_NLM_F_DUMP_INTR = 0x10
 _NLA_F_NESTED = 0x8000
 _NLA_TYPE_MASK = 0x3FFF
 
@@ -51,6 +56,7 @@ _SMALL_REQUEST_BYTES = 12_000
 _RECEIVE_BYTES = 1 << 17
 # Enough for one error for each message of a transaction: the kernel charges about 1 KiB each.
 _BUFFER_BYTES_PER_BYTE_SENT = 16
+_DUMPS_AT_MOST = 8
 
 
 def message(kind: int, flags: int, sequence: int, payload: bytes) -> bytes:
@@ -72,22 +78,50 @@ def attributes(payload: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
     """Yield (type, payload) of the attributes from `offset` on."""
     while offset + _ATTRIBUTE.size <= len(payload):
         length, kind = _ATTRIBUTE.unpack_from(payload, offset)
+        if not _ATTRIBUTE.size <= length <= len(payload) - offset:
+            raise _unreadable(f"an attribute of {length} bytes, with {len(payload) - offset} left")
         yield kind & _NLA_TYPE_MASK, payload[offset + _ATTRIBUTE.size : offset + length]
         offset += (length + 3) & ~3
 
 
+def _unreadable(what: str) -> OSError:
+    return OSError(EBADMSG, f"the kernel's reply over netlink cannot be read: {what}")
+
+
+class _Decoding:
+    """In `with`: what a decoder finds missing or too short in a reply is OSError(EBADMSG)."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> None:
+        if isinstance(error, (struct_error, LookupError, ValueError)):
+            raise _unreadable(f"{type(error).__name__}: {error}") from error
+
+
+decoding = _Decoding()
+
+
 class Reply:
-    """A message from the kernel. `error_number` is a positive errno if it reports a failure, else 0."""
+    """A message from the kernel. `error_number` is a positive errno if it reports a failure, else 0.
 
-    __slots__ = ("error_number", "is_done", "kind", "payload", "sequence")
+    is_interrupted: the dump that it belongs to may be inconsistent, since something changed meanwhile.
+    """
 
-    def __init__(self, kind: int, sequence: int, payload: bytes) -> None:
+    __slots__ = ("error_number", "is_done", "is_interrupted", "kind", "payload", "sequence")
+
+    def __init__(self, kind: int, flags: int, sequence: int, payload: bytes) -> None:
         self.kind = kind
+        self.is_interrupted = flags & _NLM_F_DUMP_INTR
         self.sequence = sequence
         self.payload = payload
         self.is_done = kind == _NLMSG_DONE
         self.error_number = 0
-        if kind == _NLMSG_ERROR or (self.is_done and len(payload) >= _ERROR_NUMBER.size):
+        if kind == _NLMSG_ERROR or (self.is_done and payload):
+            if len(payload) < _ERROR_NUMBER.size:
+                raise _unreadable(f"an error number of {len(payload)} bytes")
             self.error_number = -_ERROR_NUMBER.unpack_from(payload)[0]
 
     @property
@@ -100,8 +134,10 @@ def replies(datagram: bytes) -> Iterator[Reply]:
     """Yield the messages of one datagram from the kernel."""
     offset = 0
     while offset + _HEADER.size <= len(datagram):
-        length, kind, _, sequence, _ = _HEADER.unpack_from(datagram, offset)
-        yield Reply(kind, sequence, datagram[offset + _HEADER.size : offset + length])
+        length, kind, flags, sequence, _ = _HEADER.unpack_from(datagram, offset)
+        if not _HEADER.size <= length <= len(datagram) - offset:
+            raise _unreadable(f"a message of {length} bytes, with {len(datagram) - offset} left")
+        yield Reply(kind, flags, sequence, datagram[offset + _HEADER.size : offset + length])
         offset += (length + 3) & ~3
 
 
@@ -136,8 +172,12 @@ class NetlinkSocket:
             except BlockingIOError:
                 refused_all = received and received[0].error_number == EPERM  # one reply, however many messages
                 if len(received) < at_least and not refused_all:
-                    raise
+                    raise OSError(EAGAIN, f"only {len(received)} of {at_least} replies came over netlink") from None
                 return received
+            except OSError as error:
+                # More errors than the buffer holds, where it could not be enlarged: those that it holds are still to be read.
+                if error.errno != ENOBUFS:
+                    raise
 
     def _enlarge(self, forced: int, option: int, size: int) -> None:
         """Enlarge a buffer; without the right to in the initial user namespace, as far as net.core allows."""
@@ -147,15 +187,47 @@ class NetlinkSocket:
             self._socket.setsockopt(SOL_SOCKET, option, size)
 
     def dump(self, request: bytes) -> Iterator[Reply]:
-        """Request a dump and yield its messages; a failure is a Reply with `error_number`."""
+        """Request a dump and yield its messages; a failure is a Reply with `error_number`.
+
+        The kernel makes the first part before send() returns, and each next one before recv() does: an empty queue is no reason to
+        wait, but a dump without an end.
+
+        Raises:
+            OSError: EINTR if something changed meanwhile, so that there may be less, or the same twice. Only the whole dump tells.
+        """
+        sequence = _HEADER.unpack_from(request)[3]
+        is_interrupted = 0
         self._socket.send(request)
         while True:
-            for reply in replies(self._socket.recv(_RECEIVE_BYTES)):
+            try:
+                datagram = self._socket.recv(_RECEIVE_BYTES, _MSG_DONTWAIT)
+            except BlockingIOError:
+                raise OSError(EAGAIN, "a list that comes over netlink has no end") from None
+            for reply in replies(datagram):
+                if reply.sequence != sequence:
+                    raise _unreadable(f"it answers request {reply.sequence}, not {sequence}")
+                is_interrupted |= reply.is_interrupted
                 if reply.error_number:
                     yield reply
-                if reply.is_done or reply.error_number:
+                    return
+                if reply.is_done:
+                    if is_interrupted:
+                        raise OSError(EINTR, "what was listed changed meanwhile")
                     return
                 yield reply
+
+    def dump_unchanged(self, request: bytes) -> list[Reply]:
+        """Dump until nothing changes meanwhile: each change is short, and the kernel tells of those to other objects too.
+
+        Raises:
+            OSError: EINTR if something changed each time.
+        """
+        for _ in range(_DUMPS_AT_MOST - 1):
+            try:
+                return list(self.dump(request))
+            except InterruptedError:
+                pass
+        return list(self.dump(request))
 
     def close(self) -> None:
         self._socket.close()

@@ -21,6 +21,7 @@ from .netlink import (
     NetlinkSocket,
     attribute,
     attributes,
+    decoding,
     message,
 )
 
@@ -56,7 +57,8 @@ def interface_towards(address: Address) -> str:
         for reply in netlink.exchange(request):
             index = dict(attributes(reply.payload, _ROUTE_HEADER.size)).get(_RTA_OIF) if reply.is_answer else None
             if index:
-                return if_indextoname(_INDEX.unpack(index)[0])
+                with decoding:
+                    return if_indextoname(_INDEX.unpack(index)[0])
     finally:
         netlink.close()
     raise CniError(
@@ -125,18 +127,19 @@ def _route_request(address: Address, flags: int, sequence: int) -> bytes:
 
 
 def _read_route(payload: bytes, netlink: NetlinkSocket) -> _Route:
-    _, prefix_length, _, _, _, _, _, kind, _ = _ROUTE_HEADER.unpack_from(payload)
-    parts = dict(attributes(payload, _ROUTE_HEADER.size))
-    interfaces: list[int] = []
-    if kind != _TYPE_UNICAST:
-        pass
-    elif _RTA_OIF in parts:
-        interfaces = [_INDEX.unpack(parts[_RTA_OIF])[0]]
-    elif _RTA_MULTIPATH in parts:
-        interfaces = list(_next_hops(parts[_RTA_MULTIPATH]))
-    elif _RTA_NH_ID in parts:  # net.ipv4.nexthop_compat_mode is 0
-        interfaces = _next_hop_object(_INDEX.unpack(parts[_RTA_NH_ID])[0], netlink)
-    return _Route(prefix_length, interfaces)
+    with decoding:
+        _, prefix_length, _, _, _, _, _, kind, _ = _ROUTE_HEADER.unpack_from(payload)
+        parts = dict(attributes(payload, _ROUTE_HEADER.size))
+        interfaces: list[int] = []
+        if kind != _TYPE_UNICAST:
+            pass
+        elif _RTA_OIF in parts:
+            interfaces = [_INDEX.unpack(parts[_RTA_OIF])[0]]
+        elif _RTA_MULTIPATH in parts:
+            interfaces = list(_next_hops(parts[_RTA_MULTIPATH]))
+        elif _RTA_NH_ID in parts:  # net.ipv4.nexthop_compat_mode is 0
+            interfaces = _next_hop_object(_INDEX.unpack(parts[_RTA_NH_ID])[0], netlink)
+        return _Route(prefix_length, interfaces)
 
 
 def _next_hops(payload: bytes) -> Iterator[int]:
@@ -144,6 +147,8 @@ def _next_hops(payload: bytes) -> Iterator[int]:
     offset = 0
     while offset + _NEXT_HOP.size <= len(payload):
         length, _, _, index = _NEXT_HOP.unpack_from(payload, offset)
+        if length < _NEXT_HOP.size:
+            raise ValueError(f"a next hop of {length} bytes")
         yield index
         offset += (length + 3) & ~3
 
@@ -170,11 +175,13 @@ def local_addresses(families: set[int]) -> list[Address]:
     try:
         for family in sorted(families):
             header = _ADDRESS_HEADER.pack(_FAMILIES[family], 0, 0, 0, 0)
-            for reply in netlink.dump(message(_GETADDR, NLM_F_REQUEST | NLM_F_DUMP, 1, header)):
+            for reply in netlink.dump_unchanged(message(_GETADDR, NLM_F_REQUEST | NLM_F_DUMP, 1, header)):
+                if reply.error_number:
+                    continue
                 parts = dict(attributes(reply.payload, _ADDRESS_HEADER.size))
                 # On point-to-point interfaces IFA_ADDRESS is the peer's; on others IPv6 has no IFA_LOCAL.
                 packed = parts.get(_IFA_LOCAL) or parts.get(_IFA_ADDRESS)
-                if not reply.error_number and packed:
+                if packed:
                     found.append(Address(family, packed))
     finally:
         netlink.close()

@@ -72,10 +72,10 @@ class HostPortConflict(CniError):
 class KernelRefused(CniError):
     """nf_tables or the routing code returned an error that the plugin cannot handle."""
 
-    def __init__(self, what: str, error_number: int, details: str = "") -> None:
+    def __init__(self, what: str, error_number: int, details: str = "", reason: str | None = None) -> None:
         from posix import strerror
 
-        super().__init__(KERNEL_REFUSED, f"the kernel refused to {what}: {strerror(error_number)}", details)
+        super().__init__(KERNEL_REFUSED, f"the kernel refused to {what}: {reason or strerror(error_number)}", details)
         self.error_number = error_number
 
 

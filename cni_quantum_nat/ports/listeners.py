@@ -10,7 +10,7 @@ from __future__ import annotations
 from _struct import Struct
 from errno import EAFNOSUPPORT, EINVAL, ENOENT, EPROTONOSUPPORT
 
-from ..kernel.netlink import NLM_F_DUMP, NLM_F_REQUEST, NetlinkSocket, attribute, attributes, message
+from ..kernel.netlink import NLM_F_DUMP, NLM_F_REQUEST, NetlinkSocket, attribute, attributes, decoding, message
 from ..kernel.stderr import warn
 from ..model.addresses import Address
 from ..model.attachments import PROTOCOLS
@@ -113,7 +113,8 @@ def _ports_between(first: int, last: int) -> bytes:
 
 
 def _listener(family: int, payload: bytes) -> Listener:
-    fields = _MESSAGE.unpack_from(payload)
+    with decoding:
+        fields = _MESSAGE.unpack_from(payload)
     port, packed, inode = int.from_bytes(fields[4], "big"), fields[6], fields[14]
     if family == 4:
         packed = packed[:4]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from _struct import Struct
 
-from ...kernel.netlink import attribute, attributes, nested
+from ...kernel.netlink import attribute, attributes, decoding, nested
 from ...model.addresses import Address, Subnet
 from ...model.attachments import PROTOCOL_NAMES, PROTOCOLS
 from ...model.units import PortRange
@@ -80,7 +80,8 @@ def layout_change(version: int, comment: str | None) -> bytes:
 def layouts_in(payload: bytes) -> Iterator[tuple[int, str]]:
     """Yield version and comment of the elements in a message that lists the table's version."""
     for parts in _listed_in(payload):
-        version = int.from_bytes(dict(attributes(parts[_ELEMENT_KEY]))[_DATA_VALUE][:2], "big")
+        with decoding:
+            version = int.from_bytes(dict(attributes(parts[_ELEMENT_KEY]))[_DATA_VALUE][:2], "big")
         yield version, _comment_of(parts.get(_ELEMENT_USERDATA, b""))
 
 
@@ -105,16 +106,16 @@ def elements_in(payload: bytes, set_name: str, ends: list[bytes] | None = None) 
     """Yield the elements in a message's attributes. Elements that only end an interval go into `ends`, as addresses."""
     layout = SETS[set_name]
     for parts in _listed_in(payload):
-        if _is_end(parts):
-            if ends is not None:
-                ends.append(dict(attributes(parts[_ELEMENT_KEY]))[_DATA_VALUE])
-            continue
-        first = dict(attributes(parts[_ELEMENT_KEY]))[_DATA_VALUE]
-        last = dict(attributes(parts.get(_ELEMENT_KEY_END, b""))).get(_DATA_VALUE, first)
-        data = _decode_data(layout, parts[_ELEMENT_DATA]) if layout.data and _ELEMENT_DATA in parts else ()
-        element = Element(
-            set_name, _decode(layout, layout.key, first, last), data, _comment_of(parts.get(_ELEMENT_USERDATA, b""))
-        )
+        with decoding:
+            first = dict(attributes(parts[_ELEMENT_KEY]))[_DATA_VALUE]
+            if _is_end(parts):
+                if ends is not None:
+                    ends.append(first)
+                continue
+            last = dict(attributes(parts.get(_ELEMENT_KEY_END, b""))).get(_DATA_VALUE, first)
+            key = _decode(layout, layout.key, first, last)
+            data = _decode_data(layout, parts[_ELEMENT_DATA]) if layout.data and _ELEMENT_DATA in parts else ()
+        element = Element(set_name, key, data, _comment_of(parts.get(_ELEMENT_USERDATA, b"")))
         element.flows = _packets_of(parts.get(_ELEMENT_EXPRESSION, b""))
         yield element
 
@@ -126,7 +127,9 @@ def counts_in(payload: bytes) -> Iterator[tuple[bytes, str, int]]:
     """
     for parts in _listed_in(payload):
         flows = _packets_of(parts.get(_ELEMENT_EXPRESSION, b""))
-        yield parts[_ELEMENT_KEY], _comment_of(parts.get(_ELEMENT_USERDATA, b"")), flows
+        with decoding:
+            key = parts[_ELEMENT_KEY]
+        yield key, _comment_of(parts.get(_ELEMENT_USERDATA, b"")), flows
 
 
 def _listed_in(payload: bytes) -> Iterator[dict[int, bytes]]:
@@ -200,6 +203,8 @@ def _decode(layout: SetLayout, kinds: tuple[str, ...], first: bytes, last: bytes
     fields, offset = [], 0
     for kind in kinds:
         end = offset + _WIDTHS.get(kind, 4 if layout.family == 4 else 16)
+        if end > min(len(first), len(last)):
+            raise ValueError(f"{len(first)} and {len(last)} bytes, of which {kind} should end at {end}")
         fields.append(_decode_field(layout.family, kind, first[offset:end], last[offset:end]))
         offset = end
     return tuple(fields)

@@ -19,6 +19,7 @@ from ...kernel.netlink import (
     NetlinkSocket,
     attribute,
     attributes,
+    decoding,
     message,
 )
 from ...model.errors import NEWER_VERSION, NOT_AVAILABLE, AlreadyThere, CniError, HasChanged, KernelRefused, NotThere
@@ -138,11 +139,11 @@ class NftablesTable:
 
     def generation(self) -> bytes:
         """Return the number of the ruleset's generation, which every change raises, as the kernel writes it."""
-        for reply in self._exchange(_request(_GETGEN, 0, 1, b"", family=0)):
-            if reply.error_number:
-                raise KernelRefused("tell the generation of the ruleset", reply.error_number)
+        reply = self._exchange(_request(_GETGEN, 0, 1, b"", family=0))[0]
+        if reply.error_number:
+            raise KernelRefused("tell the generation of the ruleset", reply.error_number)
+        with decoding:
             return dict(attributes(reply.payload, _FAMILY_HEADER.size))[_GENERATION_NUMBER]
-        raise KernelRefused("tell the generation of the ruleset", 0)
 
     def find(self, elements: list[Element]) -> list[Element | None]:
         """Return the kernel's element for the key of each element, None if there is none. CniError(108) for a newer table."""
@@ -158,7 +159,9 @@ class NftablesTable:
                 if reply.sequence == _LAYOUT_SEQUENCE:
                     self._note_layout(reply)
                 elif reply.is_answer:
-                    found[reply.sequence] = self._answer(reply, elements[reply.sequence])
+                    with decoding:
+                        asked = elements[reply.sequence]
+                    found[reply.sequence] = self._answer(reply, asked)
                 elif reply.error_number not in (0, ENOENT):
                     raise KernelRefused("look up an element of table inet quantum", reply.error_number)
         return found
@@ -243,7 +246,8 @@ class NftablesTable:
         request = _request(_GETSET, NLM_F_DUMP, 0, attribute(_SET_TABLE, text(TABLE)))
         names = []
         for payload in self._dump(request, "list the sets"):
-            name = dict(attributes(payload, _FAMILY_HEADER.size))[_SET_NAME].rstrip(b"\0").decode()
+            with decoding:
+                name = _name(dict(attributes(payload, _FAMILY_HEADER.size))[_SET_NAME])
             if is_set(name):
                 names.append(name)
         return sorted(names)
@@ -261,17 +265,19 @@ class NftablesTable:
         """List the chains of the table, for rebuilds and new parts."""
         of_all = self._dump(_request(_GETCHAIN, NLM_F_DUMP, 0, b""), "list the chains")
         parts = [dict(attributes(payload, _FAMILY_HEADER.size)) for payload in of_all]
-        return [_name(part[_CHAIN_NAME]) for part in parts if part[_CHAIN_TABLE] == text(TABLE)]
+        with decoding:
+            return [_name(part[_CHAIN_NAME]) for part in parts if part[_CHAIN_TABLE] == text(TABLE)]
 
     def maps_and_sets(self) -> list[str]:
         """List the named maps and sets, also those that this program does not know, for rebuilds."""
         request = _request(_GETSET, NLM_F_DUMP, 0, attribute(_SET_TABLE, text(TABLE)))
         parts = [dict(attributes(payload, _FAMILY_HEADER.size)) for payload in self._dump(request, "list the sets")]
-        return [
-            _name(part[_SET_NAME])
-            for part in parts
-            if not int.from_bytes(part.get(_SET_FLAGS, b""), "big") & _SET_ANONYMOUS
-        ]
+        with decoding:
+            return [
+                _name(part[_SET_NAME])
+                for part in parts
+                if not int.from_bytes(part.get(_SET_FLAGS, b""), "big") & _SET_ANONYMOUS
+            ]
 
     def timeouts(self) -> list[str]:
         """List the `ct timeout` objects, for rebuilds and new parts."""
@@ -280,7 +286,8 @@ class NftablesTable:
             dict(attributes(payload, _FAMILY_HEADER.size))
             for payload in self._dump(_request(_GETOBJ, NLM_F_DUMP, 0, wanted), "list the time-outs")
         ]
-        return [_name(part[_OBJECT_NAME]) for part in parts]
+        with decoding:
+            return [_name(part[_OBJECT_NAME]) for part in parts]
 
     def owned_elements(self) -> list[Element]:
         """List all elements of all sets. Not for ADD, DEL or CHECK."""
@@ -325,7 +332,7 @@ class NftablesTable:
     def _dump(self, request: bytes, what: str) -> Iterator[bytes]:
         """Yield the messages of a listing; nothing if the object does not exist."""
         try:
-            for reply in self._open().dump(request):
+            for reply in self._open().dump_unchanged(request):
                 if reply.error_number == ENOENT:
                     return
                 if reply.error_number:
@@ -333,7 +340,7 @@ class NftablesTable:
                 yield reply.payload
         except OSError as error:
             self.close()  # drops the unread rest
-            raise KernelRefused(what, error.errno or 0) from error
+            raise KernelRefused(what, error.errno or 0, reason=error.strerror) from error
 
     def comment_of(self, element: Element) -> str:
         """Return the comment that names an element's owner."""
@@ -377,7 +384,7 @@ class NftablesTable:
             return self._open().exchange(messages, at_least)
         except OSError as error:
             self.close()
-            raise KernelRefused("take an nf_tables request", error.errno or 0) from error
+            raise KernelRefused("take an nf_tables request", error.errno or 0, reason=error.strerror) from error
 
 
 _LAYOUT_REQUEST = _request(_GETSETELEM, 0, _LAYOUT_SEQUENCE, look_up_layout(LAYOUT))

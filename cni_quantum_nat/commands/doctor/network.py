@@ -108,7 +108,7 @@ class Routing:
 def _dump(kind: int, request: bytes, what: str) -> Iterator[bytes]:
     netlink = NetlinkSocket(_NETLINK_ROUTE)
     try:
-        for reply in netlink.dump(message(kind, NLM_F_REQUEST | NLM_F_DUMP, 1, request)):
+        for reply in netlink.dump_unchanged(message(kind, NLM_F_REQUEST | NLM_F_DUMP, 1, request)):
             if reply.error_number:
                 raise KernelRefused(f"list {what}", reply.error_number)
             yield reply.payload

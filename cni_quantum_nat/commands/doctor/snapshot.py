@@ -117,7 +117,7 @@ def list_tables() -> list[tuple[str, str, bool]]:
     """
     dump = NetlinkSocket(_NETLINK_NETFILTER)
     try:
-        replies = list(dump.dump(message(_GETTABLE, NLM_F_REQUEST | NLM_F_DUMP, 1, bytes(4))))
+        replies = dump.dump_unchanged(message(_GETTABLE, NLM_F_REQUEST | NLM_F_DUMP, 1, bytes(4)))
     except OSError as error:
         raise CniError(KERNEL_REFUSED, f"cannot list tables: {error.strerror}", "Run it as root.") from error
     finally:
