@@ -62,13 +62,18 @@ def call(loader, arguments):
 
 
 def hand_on(needed):
-    """Let the program that comes in this one's place have the request on its standard input, and the lock."""
-    request = posix.memfd_create("request")
-    left = memoryview(needed.request)
-    while left:
-        left = left[posix.write(request, left) :]
-    posix.lseek(request, 0, 0)
-    posix.dup2(request, 0)
+    """Let the program that comes in this one's place have the request on its standard input, and the lock; CniError(5) when it cannot."""
+    try:
+        request = posix.memfd_create("request")
+        left = memoryview(needed.request)
+        while left:
+            left = left[posix.write(request, left) :]
+        posix.lseek(request, 0, 0)
+        posix.dup2(request, 0)
+    except OSError as error:
+        raise CniError(
+            IO_FAILURE, f"cannot hand the request on to the full program: {error.strerror}", "Try again."
+        ) from None
     for descriptor in needed.locks:
         posix.set_inheritable(descriptor, True)
         posix.putenv(b"QUANTUM_NAT_LOCK", str(descriptor).encode())

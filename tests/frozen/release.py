@@ -26,7 +26,7 @@ class Release:
     """A copy of the release, and a network namespace of a process that stays.
 
     root: the directory in whose /opt it is. is_alone: whether that is the root directory of all that is run, with /proc and nothing else in it.
-    has_snapshot: whether the plugin goes on from its snapshot, or starts the interpreter.
+    has_snapshot: whether the plugin goes on from its snapshot, or starts the interpreter. before: a command that starts the release, if any.
     """
 
     def __init__(self, root: Path, *, is_alone: bool, has_snapshot: bool) -> None:
@@ -43,6 +43,7 @@ class Release:
         self.descriptors: tuple[int, ...] = ()  # what is inherited beside the standard ones
         self.namespaces = ["nsenter", f"--target={self.keeper.pid}", "--net", "--mount"]
         self.program = "/opt/quantum-nat" if is_alone else str(root / "opt/quantum-nat")
+        self.before: list[str] = []
         self._enter = [*self.namespaces, *(["chroot", str(root)] if is_alone else [])]
         self.state_directory = "/run/cni/quantum-nat" if is_alone else str(root / "state")
         self.state = root / self.state_directory.lstrip("/") if is_alone else root / "state"
@@ -60,7 +61,7 @@ class Release:
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         """Start the release."""
         return subprocess.Popen(
-            [*self._enter, self.program, *arguments],
+            [*self._enter, *self.before, self.program, *arguments],
             env={"PATH": os.environ["PATH"], **environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
