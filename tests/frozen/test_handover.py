@@ -135,13 +135,13 @@ def test_a_full_program_that_is_not_there_is_an_error_in_the_callers_version(rel
 def test_a_request_that_cannot_be_handed_on_is_an_error_in_the_callers_version(release: Release) -> None:
     """A file in memory counts for the limit of a file's size; its signal is ignored, as in a service of systemd's with LimitFSIZE."""
     release.before = ["sh", "-c", "trap '' XFSZ; ulimit -f 0; exec \"$@\"", "sh"]
-    answer = release.call("ADD", cniVersion="0.4.0")
+    answer = release.call("ADD", cniVersion="0.4.0", **FOR_THE_MODEL)
     assert (answer.returncode, answer.stderr) == (1, "")
     error = json.loads(answer.stdout)
     assert (error["cniVersion"], error["code"]) == ("0.4.0", 5)
     assert error["msg"] == "cannot hand the request on to the full program: File too large"
     release.before = []
-    succeeds(release.call("ADD", cniVersion="0.4.0"))
+    succeeds(release.call("ADD", cniVersion="0.4.0", **FOR_THE_MODEL))
 
 
 def test_a_call_that_waits_for_the_lock_in_vain_says_who_has_it(release: Release) -> None:
