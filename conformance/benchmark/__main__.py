@@ -21,6 +21,7 @@ from .plot import draw
 from .report import comparison, put_into, tables, verdicts
 from .summary import summary
 from .targets import targets_of
+from .waterfall import draw_waterfall
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _ROOT = Path(__file__).parents[2]
 _JSON = _ROOT / "docs/development/performance.json"
 _PLOT = _ROOT / "docs/pictures/performance.svg"
+_WATERFALL = _ROOT / "docs/pictures/add.svg"
 _DOCUMENT = _ROOT / "docs/development/performance.md"
 _PAGE_FOR_USERS = _ROOT / "docs/performance.md"
 
@@ -159,6 +161,7 @@ def _write(arguments: argparse.Namespace, figures: Figures) -> None:
         plot_path.write_text(draw(figures))
     if whole and json_path == _JSON:
         _write_tables(_JSON)
+        _WATERFALL.write_text(draw_waterfall(figures))
 
 
 def _document(figures: Figures) -> dict[str, Any]:

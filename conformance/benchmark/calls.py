@@ -1,9 +1,10 @@
-"""ADD, CHECK and DEL of one container on hosts with others; UDP compared with TCP; and the start time of each program."""
+"""ADD, CHECK and DEL of one container on hosts with others; UDP compared with TCP; the first ADD of a host; and the start of each program."""
 
 from __future__ import annotations
 
 import sys
 import time
+from contextlib import ExitStack
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from .contenders import (
     BACKENDS,
     BARE_PYTHON,
     NETAVARKS,
+    OURS,
     OURS_PIP,
     PLAIN_BRIDGE,
     Invocation,
@@ -25,7 +27,6 @@ from .filling import fill
 from .hosts import Host
 
 if TYPE_CHECKING:
-    from contextlib import ExitStack
     from pathlib import Path
 
     from .contenders import Programs
@@ -33,10 +34,12 @@ if TYPE_CHECKING:
 SECTION = "calls"
 PORTS = (1, 10)
 PYTHON = "python3 -I -S"
+START, FIRST = "start", "first ADD"
 _SETTLE_S = 0.03  # after a DEL the kernel frees memory in the background: the next call must not wait for that
 _RARELY = 5  # contenders that take ten times as long are measured only every so many rounds
 _MOST_FOR_MANY_PORTS = 1000  # for each port, netavark starts three programs that read all rules: a minute with 10,000
 _SLOW = (OURS_PIP, *NETAVARKS)
+_FIRST_OF = (OURS, PLAIN_BRIDGE, *map(portmap_of, BACKENDS), *map(masquerade_of, BACKENDS))
 
 
 def variant_of(ports: int, protocol: str = "tcp") -> str:
@@ -53,6 +56,7 @@ def measure(programs: Programs, levels: list[int], rounds: int, stack: ExitStack
     for number in range(-1, rounds):  # the first round warms up
         kept = samples if number >= 0 else Samples()
         _time_start(kept, hosts)
+        _time_first(kept, programs, directory)
         for host in hosts:
             if host.contender.name not in _SLOW or number % _RARELY == 0:
                 _time_host(kept, host)
@@ -64,7 +68,8 @@ def measure(programs: Programs, levels: list[int], rounds: int, stack: ExitStack
 def _combine(samples: Samples, levels: list[int]) -> None:
     """Add the sum of portmap and bridge's ipMasq, without the time for the bridge itself."""
     variants = [variant_of(ports) for ports in PORTS]
-    for backend, containers, variant, verb in product(BACKENDS, levels, variants, ("ADD", "DEL")):
+    quantities = product(("ADD", "DEL"), levels, variants)
+    for backend, (verb, containers, variant) in product(BACKENDS, [*quantities, (FIRST, 0, variant_of(1))]):
         portmap = Key(SECTION, verb, portmap_of(backend), containers, variant)
         masquerade = Key(SECTION, verb, masquerade_of(backend), containers, variant_of(1))
         plain = Key(SECTION, verb, PLAIN_BRIDGE, 0, variant_of(1))
@@ -102,11 +107,21 @@ def _time_host(samples: Samples, host: Host) -> None:
         time.sleep(_SETTLE_S)
 
 
+def _time_first(samples: Samples, programs: Programs, directory: Path) -> None:
+    """Time an ADD where there was none before: no rules, no state directory, a configuration that was not seen."""
+    for name in _FIRST_OF:
+        with ExitStack() as stack:
+            host = Host(stack, programs.contenders()[name], directory)
+            host.track_flows()
+            time.sleep(_SETTLE_S)
+            samples.add(Key(SECTION, FIRST, name, 0, variant_of(1)), host.call("ADD", host.timed(1)))
+
+
 def _time_start(samples: Samples, hosts: list[Host]) -> None:
     """Time the start alone: VERSION, and the interpreter without libraries."""
     at = hosts[0].namespace.path
-    samples.add(Key(SECTION, "start", PYTHON), run_in(at, Invocation(BARE_PYTHON, "", {})))
+    samples.add(Key(SECTION, START, PYTHON), run_in(at, Invocation(BARE_PYTHON, "", {})))
     for host in hosts:
         if host.containers == 0 and isinstance(host.contender, Plugin) and not host.contender.makes_interface:
-            key = Key(SECTION, "start", host.contender.name)
+            key = Key(SECTION, START, host.contender.name)
             samples.add(key, host.call("VERSION", host.timed(1)))

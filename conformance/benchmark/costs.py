@@ -24,13 +24,17 @@ SECTION = "costs"
 # The start of each phase in strace's output, and the name of the phase.
 _LANDMARKS = (
     ("execve(", "1. the kernel loads the program"),
-    ("rt_sigaction(SIGPIPE", "2. the interpreter goes on from its snapshot"),
-    ("read(0, ", "3. request, records, kernel"),
-    ("write(1, ", "4. counters, after the answer"),
-    ("exit_group(", "5. the kernel takes the process down"),
+    ("rt_sigaction(SIGPIPE", "2. CPython goes on from its snapshot"),
+    ("gettid(", "3. the request is read and checked"),
+    ("flock(", "4. settings, routes, listeners, the decision"),
+    ("rename(", "5. the table is compared with the one that was made"),
+    ("NFNL_MSG_BATCH_BEGIN", "6. the transaction, sysctls, sockets"),
+    ("write(1, ", "7. counters, after the answer"),
+    ("exit_group(", "8. the kernel takes the process down"),
     ("+++ exited", ""),
 )
-_TRACED = "execve,rt_sigaction,read,write,exit_group"
+PHASES = "phases of ADD"
+_TRACED = "execve,rt_sigaction,gettid,flock,rename,sendto,write,exit_group"
 _LINE = re.compile(r"^(?:\d+ +)?(\d+\.\d+) (.*)$")
 _IMPORT = re.compile(r"^import time: +(\d+) \| +\d+ \| +(\S+)$")
 _MODULES_SHOWN = 12
@@ -47,7 +51,7 @@ def measure(programs: Programs, rounds: int, stack: ExitStack, directory: Path) 
     imports: dict[str, list[float]] = {}
     for _ in range(rounds):
         for phase, took_ms in _trace(frozen).items():
-            samples.add(Key(SECTION, "phases of ADD", phase), took_ms)
+            samples.add(Key(SECTION, PHASES, phase), took_ms)
         for module, took_ms in _imports(source).items():
             imports.setdefault(module, []).append(took_ms)
     dearest = sorted(imports, key=lambda module: sorted(imports[module])[len(imports[module]) // 2], reverse=True)

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 _VERBS = ("ADD", "CHECK", "DEL")
 _WIDTH, _HEIGHT, _LEFT, _TOP, _GAP = 250, 230, 48, 64, 44
-_FLOOR_MS, _CEILING_MS = 5, 5000
-_DECADES_OF_TEN = (5, 10, 100, 1000, 5000)
+_FLOOR_MS, _CEILING_MS = 2, 5000
+_DECADES_OF_TEN = (2, 10, 100, 1000, 5000)
 _STYLE = """<style>
 text { font: 12px system-ui, sans-serif; fill: #333 } .title { font-weight: 600; font-size: 13px } .grid { stroke: #8884; stroke-width: 1 }
 polyline { fill: none; stroke-width: 2 } .c0 { stroke: #c2410c; fill: #c2410c } .c1 { stroke: #2563eb; fill: #2563eb }

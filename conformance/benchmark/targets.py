@@ -13,11 +13,13 @@ if TYPE_CHECKING:
 
 EMPTY, MANY, MOST = 0, 10_000, 28_000
 _ONE_PORT = calls.variant_of(1)
-_BESIDE_BOTH = {(EMPTY, "ADD"): 0.33, (EMPTY, "DEL"): 0.15, (MANY, "ADD"): 0.10, (MANY, "DEL"): 0.06}
-_BESIDE_PORTMAP = {(EMPTY, "CHECK"): 1.0, (MANY, "CHECK"): 0.10}
-_GROWTH = 1.15
-_UDP_EXTRA_MS = 2
-_PARALLEL = 0.35
+_BESIDE_BOTH = {(EMPTY, "ADD"): 0.12, (EMPTY, "DEL"): 0.05, (MANY, "ADD"): 0.01, (MANY, "DEL"): 0.01}
+_BESIDE_PORTMAP = {(EMPTY, "CHECK"): 0.4, (MANY, "CHECK"): 0.4}
+_START = 1.0
+_FIRST = 1.0
+_GROWTH = 1.1
+_UDP_EXTRA_MS = 0.5
+_PARALLEL = 0.09
 _RATE_KEPT = 0.97
 
 
@@ -38,6 +40,8 @@ def targets_of(figures: Figures) -> list[Target]:
     """Return the targets for the measured quantities."""
     return [
         *_beside_peers(figures),
+        *_first(figures),
+        *_start(figures),
         *_growth(figures),
         *_udp(figures),
         *_parallel(figures),
@@ -58,6 +62,21 @@ def _beside_peers(figures: Figures) -> Iterator[Target]:
             best = figures.best(peers)
             if ratio is not None and best is not None:
                 yield Target(f"{verb} at {containers:,} containers / {best.key.contender}", ratio, limit)
+
+
+def _first(figures: Figures) -> Iterator[Target]:
+    """Compare the first ADD with an ADD of the peers that is not their first."""
+    peers = [_call("ADD", both_of(backend)) for backend in BACKENDS]
+    ratio, best = figures.ratio(_call(calls.FIRST, OURS), peers), figures.best(peers)
+    if ratio is not None and best is not None:
+        yield Target(f"{calls.FIRST} / ADD at 0 containers of {best.key.contender}", ratio, _FIRST)
+
+
+def _start(figures: Figures) -> Iterator[Target]:
+    peers = [Key(calls.SECTION, calls.START, portmap_of(backend)) for backend in BACKENDS]
+    ratio, best = figures.ratio(Key(calls.SECTION, calls.START, OURS), peers), figures.best(peers)
+    if ratio is not None and best is not None:
+        yield Target(f"VERSION / {best.key.contender}", ratio, _START)
 
 
 def _growth(figures: Figures) -> Iterator[Target]:
