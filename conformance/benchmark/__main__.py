@@ -139,7 +139,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--write-tables",
         action="store_true",
-        help="measure nothing, but write the tables from --json to the two pages on performance",
+        help="measure nothing, but write the tables from --json to the two pages on performance, and draw their pictures",
     )
     return parser.parse_args()
 
@@ -154,14 +154,13 @@ def _read(path: Path) -> Figures:
 
 def _write(arguments: argparse.Namespace, figures: Figures) -> None:
     whole = not arguments.quick and not arguments.only
-    json_path, plot_path = arguments.json or (_JSON if whole else None), arguments.plot or (_PLOT if whole else None)
+    json_path = arguments.json or (_JSON if whole else None)
     if json_path is not None:
         json_path.write_text(json.dumps(_document(figures), indent=1) + "\n")
-    if plot_path is not None:
-        plot_path.write_text(draw(figures))
+    if arguments.plot is not None:
+        arguments.plot.write_text(draw(figures))
     if whole and json_path == _JSON:
         _write_tables(_JSON)
-        _WATERFALL.write_text(draw_waterfall(figures))
 
 
 def _document(figures: Figures) -> dict[str, Any]:
@@ -179,6 +178,8 @@ def _write_tables(path: Path) -> None:
     figures = _read(path)
     for page, lines in ((_DOCUMENT, _lines(figures)), (_PAGE_FOR_USERS, summary(figures))):
         page.write_text(put_into(page.read_text(), [head, "", *lines]))
+    _PLOT.write_text(draw(figures))
+    _WATERFALL.write_text(draw_waterfall(figures))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def draw(figures: Figures) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">',
         "<title>Milliseconds of ADD, CHECK and DEL against the containers already there</title>",
         _STYLE,
-        *_legend(),
+        *_legend(figures),
     ]
     for number, verb in enumerate(_VERBS):
         lines += _panel(figures, verb, levels, _LEFT + number * (_WIDTH + _GAP))
@@ -49,9 +49,13 @@ def _names(verb: str) -> list[str]:
     return [OURS, *map(of_backend, BACKENDS), *NETAVARKS]
 
 
-def _legend() -> Iterator[str]:
+def _legend(figures: Figures) -> Iterator[str]:
+    """Name those of which there is a curve."""
+    measured = {figure.key.contender for figure in figures if figure.key.section == calls.SECTION}
     labels = (OURS, "portmap + ipMasq (iptables)", "portmap + ipMasq (nftables)", *NETAVARKS)
     for number, (label, at) in enumerate(zip(labels, (0, 110, 300, 495, 645), strict=True)):
+        if label not in measured:
+            continue
         yield f'<rect class="c{number}" x="{_LEFT + at}" y="12" width="14" height="4"/>'
         yield f'<text x="{_LEFT + at + 20}" y="18">{label}</text>'
 

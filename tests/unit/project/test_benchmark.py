@@ -214,6 +214,9 @@ def test_the_chart_is_valid_and_has_a_point_for_each_figure() -> None:
     found = figures((key("ADD"), 10), (key("ADD", containers=10_000), 11), (key("ADD", both_of("iptables")), 60))
     root = ET.fromstring(draw(found))  # noqa: S314 - it is our own
     assert len(root.findall("{*}circle")) == 3
+    named = {text.text for text in root.findall("{*}text")}
+    assert {OURS, both_of("iptables")} <= named
+    assert both_of("nftables") not in named  # nothing was measured of it
 
 
 def test_the_waterfall_has_a_bar_for_each_phase_that_begins_where_the_one_before_ends() -> None:
