@@ -6,17 +6,19 @@ import argparse
 import difflib
 import json
 import os
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..model.errors import IO_FAILURE, CniError, InvalidConfiguration
+from .jsonedit import edited
 from .jsonfile import SyntaxProblem, decode, line_and_column
-from .netconf import ERROR, INTERFACE_PLUGINS, OURS, check
+from .netconf import ERROR, INTERFACE_PLUGINS, OURS, check, masquerades
 from .parser import NO_STATE, add_command
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from .parser import Commands
 
@@ -33,7 +35,8 @@ def add_to(commands: Commands) -> None:
         run,
         summary="add the plugin to a configuration list",
         description="Add quantum-nat to a configuration list: instead of portmap, with portmap's keys, or after the plugin that "
-        "creates the interface. The original is saved beside the file, for --undo. The file is replaced atomically.",
+        "creates the interface. Masquerading by ipMasq becomes ours. Only the lines that change are written anew. The original is saved "
+        "beside the file, for --undo. The file is replaced atomically.",
         examples=(
             "chain --dry-run /etc/cni/net.d/10-containers.conflist",
             """chain --settings '{"snatAddress": "192.0.2.1"}' /etc/cni/net.d/10-containers.conflist""",
@@ -76,29 +79,32 @@ def run(arguments: argparse.Namespace) -> int:
     file = Path(os.path.realpath(arguments.file))
     before = _read(file)
     networks = _flannel_networks() if arguments.pod_network is None else arguments.pod_network
+    notes: list[str] = []
     if arguments.undo:
         after = _undone(file, before)
     else:
-        after = _write_list(_with(arguments.settings, chained(_list(file, before), networks)), before)
-    if not arguments.undo:
-        _refuse_faults(file, after)
+        configuration = _list(file, before)
+        after = edited(before, _with(arguments.settings, chained(configuration, networks)))
+        notes = [*_about_masquerading(configuration, decode(after).value), *_remaining(file, after)]
     changed = after != before
     if changed and not arguments.dry_run:
         _put(file, before, after, undo=arguments.undo)
     _report(file, before, after, as_json=arguments.json)
+    for note in notes:
+        print(f"quantum-nat: {note}", file=sys.stderr)
     return int(changed and arguments.dry_run)
 
 
 def chained(configuration: dict[str, Any], pod_networks: Sequence[str] = ()) -> dict[str, Any]:
     """Return the list with the plugin added; raise InvalidConfiguration if portmap is there more than once.
 
-    It masquerades only what the list masqueraded before, by `ipMasq`: instead of portmap, or after a plugin with outbound NAT of its
-    own, such as flannel. pod_networks: CIDRs that are never masqueraded to.
+    It masquerades only what the list masqueraded before, by `ipMasq`, which goes: instead of portmap, or after a plugin with outbound
+    NAT of its own, such as flannel. pod_networks: CIDRs that are never masqueraded to.
     """
     plugins = configuration["plugins"]
     types = [plugin.get("type") for plugin in plugins]
     if _has_ours(configuration):
-        return configuration
+        return {**configuration, "plugins": _without_ip_masq(plugins)}
     if types.count(_PORTMAP) > 1:
         raise InvalidConfiguration("portmap is in the list more than once", "Remove all but one.")
     if _PORTMAP in types:
@@ -106,10 +112,19 @@ def chained(configuration: dict[str, Any], pod_networks: Sequence[str] = ()) -> 
             {**_in_place_of(plugin), **_outbound(plugins, pod_networks)} if plugin.get("type") == _PORTMAP else plugin
             for plugin in plugins
         ]
-        return {**configuration, "plugins": replaced}
+        return {**configuration, "plugins": _without_ip_masq(replaced)}
     outbound = _outbound(plugins, pod_networks) if types[0] not in INTERFACE_PLUGINS else _spared(pod_networks)
     ours = {"type": OURS, "capabilities": {"portMappings": True}, **outbound}
-    return {**configuration, "plugins": [plugins[0], ours, *plugins[1:]]}
+    return {**configuration, "plugins": _without_ip_masq([plugins[0], ours, *plugins[1:]])}
+
+
+def _without_ip_masq(plugins: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the plugins so that only ours masquerades; what passes ipMasq on to a plugin of its own, such as flannel, keeps it."""
+    ours = next(plugin for plugin in plugins if plugin.get("type") == OURS)
+    return [
+        {key: value for key, value in plugin.items() if key != "ipMasq"} if masquerades(plugin, ours) else plugin
+        for plugin in plugins
+    ]
 
 
 def _with(settings: dict[str, Any], configuration: dict[str, Any]) -> dict[str, Any]:
@@ -167,29 +182,38 @@ def _read(file: Path) -> str:
 
 def _list(file: Path, text: str) -> dict[str, Any]:
     try:
-        configuration = decode(text).value
+        document = decode(text)
     except SyntaxProblem as error:
         line, column = line_and_column(text, error.offset)
         raise InvalidConfiguration(f"{file}:{line}:{column}: not JSON: {error.message}") from error
+    for path, offset in document.repeated:
+        line, column = line_and_column(text, offset)
+        raise InvalidConfiguration(f"{file}:{line}:{column}: {path[-1]} is there twice", "Remove one of them.")
+    configuration = document.value
     plugins = configuration.get("plugins") if isinstance(configuration, dict) else None
     if not (isinstance(plugins, list) and plugins and all(isinstance(plugin, dict) for plugin in plugins)):
         raise InvalidConfiguration(f"{file} is not a configuration list", 'It needs "plugins", a list of objects.')
     return dict(configuration)
 
 
-def _write_list(configuration: dict[str, Any], before: str) -> str:
-    """Return the list as text, unchanged if its content is."""
-    if configuration == decode(before).value:
-        return before
-    return json.dumps(configuration, indent=2, ensure_ascii=False) + "\n"
+def _about_masquerading(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
+    """Say what the change does to masquerading, where it changes who does it."""
+    kept = [plugin["type"] for plugin in after["plugins"] if "ipMasq" in plugin]
+    for plugin in before["plugins"]:
+        if "ipMasq" in plugin and plugin["type"] not in kept:
+            yield (
+                f"{OURS} masquerades instead of {plugin['type']}, whose ipMasq is removed; containers that run now keep its rules "
+                "until they are deleted"
+            )
 
 
-def _refuse_faults(file: Path, text: str) -> None:
-    faults = [finding for finding in check(decode(text).value, ".conflist") if finding.severity == ERROR]
+def _remaining(file: Path, text: str) -> list[str]:
+    """Return what `validate` would warn of; raise InvalidConfiguration for faults."""
+    findings = list(check(decode(text).value, ".conflist"))
+    faults = [finding.message for finding in findings if finding.severity == ERROR]
     if faults:
-        raise InvalidConfiguration(
-            f"{file}: {'; '.join(finding.message for finding in faults)}", "Correct that first; the file is unchanged."
-        )
+        raise InvalidConfiguration(f"{file}: {'; '.join(faults)}", "Correct that first; the file is unchanged.")
+    return [f"{file}: {'.'.join(map(str, finding.path))}: {finding.message}" for finding in findings]
 
 
 def _undone(file: Path, now: str) -> str:
@@ -207,8 +231,11 @@ def _undone(file: Path, now: str) -> str:
 
 
 def _others(configuration: dict[str, Any]) -> dict[str, Any]:
-    """Return the list without the keys of our entry, which go with it."""
-    plugins = [{"type": OURS} if plugin.get("type") == OURS else plugin for plugin in configuration["plugins"]]
+    """Return the list without what `chain`, of this version or an older one, may have changed: the keys of our entry, and ipMasq."""
+    plugins = [
+        {"type": OURS} if plugin.get("type") == OURS else {key: plugin[key] for key in plugin if key != "ipMasq"}
+        for plugin in configuration["plugins"]
+    ]
     return {**configuration, "plugins": plugins}
 
 

@@ -28,11 +28,15 @@ class SyntaxProblem(ValueError):
 
 
 class Document(NamedTuple):
-    """A decoded value. offsets: by path, of the key of a member or of an item. repeated: duplicate keys."""
+    """A decoded value.
+
+    offsets: by path, of the key of a member or of an item. spans: by path, start and end of the value alone. repeated: duplicate keys.
+    """
 
     text: str
     value: Any
     offsets: dict[Path, int]
+    spans: dict[Path, tuple[int, int]]
     repeated: list[tuple[Path, int]]
 
     def position(self, path: Path) -> tuple[int, int]:
@@ -60,6 +64,7 @@ class _Decoder:
         self._text = text
         self._at = 0
         self._offsets: dict[Path, int] = {}
+        self._spans: dict[Path, tuple[int, int]] = {}
         self._repeated: list[tuple[Path, int]] = []
         self._scan_string: Callable[[str, int, bool], tuple[str, int]] = scanstring
         self._match_number = NUMBER_RE.match
@@ -71,7 +76,7 @@ class _Decoder:
         self._skip_white_space()
         if self._at != len(self._text):
             raise SyntaxProblem("unexpected text after the value", self._at)
-        return Document(self._text, value, self._offsets, self._repeated)
+        return Document(self._text, value, self._offsets, self._spans, self._repeated)
 
     def _skip_white_space(self) -> None:
         while self._next in _WHITE_SPACE and self._next:
@@ -82,6 +87,12 @@ class _Decoder:
         return self._text[self._at : self._at + 1]
 
     def _value(self, path: Path) -> Any:
+        start = self._at
+        value = self._read_value(path)
+        self._spans[path] = start, self._at
+        return value
+
+    def _read_value(self, path: Path) -> Any:
         if len(path) > _MAX_DEPTH:
             raise SyntaxProblem(f"nested more than {_MAX_DEPTH} levels deep", self._at)
         if self._next == "{":

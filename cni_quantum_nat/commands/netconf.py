@@ -125,7 +125,7 @@ def _check_order(named: list[tuple[int, dict[str, Any]]], ours: int) -> Iterator
 
 def _check_other(other: dict[str, Any], path: Path, ours: dict[str, Any]) -> Iterator[Finding]:
     kind = other["type"]
-    if kind in ("bridge", "ptp") and other.get("ipMasq") is True and ours.get("masquerade", True) is not False:
+    if masquerades(other, ours):
         yield Finding((*path, "ipMasq"), WARNING, f"both {kind} and {OURS} masquerade; remove ipMasq")
     if kind == "bridge" and other.get("hairpinMode") is not True:
         yield Finding(
@@ -138,6 +138,13 @@ def _check_other(other: dict[str, Any], path: Path, ours: dict[str, Any]) -> Ite
         yield Finding(
             (*path, "type"), ERROR if both else WARNING, f"both portmap and {OURS} publish ports; remove portmap"
         )
+
+
+def masquerades(other: dict[str, Any], ours: dict[str, Any]) -> bool:
+    """Return whether another plugin of the list masquerades what ours masquerades too."""
+    return (
+        other["type"] in ("bridge", "ptp") and other.get("ipMasq") is True and ours.get("masquerade", True) is not False
+    )
 
 
 def _takes_ports(plugin: dict[str, Any]) -> bool:

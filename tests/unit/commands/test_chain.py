@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 BRIDGE = {"type": "bridge", "bridge": "cni0", "isGateway": True, "ipMasq": True, "hairpinMode": True}
+BRIDGE_ALONE = {key: value for key, value in BRIDGE.items() if key != "ipMasq"}  # which then leaves masquerading to us
 PORTMAP = {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True}
 TUNING = {"type": "tuning"}
 OURS = {"type": "quantum-nat", "capabilities": {"portMappings": True}}
@@ -29,7 +30,7 @@ def conflist(*plugins: dict[str, Any]) -> dict[str, Any]:
 def file(tmp_path: Path) -> Path:
     """A hand-written list with portmap."""
     made = tmp_path / "10-containers.conflist"
-    made.write_text(json.dumps(conflist(BRIDGE, PORTMAP, TUNING)))
+    made.write_text(json.dumps(conflist(BRIDGE, PORTMAP, TUNING), indent=2))
     made.chmod(0o640)
     return made
 
@@ -48,12 +49,12 @@ def test_it_replaces_portmap_and_keeps_its_keys(file: Path) -> None:
     done = chain(str(file))
     assert done.returncode == 0, done.stderr
     assert '+      "type": "quantum-nat"' in done.stdout
-    assert json.loads(file.read_text()) == conflist(BRIDGE, {**PORTMAP, "type": "quantum-nat"}, TUNING)
+    assert json.loads(file.read_text()) == conflist(BRIDGE_ALONE, {**PORTMAP, "type": "quantum-nat"}, TUNING)
     assert file.stat().st_mode & 0o777 == 0o640
 
 
 def test_without_portmap_it_goes_after_the_interface_plugin() -> None:
-    assert chained(conflist(BRIDGE, TUNING)) == conflist(BRIDGE, OURS, TUNING)
+    assert chained(conflist(BRIDGE, TUNING)) == conflist(BRIDGE_ALONE, OURS, TUNING)
 
 
 FLANNEL = {"type": "flannel", "delegate": {"hairpinMode": True, "isDefaultGateway": True}}
@@ -89,10 +90,11 @@ def test_pod_networks_are_options_and_invalid_ones_are_refused(file: Path) -> No
     assert file.read_text() == before
 
 
-def test_a_list_that_1_0_0_changed_is_undone(file: Path) -> None:
-    before = conflist(FLANNEL, PORTMAP)
+@pytest.mark.parametrize("maker", [FLANNEL, BRIDGE])
+def test_a_list_that_1_0_0_changed_is_undone(file: Path, maker: dict[str, Any]) -> None:
+    before = conflist(maker, PORTMAP)
     file.with_name(f"{file.name}.before-quantum-nat").write_text(json.dumps(before))
-    file.write_text(json.dumps(conflist(FLANNEL, {**PORTMAP, "type": "quantum-nat"}), indent=2) + "\n")
+    file.write_text(json.dumps(conflist(maker, {**PORTMAP, "type": "quantum-nat"}), indent=2) + "\n")
     assert chain("--undo", str(file)).returncode == 0
     assert json.loads(file.read_text()) == before
 
@@ -111,6 +113,39 @@ def test_a_second_run_changes_nothing_and_undo_restores_the_exact_text(file: Pat
     assert chain("--undo", str(file)).returncode == 0
     assert file.read_text() == before
     assert list(file.parent.iterdir()) == [file]
+
+
+def test_only_the_lines_that_must_are_changed_and_who_masquerades_is_said(file: Path) -> None:
+    """At 1.0.0 (defect 54) the whole file was written anew, and ipMasq stayed, of which `validate` warned."""
+    bridge = '{"type": "bridge", "ipMasq": true, "ranges": [ 1,2 ],\n     "hairpinMode": true}'
+    portmap = '{ "type": "portmap", "capabilities": { "portMappings": true } }'
+    before = f'{{ "cniVersion":"1.0.0",\n\t"name": "n",\n  "plugins": [ {bridge},\n    {portmap} ]\n}}'
+    file.write_text(before)
+    done = chain(str(file))
+    assert done.returncode == 0
+    assert file.read_text() == before.replace('"ipMasq": true, ', "").replace("portmap", "quantum-nat")
+    assert done.stderr.startswith("quantum-nat: quantum-nat masquerades instead of bridge, whose ipMasq is removed; ")
+    again = chain(str(file))
+    assert (again.returncode, again.stdout, again.stderr) == (0, f"{file}: unchanged\n", "")
+
+
+def test_a_list_that_has_our_entry_and_ip_masq_loses_ip_masq(file: Path) -> None:
+    file.write_text(json.dumps(conflist(BRIDGE, OURS)))
+    assert "masquerades instead of bridge" in chain(str(file)).stderr
+    assert json.loads(file.read_text()) == conflist(BRIDGE_ALONE, OURS)
+    assert chain("--undo", str(file)).returncode == 0
+    assert json.loads(file.read_text()) == conflist(BRIDGE, OURS)
+
+
+def test_ip_masq_stays_where_our_entry_does_not_masquerade() -> None:
+    ours = {**OURS, "masquerade": False}
+    assert chained(conflist(BRIDGE, ours)) == conflist(BRIDGE, ours)
+
+
+def test_what_validate_would_warn_of_is_said(file: Path) -> None:
+    """Defect 73: without hairpinMode, a container cannot reach itself where br_netfilter is on."""
+    file.write_text(json.dumps(conflist({"type": "bridge"}, PORTMAP)))
+    assert 'add "hairpinMode": true' in chain(str(file)).stderr
 
 
 def test_a_dry_run_changes_nothing(file: Path) -> None:
@@ -144,6 +179,7 @@ def test_undo_refuses_a_list_that_has_changed_since(file: Path) -> None:
     ("content", "told"),
     [
         ("{", ":1:2: not JSON"),
+        ('{"name": "a", "name": "b", "plugins": [{}]}', ":1:15: name is there twice"),
         ('{"type": "bridge"}', "is not a configuration list"),
         (json.dumps(conflist(BRIDGE, PORTMAP, PORTMAP)), "portmap is in the list more than once"),
         (json.dumps(conflist(BRIDGE, {**PORTMAP, "snat": 3})), "snat is 3"),
@@ -177,7 +213,7 @@ def test_settings_are_keys_of_the_entry_whether_or_not_it_is_there(file: Path) -
         done = chain("--settings", json.dumps(settings), str(file))
         assert done.returncode == 0, done.stderr
         entry = {**PORTMAP, "type": "quantum-nat", **settings}
-        assert json.loads(file.read_text()) == conflist(BRIDGE, entry, TUNING)
+        assert json.loads(file.read_text()) == conflist(BRIDGE_ALONE, entry, TUNING)
     assert chain("--undo", str(file)).returncode == 0
     assert file.read_text() == original
 
