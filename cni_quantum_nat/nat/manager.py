@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ..backends.base import Change, Installed, RulesDamaged
 from ..backends.nftables.layout import IPV6_LOCALHOST_ALIAS
-from ..backends.nftables.provider import NftablesBackend
+from ..backends.nftables.provider import NftablesBackend, has_other_plugins
 from ..connections.tracker import ConnectionTracker, is_tracking
 from ..kernel.routes import container_interface
 from ..kernel.stderr import warn
@@ -133,6 +133,8 @@ class NatManager:
         `fallback` returns what the call itself knows about an attachment that has no record.
         """
         facts = self._gather(attachment_id)
+        if facts.before is None:
+            self._remove_leftovers(attachment_id)
         known = facts.before or (fallback() if fallback else None)
         if known is not None and (facts.before is not None or known.needs_rules):
             self._remove(known, facts)
@@ -333,6 +335,16 @@ class NatManager:
         if decision.orphans:
             addresses += attachment.address_units
         self._gone.update((address, None) for address in addresses if isinstance(address, Address))
+
+    def _remove_leftovers(self, attachment_id: AttachmentId) -> None:
+        """Remove what portmap and ipMasq left for a container that they served; only warn if that fails, as it is not ours."""
+        try:
+            if has_other_plugins():
+                from ..backends.leftovers import remove_leftovers  # only while a node migrates
+
+                remove_leftovers(attachment_id)
+        except CniError as error:
+            warn(error)
 
     def _remove(self, known: Attachment, facts: Facts) -> None:
         """Remove an attachment that has, or may have, rules."""

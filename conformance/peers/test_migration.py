@@ -19,7 +19,7 @@ from tests.kernel.plugin import PluginError
 from tests.kernel.topology import CLIENT, HOST, Container, Host, Namespace, keep_conntrack_enabled
 
 from .masquerader import IPMASQ, Masquerader
-from .port_mapper import CNI_PATH, PORTMAP, QUANTUM_NAT, QUANTUM_NAT_IPTABLES, PortMapper, publish
+from .port_mapper import PORTMAP, QUANTUM_NAT, QUANTUM_NAT_IPTABLES, PortMapper, publish
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -148,18 +148,17 @@ def test_in_place(
 
 
 @from_portmap
-def test_leftovers_of_one(
-    host: Host, client: Namespace, web: Container, other_container: Container, mapper: PortMapper
+def test_del_by_new_list(
+    host: Host, client: Namespace, web: Container, other_container: Container, mapper: PortMapper, ours: PortMapper
 ) -> None:
-    """A DEL that never reached portmap: the guide's command removes that container's rules, and no others."""
+    """DEL of a portmap container by the new list, which only has us, removes what portmap left for it, and nothing of others."""
     other_container.serve("kept", 80)
-    mapper.add(other_container, publish(8081))
-    known = {"network": "net", "container": web.id, "backend": mapper.backend, "portmap": str(CNI_PATH / "portmap")}
-    variables = [f"{name}={value}" for name, value in known.items()]
-    host.run("env", *variables, "bash", "-c", commands_of_guide("CNI_COMMAND=DEL"))
+    kept = mapper.add(other_container, publish(8081))
+    ours.attachment(web, publish(8080), publish(8082, 82)).delete()
     assert client.is_refused(HOST[4], 8080)
     assert web.address[4] not in host.run("nft", "list", "ruleset")
     assert client.ask(HOST[4], 8081).server == "kept"
+    kept.check()
 
 
 @from_portmap
@@ -255,3 +254,17 @@ def test_masquerade_twice(stack: ExitStack, host: Host, subject: str, client: Na
     assert member.ask(CLIENT[4], 80).source == HOST[4]
     both.delete(member)
     assert "10.77.0.2" not in host.run("nft", "list", "ruleset")
+
+
+@from_ipmasq
+def test_masquerade_del_by_new_list(
+    stack: ExitStack, host: Host, subject: str, client: Namespace, tmp_path: Path
+) -> None:
+    """DEL of an ipMasq container by the new list, without ipMasq, removes the rule that ipMasq left, and nothing of others."""
+    client.serve("outside", 80)
+    before = Masquerader(subject, host, stack, tmp_path / "state")
+    now = Masquerader(QUANTUM_NAT, host, stack, tmp_path / "state")
+    old, kept = before.attach("10.77.0.2/24"), before.attach("10.77.0.4/24")
+    now.delete(old)
+    assert "10.77.0.2" not in host.run("nft", "list", "ruleset")
+    assert kept.ask(CLIENT[4], 80).source == HOST[4]

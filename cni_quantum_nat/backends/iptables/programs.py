@@ -61,6 +61,11 @@ def list_counted_rules(family: int) -> str:
     return _save(family, "-c", "-t", "nat")
 
 
+def save_nat(family: int) -> str:
+    """Return table nat as iptables-save lists it, with everybody's rules. CniError(50) if it is not installed."""
+    return _save(family, "-t", "nat")
+
+
 def save(family: int, variant: str) -> str:
     """Return the output of one variant's iptables-save, nft or legacy. CniError(50) if it is not installed."""
     return _save(family, program=f"{variant}-save")

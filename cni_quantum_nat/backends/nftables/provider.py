@@ -6,12 +6,13 @@ A pod's start waits for this module.
 
 from __future__ import annotations
 
+import posix
 from errno import EEXIST
 
 from ...kernel.stderr import warn
 from ...model.addresses import Address
 from ...model.attachments import NFTABLES
-from ...model.errors import TRY_AGAIN_LATER, AlreadyThere, CniError, HasChanged, KernelRefused, NotThere
+from ...model.errors import NOT_AVAILABLE, TRY_AGAIN_LATER, AlreadyThere, CniError, HasChanged, KernelRefused, NotThere
 from ...model.ranges import LEAST
 from ...model.units import HostPort
 from ..base import Applied, Backend, RulesDamaged, is_of_network
@@ -47,6 +48,7 @@ _ATTEMPTS = 3  # the table can be flushed between two calls, but not three times
 # Of a range with more ports than these, all elements are listed: to look up a port takes as long as to list two elements.
 _LOOKED_UP_AT_MOST = 1024
 _RANGES = ranges_set("").encode()
+_LEGACY_TABLES = ("/proc/net/ip_tables_names", "/proc/net/ip6_tables_names")  # of iptables' legacy variant
 
 
 class Difference:
@@ -495,3 +497,28 @@ def _difference(element: Element, found: Element | None) -> list[str]:
     if found.owner == element.owner:
         return [] if found.data == element.data else [f"element {element} was changed to {found}"]
     return [f"element {element} belongs to {found.owner or 'nobody'}"]
+
+
+def has_other_plugins() -> bool:
+    """Whether portmap or ipMasq may have rules on this host, whatever made them."""
+    table = NftablesTable()
+    try:
+        return table.has_other_plugins() or any(map(_names_nat, _LEGACY_TABLES))
+    except CniError as error:
+        if error.code != NOT_AVAILABLE:
+            raise
+        return any(map(_names_nat, _LEGACY_TABLES))  # a kernel without nf_tables
+    finally:
+        table.close()
+
+
+def _names_nat(path: str) -> bool:
+    """Whether a file of table names, of which the kernel may have none, has nat."""
+    try:
+        file = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        return b"nat\n" in posix.read(file, 1024)
+    finally:
+        posix.close(file)

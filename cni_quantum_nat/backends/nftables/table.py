@@ -77,6 +77,11 @@ _PART = Struct("=BL")  # of a fingerprint: the kind of message, its length
 _LAYOUT_SEQUENCE = 1 << 30  # of the request for the version, beside those for elements or chains
 _GETS_PER_REQUEST = 64  # the answers must fit into a socket's default buffer
 
+# Where portmap and ipMasq of CNI's own plugins have their rules (containernetworking/plugins 1.9), beside table nat of iptables.
+OTHER_TABLES = {"cni_hostport": (2, 10), "cni_plugins_masquerade": (_NFPROTO_INET,)}
+_OTHER_FAMILIES = (2, 10, _NFPROTO_INET)
+_NAT = text("nat")
+
 _RULES = " rules "
 MISSING = "table inet quantum is missing"
 # The base chains. Other chains are recognised by their rules.
@@ -267,6 +272,18 @@ class NftablesTable:
         parts = [dict(attributes(payload, _FAMILY_HEADER.size)) for payload in of_all]
         with decoding:
             return [_name(part[_CHAIN_NAME]) for part in parts if part[_CHAIN_TABLE] == text(TABLE)]
+
+    def has_other_plugins(self) -> bool:
+        """Whether portmap or ipMasq has, or had, rules in the kernel, by nftables or by iptables' nft variant."""
+        for family in _OTHER_FAMILIES:
+            for payload in self._dump(_request(_GETCHAIN, NLM_F_DUMP, 0, b"", family), "list the chains"):
+                part = dict(attributes(payload, _FAMILY_HEADER.size))
+                with decoding:
+                    table, chain = part[_CHAIN_TABLE], part[_CHAIN_NAME]
+                if (table == _NAT and chain.startswith(b"CNI-")) or _name(table) in OTHER_TABLES:
+                    self.close()  # drops the unread rest
+                    return True
+        return False
 
     def maps_and_sets(self) -> list[str]:
         """List the named maps and sets, also those that this program does not know, for rebuilds."""
