@@ -117,9 +117,10 @@ class SimulatedBackend(Backend):
         strangers = self.table if self.table is not None and not self.is_older else {}
         self.table = holdings(plan)
         self.is_older = False
+        planned = Overlaps(self.table)
         for unit, held in strangers.items():
             rest = {owner: rules for owner, rules in held.rules.items() if owner not in known}
-            if rest and unit not in self.table and not held.is_shared:
+            if rest and not planned.of(unit) and not held.is_shared:
                 self.table[unit] = Held(rest)
 
     def owners(self, network: str) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -178,6 +179,34 @@ def test_a_flush_is_healed_and_reconcile_agrees(
     assert plugin.operate("reconcile", "--dry-run").returncode == 0
     plugin.gc({"cni.dev/valid-attachments": []})
     assert host.owners() == set()
+
+
+@pytest.mark.nftables
+@pytest.mark.parametrize(("ours", "theirs"), [((20050, 20050), (20000, 20099)), ((20000, 20099), (20050, 20050))])
+def test_healing_takes_what_overlaps_from_an_owner_without_a_record(
+    host: Host,
+    client: Namespace,
+    container: Container,
+    other_container: Container,
+    plugin: Plugin,
+    ours: tuple[int, int],
+    theirs: tuple[int, int],
+) -> None:
+    """A state directory that was restored from a copy: the table has an attachment that the copy does not know."""
+    serve(container, 20050)
+    web = plugin.add(container, *ports(*ours))
+    directory = plugin.state_directory / "attachments"
+    kept = {file: file.read_bytes() for file in (directory / container.id).iterdir()}
+    web.delete()
+    plugin.add(other_container, *ports(*theirs))
+    shutil.rmtree(directory / other_container.id)
+    (directory / container.id).mkdir()
+    for file, content in kept.items():
+        file.write_bytes(content)
+    host.run("nft", "flush chain inet quantum postrouting")
+    plugin.add(host.container(), publish(80))  # builds the table anew
+    assert client.ask(HOST[4], 20050).server == "web"
+    web.check()
 
 
 @pytest.mark.nftables

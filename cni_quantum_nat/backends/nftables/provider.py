@@ -14,7 +14,7 @@ from ...model.addresses import Address
 from ...model.attachments import NFTABLES
 from ...model.errors import NOT_AVAILABLE, TRY_AGAIN_LATER, AlreadyThere, CniError, HasChanged, KernelRefused, NotThere
 from ...model.ranges import LEAST
-from ...model.units import HostPort
+from ...model.units import HostPort, Overlaps
 from ..base import Applied, Backend, RulesDamaged, is_of_network
 from .layout import BUCKET, GOTO, SETS, SHARED, TABLE, ranges_set
 from .rules import (
@@ -48,6 +48,9 @@ _ATTEMPTS = 3  # the table can be flushed between two calls, but not three times
 # Of a range with more ports than these, all elements are listed: to look up a port takes as long as to list two elements.
 _LOOKED_UP_AT_MOST = 1024
 _RANGES = ranges_set("").encode()
+_LEADS = frozenset(
+    name for name in SETS if "endpoints" in name
+)  # the sets whose elements show who has a port or a range
 _LEGACY_TABLES = ("/proc/net/ip_tables_names", "/proc/net/ip6_tables_names")  # of iptables' legacy variant
 
 
@@ -359,15 +362,18 @@ class NftablesBackend(Backend):
     def _strangers(self, planned: list[Element], known: Collection[str]) -> list[Element]:
         """Return the elements of owners without a record here, where they are in nobody's way.
 
-        Not those that lead to a chain, whose conditions are on a record that is not here, nor what such a port has beside that.
+        Not those of a port or a range that overlaps with a planned one, nor those that lead to a chain, whose conditions are on a record
+        that is not here; nor what such a port has beside that.
         """
         problem, _ = self._table.state_of(self._state.boot_id)
         if problem:
             return []
         identities = {element.identity for element in planned}
         listed = [e for e in self._table.owned_elements() if e.owner not in known and e.identity not in identities]
-        special = {element.key for element in listed if SETS[element.set_name].data == (GOTO,)}
-        return [e for e in listed if e.key not in special and e.key[:-1] not in special and e.owner != SHARED]
+        taken = Overlaps(port_of(element) for element in planned if element.set_name in _LEADS)
+        left = {e.key for e in listed if e.set_name in _LEADS and taken.of(port_of(e))}
+        left |= {element.key for element in listed if SETS[element.set_name].data == (GOTO,)}
+        return [e for e in listed if e.key not in left and e.key[:-1] not in left and e.owner != SHARED]
 
     def _build(self, elements: list[Element], coming: list[Element]) -> None:
         """Make the table where there is none: with what was compiled, or else by libnftables, which also says why the kernel refuses."""

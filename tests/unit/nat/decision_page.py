@@ -14,7 +14,8 @@ _HEAD = """# Who gets a host port or an address
 a unit as a whole. A *range* of host ports is a unit like a host port. It is in the way of every port and range that it overlaps
 with: an ADD is refused if any of their owners would refuse it, and waits if any of them is a sibling. When an owner gives a range
 up, attachments of its container that wait get what they asked for, the oldest first, unless somebody else has a part of it. Who
-waits for a range has no claim to those of its ports that nobody has: another container may take them.
+waits for a range has no claim to those of its ports that nobody has: another container may take them. So a port within others'
+range, and a range around others' port, have the outcomes of the first table too, and the tests run each cell for them.
 
 This page lists the outcome of every call in every situation. It is generated from
 `tests/unit/nat/table.py` (`python -m tests.unit.nat.decision_page`); `tests/unit/nat/test_decision.py` runs each cell through

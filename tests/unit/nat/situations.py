@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from cni_quantum_nat.model.addresses import Address
 from cni_quantum_nat.model.attachments import CANNOT_TELL, SPREAD
 from cni_quantum_nat.model.errors import CHECK_FAILED, HOST_PORT_CONFLICT
-from cni_quantum_nat.model.units import HostPort
+from cni_quantum_nat.model.units import HostPort, PortRange
 from tests.simulation import ANOTHER_NAMESPACE, Host, attachment, netns_of
 
 if TYPE_CHECKING:
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from cni_quantum_nat.model.units import Unit
 
 PORT, ADDRESS = "host port", "address"
+# A host port that others have a range around, and a range of which others have a host port: as for the same host port.
+WITHIN, AROUND = "host port within a range", "range around a host port"
 STATES = {
     PORT: (
         "free",
@@ -40,9 +42,19 @@ STATES = {
         "unreadable",
     ),
 }
+STATES_OF_OVERLAPS = {
+    WITHIN: tuple(state for state in STATES[PORT] if not state.startswith("shared")),  # a range is not shared
+    AROUND: tuple(state for state in STATES[PORT] if state != "shared, same way"),
+}
 RECORDS = ("present", "lost", "damaged", "of another boot", "of another host namespace")
 CALLS = ("ADD", "ADD again", "ADD, other ports", "DEL", "CHECK", "GC, list", "GC, no list", "heal")
-UNIT: dict[str, Unit] = {PORT: HostPort(4, "tcp", 8080), ADDRESS: Address.parse("10.0.0.2")}
+_RANGE = PortRange(8072, 8091)
+UNIT: dict[str, Unit] = {
+    PORT: HostPort(4, "tcp", 8080),
+    ADDRESS: Address.parse("10.0.0.2"),
+    WITHIN: HostPort(4, "tcp", 8080),
+    AROUND: HostPort(4, "tcp", _RANGE.first, size=20),
+}
 _ERRORS = {HOST_PORT_CONFLICT: "refused", CHECK_FAILED: "differs"}
 
 
@@ -53,9 +65,11 @@ class Situation:
         self.host = Host(str(directory / "state"))
         self.unit = UNIT[unit]
         self.kind, self.state, self.record = unit, state, record
-        self.ours = self._wanted(8080)
+        self.asked: int | PortRange = _RANGE if unit == AROUND else 8080
+        self.ours = self._wanted(self.asked)
         other_address = "10.0.0.2/24" if unit == ADDRESS else "10.0.0.3/24"
-        ports = (8080,) if unit == PORT else (9001,)
+        theirs: dict[str, tuple[int | PortRange, ...]] = {ADDRESS: (9001,), WITHIN: (_RANGE,)}
+        ports = theirs.get(unit, (8080,))
         sharing = SPREAD if state.startswith("shared") else ""
         # Of another network, as GC is about one: a sibling that GC's list knew nothing of would be garbage.
         sibling_address = "10.0.0.2/24" if unit == ADDRESS else "10.1.0.2/24"
@@ -66,7 +80,7 @@ class Situation:
         with self.host.here():
             self._set_up()
 
-    def _wanted(self, *ports: int) -> Attachment:
+    def _wanted(self, *ports: int | PortRange) -> Attachment:
         return attachment(
             "ours", "10.0.0.2/24", *ports, sharing=SPREAD if self.state == "shared, same way" else "", sequence=3
         )
@@ -103,7 +117,7 @@ class Situation:
         if self.record == "of another host namespace":
             self.ours.host_netns = ANOTHER_NAMESPACE
         self.host.write(self.ours, boot_id="another" if self.record == "of another boot" else "")
-        self.ours = self._wanted(8080)
+        self.ours = self._wanted(self.asked)
         if self.record == "damaged":
             self._damage(self.ours)
 
@@ -127,7 +141,7 @@ class Situation:
         if self.state not in ("other's, dead", "orphan's"):
             valid.add(("other", "eth0"))
         if call == "ADD again":
-            host.add(self._wanted(8080))
+            host.add(self._wanted(self.asked))
         return {
             "ADD": lambda: host.add(ours),
             "ADD again": lambda: host.add(ours),
@@ -142,7 +156,7 @@ class Situation:
     def _holders(self) -> str:
         owners, _ = self.host.backend.holders([self.unit])
         names = {a.id.owner: name for name, a in self._named().items()}
-        return "+".join(sorted(names[owner] for owner in owners.get(self.unit, ()))) or "free"
+        return "+".join(sorted({names[owner] for held in owners.values() for owner in held})) or "free"
 
     def _named(self) -> dict[str, Attachment]:
         return {"ours": self.ours, "sibling": self.sibling, "other": self.other, "orphan": self.orphan}

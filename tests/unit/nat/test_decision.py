@@ -30,7 +30,7 @@ from cni_quantum_nat.nat.decision import (
 from tests.simulation import ANOTHER_NAMESPACE, OWN_NAMESPACE, attachment
 
 from .decision_page import PAGE, outcome, page
-from .situations import CALLS, RECORDS, STATES, Situation
+from .situations import CALLS, PORT, RECORDS, STATES, STATES_OF_OVERLAPS, Situation
 from .table import TABLE
 
 if TYPE_CHECKING:
@@ -46,6 +46,16 @@ SITUATIONS = [(kind, state, record) for kind, states in STATES.items() for state
 @pytest.mark.parametrize(("kind", "state", "record"), SITUATIONS)
 def test_every_call_has_the_outcome_in_the_table(kind: str, state: str, record: str, tmp_path: Path) -> None:
     expected = {call: outcome(TABLE[kind][state][call], record) for call in CALLS}
+    found = {call: Situation(tmp_path / call, kind, state, record).outcome_of(call) for call in CALLS}
+    assert found == expected
+
+
+@pytest.mark.parametrize("record", RECORDS)
+@pytest.mark.parametrize(
+    ("kind", "state"), [(kind, state) for kind, states in STATES_OF_OVERLAPS.items() for state in states]
+)
+def test_what_overlaps_has_the_outcome_of_the_same_port(kind: str, state: str, record: str, tmp_path: Path) -> None:
+    expected = {call: outcome(TABLE[PORT][state][call], record) for call in CALLS}
     found = {call: Situation(tmp_path / call, kind, state, record).outcome_of(call) for call in CALLS}
     assert found == expected
 
