@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import re
 import shutil
-from typing import TYPE_CHECKING, Any
+import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from .peer import Refused
 from .plugin import Plugin, PluginError, publish
 from .topology import CLIENT, HOST, Container, Host, Namespace
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 both_variants = pytest.mark.parametrize("backend", ["iptables-nft", "iptables-legacy"], indirect=True)
 nft_variant = pytest.mark.parametrize("backend", ["iptables-nft"], indirect=True)
@@ -49,6 +49,21 @@ def test_after_a_flush_that_keeps_the_chains_the_next_add_restores_everything(
         assert container.ask(CLIENT[family], 80).source == HOST[family]
     other.delete()
     assert sorted(host.iptables_rules()) == before
+
+
+@pytest.mark.parametrize("backend", ["iptables-legacy"], indirect=True)
+def test_a_call_does_not_wait_for_the_lock_of_iptables_for_ever(container: Container, plugin: Plugin) -> None:
+    """Another program that hangs would keep every call waiting: the plugin holds its own lock meanwhile."""
+    web = plugin.attachment(container, publish(8080))
+    with Path("/run/xtables.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        began = time.monotonic()
+        with pytest.raises(PluginError, match="another program has held the lock of iptables for 30 seconds") as caught:
+            web.add()
+        assert caught.value.code == 11
+        assert 30 <= time.monotonic() - began < 55
+    web.add()
+    web.check()
 
 
 @both_variants

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .peer import inside
+from .peer import inside, open_socket
 from .plugin import Plugin, PluginError, publish
-from .topology import HOST, HOST_SECONDARY, Container, Host, Namespace, connect_second_network
+from .topology import CLIENT, HOST, HOST_SECONDARY, Container, Host, Namespace, connect_second_network
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -247,8 +247,6 @@ def test_sockets_that_a_mapping_cannot_shadow_are_no_conflict(host: Host, contai
 @contextmanager
 def host_socket_in_use(host: Host, port: int) -> Iterator[None]:
     """Let the host be a client on this UDP port."""
-    from .peer import open_socket
-
     with open_socket(host.path, "udp", 4) as connected:
         connected.bind(("0.0.0.0", port))
         connected.connect(("198.51.100.2", 53))
@@ -280,6 +278,38 @@ def test_a_reservation_for_another_container_names_that_container(
         web.add()
         with pytest.raises(PluginError, match=f"8080/tcp is already in use by container {container.id}"):
             plugin.add(other_container, publish(8080))
+
+
+def test_a_reservation_in_another_pid_namespace_is_refused_until_it_is_allowed(
+    host: Host, client: Namespace, container: Container, plugin: Plugin
+) -> None:
+    """From there nobody sees whose it is."""
+    web = plugin.attachment(container, publish(8080))
+    elsewhere = ("unshare", "--pid", "--fork", "--mount-proc")
+    with process_on(host, 8080, "0.0.0.0", "tcp", "-c", container.id):
+        with pytest.raises(PluginError, match="a process that cannot be seen from here listens on") as caught:
+            plugin.call("ADD", web.configuration, container, before=elsewhere)
+        assert '"hostPortConflict": "allow" lets the container have the port' in caught.value.details
+        plugin.call("ADD", web.configuration | {"hostPortConflict": "allow"}, container, before=elsewhere)
+        assert client.ask(HOST[4], 8080).server == "web"
+
+
+def test_a_connection_of_the_host_keeps_a_port_that_is_allocated(
+    host: Host, client: Namespace, container: Container, plugin: Plugin
+) -> None:
+    """The default range is also that of the ports which the kernel gives to clients."""
+    client.serve("outside", 8000)
+    with open_socket(host.path, "udp", 4) as connected:
+        connected.settimeout(5)
+        connected.bind(("0.0.0.0", 32768))
+        connected.connect((CLIENT[4], 8000))
+        connected.send(b"before")
+        assert connected.recv(100).startswith(b"outside ")
+        plugin.add(container, ask_for_any(protocol="udp"))
+        assert recorded_ports(plugin, container) == [32768]
+        assert client.ask(HOST[4], 32768, "udp").server == "web"
+        connected.send(b"after")
+        assert connected.recv(100).startswith(b"outside ")
 
 
 def test_an_invalid_range_is_refused(container: Container, plugin: Plugin) -> None:

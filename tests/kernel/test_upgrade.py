@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 import cni_quantum_nat
 import pytest
-from cni_quantum_nat.backends.nftables.layout import LAYOUT
+from cni_quantum_nat.backends.nftables.layout import LAST_WITHOUT_REALM, LAYOUT
 from cni_quantum_nat.backends.nftables.programs import replace
 from cni_quantum_nat.backends.nftables.table import NftablesTable
 from conformance.faults_driver.flow import ECHO_PORT, Echo, Flow
@@ -32,14 +32,30 @@ ADDED_CHAIN = '        "added_by_the_newer": Chain("nothing yet", []),\n' + FIRS
 @pytest.fixture
 def newer(plugin: Plugin, tmp_path: Path) -> Plugin:
     """The plugin with another layout version and one more chain, like a next version."""
-    copy = tmp_path / "newer" / "cni_quantum_nat"
-    shutil.copytree(PACKAGE, copy)
-    _change(copy / "backends" / "nftables" / "layout.py", f"\nLAYOUT = {LAYOUT}\n", f"\nLAYOUT = {LAYOUT + 1}\n")
+    made, copy = _copy(plugin, tmp_path / "newer", LAYOUT + 1)
     _change(copy / "backends" / "nftables" / "text.py", FIRST_CHAIN, ADDED_CHAIN)
+    return made
+
+
+@pytest.fixture
+def first(plugin: Plugin, tmp_path: Path) -> Plugin:
+    """The plugin with the version of 1.0.0's table, in which comments name no state directory."""
+    made, copy = _copy(plugin, tmp_path / "first", LAST_WITHOUT_REALM)
+    _change(
+        copy / "backends" / "nftables" / "table.py", "return element.owner + self._realm if", "return element.owner if"
+    )
+    return made
+
+
+def _copy(plugin: Plugin, directory: Path, layout: int) -> tuple[Plugin, Path]:
+    """Return a plugin whose table has this version, with the same state directory, and its package."""
+    copy = directory / "cni_quantum_nat"
+    shutil.copytree(PACKAGE, copy)
+    _change(copy / "backends" / "nftables" / "layout.py", f"\nLAYOUT = {LAYOUT}\n", f"\nLAYOUT = {layout}\n")
     start = f"import sys; sys.path.insert(0, {str(copy.parent)!r}); from cni_quantum_nat.__main__ import main; sys.exit(main())"
     made = Plugin(plugin.host, plugin.state_directory)
     made.command = [sys.executable, "-I", "-c", start]
-    return made
+    return made, copy
 
 
 def _change(file: Path, before: str, after: str) -> None:
@@ -121,6 +137,43 @@ def test_the_first_call_of_a_newer_version_may_remove_something(
         newer.gc({"cni.dev/valid-attachments": []})
     assert client.is_refused(HOST[4], 8080)
     assert host.owners() == set()
+
+
+@pytest.mark.parametrize("port", [8080, 8081])
+def test_the_first_add_of_a_newer_version_may_be_of_a_container_that_has_rules(
+    host: Host,
+    client: Namespace,
+    container: Container,
+    other_container: Container,
+    plugin: Plugin,
+    first: Plugin,
+    port: int,
+) -> None:
+    """At 1.0.0 comments named no state directory: to one that is not the usual one, the container's own port was another one's."""
+    first.add(container, publish(8080))
+    for family in (4, 6):
+        host.run("nft", f"flush set inet quantum containers{family}")  # which 1.0.0 did not have
+    web = plugin.add(container, publish(port))
+    assert client.ask(HOST[4], port).server == "web"
+    web.check()
+    assert plugin.operate("reconcile", "--dry-run").returncode == 0
+    with pytest.raises(PluginError, match=f"host port {port}/tcp is already in use by container {container.id} "):
+        plugin.add(other_container, publish(port))
+
+
+def test_until_the_table_is_replaced_check_says_what_repairs_it(
+    client: Namespace, container: Container, plugin: Plugin, first: Plugin
+) -> None:
+    """Nothing is known of an older table but its version; its rules work on."""
+    first.add(container, publish(8080))
+    web = plugin.attachment(container, publish(8080))
+    with pytest.raises(PluginError, match=f"the table has version {LAST_WITHOUT_REALM}, not {LAYOUT}") as caught:
+        web.check()
+    assert caught.value.code == 103
+    assert caught.value.details == f"Repair it: quantum-nat --state-dir {plugin.state_directory} reconcile"
+    assert client.ask(HOST[4], 8080).server == "web"
+    assert plugin.operate("reconcile").returncode == 0
+    web.check()
 
 
 def test_no_connection_is_lost_while_the_table_is_replaced(

@@ -14,6 +14,8 @@ TABLE = "quantum"
 # The version of everything in this module and text.py. Raise it with any change to them: a program replaces a table of a lower
 # version, with all its elements, in one transaction, and leaves a table of a higher version alone.
 LAYOUT = 3
+# Comments name no state directory in tables of version 1.0.0 and older.
+LAST_WITHOUT_REALM = 2
 # Its only element is the version; the comment of that element names the boot of the kernel in which the table was made.
 LAYOUT_SET = "layout"
 

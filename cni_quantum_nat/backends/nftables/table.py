@@ -36,7 +36,7 @@ from .encoding import (
     look_up_layout,
     text,
 )
-from .layout import LAYOUT, LAYOUT_SET, PORTS, SETS, TABLE, is_set
+from .layout import LAST_WITHOUT_REALM, LAYOUT, LAYOUT_SET, PORTS, SETS, TABLE, is_set
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class NftablesTable:
     that several state directories on a host can tell what is theirs; of others, the owner that is returned has a colon.
     """
 
-    __slots__ = ("_is_known", "_realm", "_socket", "is_older", "made_as")
+    __slots__ = ("_has_realms", "_is_known", "_realm", "_socket", "is_older", "made_as")
 
     def __init__(self, realm: str = "") -> None:
         """`realm` is that of the state directory, see State.realm."""
@@ -107,6 +107,7 @@ class NftablesTable:
         self._socket: NetlinkSocket | None = None
         self._is_known = False  # whether its version is known to be ours
         self.is_older = False
+        self._has_realms = True  # whether its comments tell state directories apart
         self.made_as = ""  # the digest of the fingerprint that the table had when it was last made, by whatever program
 
     def commit(
@@ -155,9 +156,8 @@ class NftablesTable:
         found: list[Element | None] = [None] * len(elements)
         for start in range(0, max(1, len(elements)), _GETS_PER_REQUEST):
             chunk = elements[start : start + _GETS_PER_REQUEST]
-            requests = [_request(_GETSETELEM, 0, start + i, look_up(element)) for i, element in enumerate(chunk)]
-            if not self._is_known:
-                requests.append(_LAYOUT_REQUEST)
+            requests = [] if self._is_known else [_LAYOUT_REQUEST]  # first: what a comment means depends on the version
+            requests += [_request(_GETSETELEM, 0, start + i, look_up(element)) for i, element in enumerate(chunk)]
             if not requests:
                 break
             for reply in self._exchange(b"".join(requests), len(requests)):
@@ -221,7 +221,7 @@ class NftablesTable:
         """Return how the table differs in version or boot. CniError(108) if the version is newer."""
         if reply.is_answer:
             self._is_known = True
-            self.is_older = False  # the call may just have replaced it
+            self.is_older, self._has_realms = False, True  # the call may just have replaced it
             _, comment = next(layouts_in(reply.payload[_FAMILY_HEADER.size :]), (LAYOUT, ""))
             boot, _, self.made_as = comment.partition(_RULES)
             if boot_id and boot != f"boot {boot_id}":
@@ -236,6 +236,7 @@ class NftablesTable:
                 "quantum-nat reconcile; connections that are established may break.",
             )
         self.is_older = layout > 0
+        self._has_realms = not 0 < layout <= LAST_WITHOUT_REALM
         return f"the table has version {layout}, not {LAYOUT}"
 
     def _read_layout(self) -> int:
@@ -366,7 +367,7 @@ class NftablesTable:
     def owner_of(self, comment: str) -> str:
         """Return the owner that a comment names. One from another state directory has a colon."""
         owner, colon, realm = comment.partition(":")
-        if colon + realm == self._realm:
+        if colon + realm == self._realm or not self._has_realms:
             return owner
         return comment if colon or not comment else f"{comment}:"
 
