@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cni_quantum_nat.model.attachments import SPREAD
-from cni_quantum_nat.model.errors import CHECK_FAILED, HOST_PORT_CONFLICT
+from cni_quantum_nat.model.errors import CHECK_FAILED, HOST_PORT_CONFLICT, INVALID_CONFIGURATION
 from cni_quantum_nat.nat.decision import decide_all
 
 from .simulation import Host, attachment, holdings
@@ -32,6 +32,16 @@ CHANGED = {
     "one more port": lambda: attachment("web", "10.0.0.2/24", 8080, 9000),
 }
 DIE = ("web", "rival")
+BESIDE_LIVE = (
+    "ADD web",
+    "ADD web with another port",
+    "ADD web, second network",
+    "ADD rival",
+    "DEL web",
+    "CHECK web",
+    "flush",
+    "web dies",
+)
 
 
 class Violation(AssertionError):
@@ -41,7 +51,8 @@ class Violation(AssertionError):
 class Sequence:
     """A host with events by name. after: called after each event, with what the kernel should have."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, *, live: bool = False) -> None:
+        """live: with changes of running containers, and fewer of the other events."""
         self.host = host
         self.events: dict[str, Callable[[], None]] = {}
         for name, wanted in WANTED.items():
@@ -58,6 +69,11 @@ class Sequence:
             self.events[f"{name} dies"] = lambda name=name: host.dies(name)  # type: ignore[misc]
         self.events["another mount namespace"] = self._change_mount_namespace
         self.events["upgrade"] = self._upgrade
+        if live:
+            self.events = {name: self.events[name] for name in BESIDE_LIVE}
+            self.events["publish web 8081"] = lambda: self._publish(WANTED["web"]())
+            self.events["unpublish web 8080"] = lambda: self._unpublish("web", 8080)
+            self.events["unpublish web 8081"] = lambda: self._unpublish("web", 8081)
 
     def happen(self, event: str) -> None:
         """Let an event happen, and see that all invariants hold."""
@@ -80,6 +96,28 @@ class Sequence:
         self._expect(self.host.remove(wanted.id, wanted) == 0, "DEL succeeds")
         self._expect(not self.host.state.has_record(wanted.id), "DEL leaves no record")
         self._expect(wanted.id.owner not in self.host.backend.all_owners(), "DEL leaves no rules")
+
+    def _publish(self, wanted: Attachment) -> None:
+        before = self._in_kernel()
+        code = self.host.publish(wanted.id, 8081)
+        self._expect(code in (0, HOST_PORT_CONFLICT, INVALID_CONFIGURATION), f"publish fails with {code}")
+        self._expect(code == 0 or before is None or self._in_kernel() == before, "a refused publish changes nothing")
+        if code == 0:
+            self._expect(self.host.publish(wanted.id, 8081) == 0, "publishing again succeeds")
+
+    def _unpublish(self, container_id: str, port: int) -> None:
+        before = self._in_kernel()
+        code = self.host.unpublish(container_id, port)
+        self._expect(code in (0, INVALID_CONFIGURATION), f"unpublish fails with {code}")
+        self._expect(code == 0 or self._in_kernel() == before, "a refused unpublish changes nothing")
+        if code == 0:
+            names = {
+                str(m.host_port)
+                for r in self.host.records().in_force
+                if r.id.container_id == container_id
+                for m in r.port_mappings
+            }
+            self._expect(str(port) not in names, "unpublish leaves the port to no attachment of the container")
 
     def _check(self, wanted: Attachment) -> None:
         code = self.host.check(wanted)

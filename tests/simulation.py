@@ -24,7 +24,7 @@ from cni_quantum_nat.model.attachments import (
 from cni_quantum_nat.model.errors import AlreadyThere, CniError
 from cni_quantum_nat.model.settings import Settings
 from cni_quantum_nat.model.units import HostPort, Overlaps
-from cni_quantum_nat.nat.manager import NatManager
+from cni_quantum_nat.nat.live import LivePorts, PublishedPort
 from cni_quantum_nat.nat.records import Records
 from cni_quantum_nat.state.directory import State
 
@@ -258,13 +258,13 @@ class Host:
         self.lives[netns_of(container_id)] = GONE
 
     @contextmanager
-    def manager(self) -> Iterator[NatManager]:
-        manager = NatManager(self.state)
+    def manager(self) -> Iterator[LivePorts]:
+        manager = LivePorts(self.state)
         manager._backends[self.backend.name] = self.backend
         with manager:
             yield manager
 
-    def call(self, action: Callable[[NatManager], object]) -> int:
+    def call(self, action: Callable[[LivePorts], object]) -> int:
         """Make a call, and return its CNI code, 0 for success."""
         try:
             with self.manager() as manager:
@@ -284,6 +284,13 @@ class Host:
 
     def remove(self, identity: AttachmentId, fallback: Attachment | None = None) -> int:
         return self.call(lambda manager: manager.remove(identity, lambda: fallback))
+
+    def publish(self, identity: AttachmentId, port: int, container_port: int = 80) -> int:
+        mapping = PortMapping(None, port, "tcp", container_port)
+        return self.call(lambda manager: manager.publish(identity, [mapping], settings()))
+
+    def unpublish(self, container_id: str, port: int) -> int:
+        return self.call(lambda manager: manager.unpublish(container_id, PublishedPort("tcp", port, port)))
 
     def check(self, attachment: Attachment) -> int:
         return self.call(lambda manager: manager.check(attachment))

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv6Address, ip_network
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.alias_generators import to_camel
 
 from ..model.conditions import backend_of, check_conditions
 from ..model.errors import InvalidConfiguration
+from ..model.settings import Settings
 from .explain import explain
 from .ordinary import FAMILIES, LAST_MARK_BIT, LAST_PORT, LAST_TIMEOUT_S, SHARING, is_interface_name
+
+if TYPE_CHECKING:
+    from ..state.directory import State
 
 # Attributes that the other backend does not support.
 _ONLY_NFTABLES = {"shared_ports", "conntrack_timeout", "ipv6_localhost"}
@@ -223,6 +227,17 @@ class NatConfig(BaseModel):
     def families(self) -> list[int]:
         """The address families that are masqueraded."""
         return FAMILIES[self.masquerade]
+
+
+def settings_on_record(state: State, network: str) -> Settings:
+    """Return the settings of a network by the configuration that its last new call had; CniError(7) if that is lost."""
+    kept = state.read_configuration(network)
+    if kept is None or not isinstance(kept.get("given"), dict):
+        raise InvalidConfiguration(
+            f"the configuration of network {network} is not on record",
+            "The next ADD, CHECK or GC of the network records it: start any container on it.",
+        )
+    return Settings(normalise(kept["given"]))
 
 
 def _address(text: str) -> IPv4Address | IPv6Address:

@@ -14,9 +14,11 @@ from . import connections as connections_command
 from . import gc as gc_command
 from . import list as list_command
 from . import port as port_command
+from . import publish as publish_command
 from . import schema as schema_command
 from . import show as show_command
 from . import status as status_command
+from . import unpublish as unpublish_command
 from . import validate as validate_command
 from . import who as who_command
 from .directories import mention_others, settle
@@ -32,6 +34,8 @@ _COMMANDS = (  # in the order of --help
     port_command,
     who_command,
     connections_command,
+    publish_command,
+    unpublish_command,
     doctor_command,
     reconcile_command,
     gc_command,

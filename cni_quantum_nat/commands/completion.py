@@ -66,6 +66,13 @@ def ports(parsed_args: argparse.Namespace, **_: object) -> list[str]:
     return sorted({f"{m.container_range}/{m.protocol}" for attachment in found for m in attachment.port_mappings})
 
 
+def host_ports(parsed_args: argparse.Namespace, **_: object) -> list[str]:
+    """Return the host ports of the container given before."""
+    named = str(parsed_args.container)
+    found = [a for a in _attachments(parsed_args) if a.id.container_id.startswith(named)]
+    return sorted({f"{m.host_range}/{m.protocol}" for attachment in found for m in attachment.port_mappings})
+
+
 def _attachments(parsed_args: argparse.Namespace) -> list[Attachment]:
     try:
         settle(parsed_args)

@@ -62,6 +62,8 @@ def _describe(attachment: Attachment, state: State) -> dict[str, Any]:
         "alive": {IN_FORCE: True, UNCERTAIN: None}.get(standing(attachment, here_of(state)), False),
         "ageS": int(time.time() - attachment.created_at),
         "ports": [str(mapping) for mapping in attachment.port_mappings],
+        "livePorts": [str(mapping) for mapping in attachment.port_mappings if mapping.live],
+        "withdrawnPorts": [str(mapping) for mapping in attachment.withdrawn],
         "tracked": _count_tracked(attachment),
         "connections": None,
         "elements": [],
@@ -120,7 +122,9 @@ def _lines(described: dict[str, Any]) -> Iterator[str]:
         via = f" via {endpoint['hostInterface']}" if endpoint["hostInterface"] else ""
         yield _line("Address", endpoint["address"] + via)
     for port in described["ports"]:
-        yield _line("Port", port)
+        yield _line("Port", f"{port}, published on the running container" if port in described["livePorts"] else port)
+    for port in described["withdrawnPorts"]:
+        yield _line("Withdrawn", port)
     yield from _outbound_lines(described["outbound"])
     yield _line("Idle time-out", f"{described['establishedTimeoutS']} s")
     for family, words in described["inbound"]["conditions"].items():

@@ -141,6 +141,21 @@ class Flow:
         """Whether its destination is translated."""
         return bool(self._status & _DESTINATION_TRANSLATED)
 
+    def is_translated_to(self, address: Address, mappings: list[PortMapping]) -> bool:
+        """Whether one of these mappings has translated it to a container's address."""
+        target, port = self.target
+        return (
+            self.is_translated
+            and self.sources[1] == address
+            and any(
+                self.protocol == PROTOCOLS[mapping.protocol]
+                and mapping.host_port <= port <= mapping.last_host_port
+                # A connection to ::1 is translated twice.
+                and (mapping.specific_host_ip in (None, target) or (target.family == 6 and mapping.on_loopback_only))
+                for mapping in mappings
+            )
+        )
+
     @property
     def is_source_translated(self) -> bool:
         """Whether its source is translated."""
@@ -186,6 +201,15 @@ class ConnectionTracker:
             source = nested(_TUPLE_IP, attribute(_SOURCE[4], address.packed))
             for direction in (_ORIGINAL, _REPLY):
                 self._delete_selected(Selection(4, direction, source, _BY_SOURCE), _from(address))
+
+    def delete_published(self, address: Address, mappings: list[PortMapping]) -> None:
+        """Delete the entries of connections that came to a container's address by one of these mappings."""
+        if address.family == 6:
+            found = self.flows(Selection(6), containing=address.packed)
+        else:
+            source = nested(_TUPLE_IP, attribute(_SOURCE[4], address.packed))
+            found = self.flows(Selection(4, _REPLY, source, _BY_SOURCE))
+        self.delete([flow for flow in found if flow.is_translated_to(address, mappings)])
 
     def delete_stale_udp(self, mappings: list[PortMapping], families: set[int]) -> None:
         """Delete the UDP entries to the host ports of `mappings`, so that clients that are sending already reach the container.

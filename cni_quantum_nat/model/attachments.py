@@ -47,9 +47,20 @@ class PortMapping:
     allocated: whether the host port was chosen by us.
     sharing: EXCLUSIVE, or how new connections are spread over the containers that publish the port: SPREAD, BY_CLIENT.
     created_at: seconds since the epoch; 0 if it came with its attachment.
+    live: whether an operator published it on the running container, see nat/live.py.
     """
 
-    __slots__ = ("allocated", "container_port", "created_at", "host_ip", "host_port", "protocol", "sharing", "size")
+    __slots__ = (
+        "allocated",
+        "container_port",
+        "created_at",
+        "host_ip",
+        "host_port",
+        "live",
+        "protocol",
+        "sharing",
+        "size",
+    )
 
     def __init__(  # noqa: PLR0913 - a record has as many fields
         self,
@@ -62,6 +73,7 @@ class PortMapping:
         sharing: str = EXCLUSIVE,
         created_at: float = 0,
         size: int = 1,
+        live: bool = False,
     ) -> None:
         self.host_ip = host_ip
         self.host_port = host_port
@@ -71,6 +83,11 @@ class PortMapping:
         self.sharing = sharing
         self.created_at = created_at
         self.size = size
+        self.live = live
+
+    def copy(self) -> PortMapping:
+        """Return another mapping with the same fields."""
+        return _mapping_of_record(_mapping_record(self))
 
     @property
     def last_host_port(self) -> int:
@@ -258,6 +275,7 @@ class Attachment:
     waits_for: the host ports, as `HostPort.name`, that a sibling had when the attachment was last added. It gets them when that one gives
     them up.
     replaces: what it was before, for as long as the kernel may have rules of that; the latest first.
+    withdrawn: mappings that an operator took back from the running container, see nat/live.py. The runtime still asks for them.
     """
 
     __slots__ = (
@@ -279,6 +297,7 @@ class Attachment:
         "replaces",
         "sequence",
         "waits_for",
+        "withdrawn",
     )
 
     def __init__(  # noqa: PLR0913 - a record has as many fields
@@ -319,6 +338,7 @@ class Attachment:
         self.had_earlier = had_earlier
         self.waits_for = waits_for
         self.replaces: list[Attachment] = []
+        self.withdrawn: list[PortMapping] = []
 
     @property
     def generations(self) -> list[Attachment]:
@@ -372,6 +392,11 @@ class Attachment:
         return bool(self.families)
 
     @property
+    def has_live_changes(self) -> bool:
+        """Whether an operator published or withdrew ports while the container ran."""
+        return bool(self.withdrawn) or any(mapping.live for mapping in self.port_mappings)
+
+    @property
     def wishes(self) -> dict[str, Any]:
         """Everything that determines its rules, for comparison."""
         return {key: value for key, value in self.as_record().items() if key not in _CIRCUMSTANCES}
@@ -397,6 +422,7 @@ class Attachment:
             "inbound": _inbound_record(self.inbound),
             "establishedTimeoutS": self.established_timeout_s,
             "isNetwork": self.is_network,
+            **({"withdrawn": [_mapping_record(mapping) for mapping in self.withdrawn]} if self.withdrawn else {}),
         }
 
     @classmethod
@@ -422,6 +448,8 @@ class Attachment:
         )
         for endpoint, written in zip(attachment.endpoints, record["endpoints"]):
             endpoint.host_interface = written["hostInterface"]
+        if "withdrawn" in record:
+            attachment.withdrawn = [_mapping_of_record(mapping) for mapping in record["withdrawn"]]
         return attachment
 
 
@@ -435,6 +463,7 @@ _CIRCUMSTANCES = (
     "sequence",
     "hadEarlier",
     "waitsFor",
+    "withdrawn",
 )
 
 
@@ -494,6 +523,7 @@ def _mapping_record(mapping: PortMapping) -> dict[str, Any]:
         "allocated": mapping.allocated,
         "sharing": mapping.sharing,
         **({"range": mapping.host_range} if mapping.size > 1 else {}),
+        **({"live": True} if mapping.live else {}),
     }
     if mapping.created_at:
         record["createdAt"] = mapping.created_at
@@ -511,4 +541,5 @@ def _mapping_of_record(record: dict[str, Any]) -> PortMapping:
         sharing=record["sharing"],
         created_at=record.get("createdAt", 0),
         size=last - record["hostPort"] + 1,
+        live=record.get("live", False),
     )

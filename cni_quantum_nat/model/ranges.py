@@ -78,7 +78,9 @@ def ports_of(mapping: PortMapping) -> list[PortMapping]:
 
 
 def _range_of(mapping: PortMapping, first: int, size: int) -> PortMapping:
-    return PortMapping(mapping.host_ip, first, mapping.protocol, first, size=size)
+    return PortMapping(
+        mapping.host_ip, first, mapping.protocol, first, size=size, created_at=mapping.created_at, live=mapping.live
+    )
 
 
 def united(intervals: Iterable[Interval]) -> list[Interval]:

@@ -171,7 +171,9 @@ def decide_add(wanted: Attachment, facts: Facts) -> Decision:
             _release(decision, holder)
     for port, mapping in wanted.host_ports.items():
         holders = _staying(facts, decision, port, wanted.id)
-        if any(_is_of_sibling(holder, wanted.id) for holder in holders):
+        # Its next generation waits on for what it does not have, whoever has that by now.
+        waits_on = bool(holders) and port.name in wanted.waits_for
+        if waits_on or any(_is_of_sibling(holder, wanted.id) for holder in holders):
             waiting.append(port)
         else:
             _take_port(decision, facts, port, mapping, wanted, holders)

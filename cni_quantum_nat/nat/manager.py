@@ -25,11 +25,13 @@ from ..model.errors import (
     TRY_AGAIN_LATER,
     AlreadyThere,
     CniError,
+    HostPortConflict,
     InvalidConfiguration,
     KernelRefused,
 )
 from ..model.units import HostPort, Overlaps
 from ..ports.allocation import allocate_ports, check_host_listeners, recall_ports
+from ..ports.mappings import keep_live_changes
 from ..state.record import is_plain
 from .decision import (
     ELSEWHERE,
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from ..backends.base import Applied, Backend
+    from ..model.attachments import PortMapping
     from ..model.settings import Settings
     from ..model.units import Unit
     from ..state.directory import State
@@ -96,11 +99,12 @@ class NatManager:
 
     def add(self, attachment: Attachment, settings: Settings) -> None:
         """Install an attachment in place of what it had before. If that fails, everything is as it was."""
-        if not attachment.needs_rules:
+        facts = self._gather(attachment.id)
+        is_reload = self._keep_live_changes(attachment, facts, settings)
+        if not attachment.needs_rules and not attachment.withdrawn:
             self.remove(attachment.id)
             return
         self._find_host_interfaces(attachment)
-        facts = self._gather(attachment.id)
         attachment.host_netns = self._here.netns
         attachment.had_earlier = facts.before is not None
         numbers = self.state.numbers()
@@ -116,14 +120,20 @@ class NatManager:
             numbers.close()
         undo: list[Callable[[], None]] = []
         try:
-            decision = self._commit(attachment, facts, settings, undo)
+            decision = self._commit(attachment, facts, undo, ip_forwarding=settings.ip_forwarding)
         except BaseException as error:
-            _run_all(undo, error)
+            run_all(undo, error)
             raise
+        if is_reload:
+            self.state.forget_set_aside(attachment.id)
+        self._conclude(attachment, decision, attachment.port_mappings)
+
+    def _conclude(self, attachment: Attachment, decision: Decision, published: Iterable[PortMapping]) -> None:
+        """Remove what others lost by a change that cannot fail any more, and old UDP entries to what was published."""
         for former in decision.released.values():
             self.state.remove(former.id)
         self._note_released(attachment, decision)
-        udp = [mapping for mapping in attachment.port_mappings if mapping.protocol == "udp"]
+        udp = [mapping for mapping in published if mapping.protocol == "udp"]
         if udp:
             self._afterwards.append(lambda tracker: tracker.delete_stale_udp(udp, attachment.published_families))
 
@@ -139,6 +149,12 @@ class NatManager:
         if known is not None and (facts.before is not None or known.needs_rules):
             self._remove(known, facts)
         if facts.elsewhere is None:
+            if (
+                facts.before is not None
+                and facts.before.has_live_changes
+                and standing(facts.before, self._here) == IN_FORCE
+            ):
+                self.state.set_aside(facts.before)
             self.state.remove(attachment_id)
 
     def check(self, attachment: Attachment, *, follows_default_route: bool = False) -> None:
@@ -146,8 +162,10 @@ class NatManager:
 
         follows_default_route: use the external interfaces on record, which are those of the default route at ADD.
         """
-        self._find_host_interfaces(attachment)
         facts = self._gather(attachment.id)
+        if facts.before is not None and self._is_same_life(attachment, facts.before):
+            keep_live_changes(attachment, facts.before)
+        self._find_host_interfaces(attachment)
         if facts.before is not None:
             recall_ports(attachment, [facts.before])
             if follows_default_route:
@@ -178,7 +196,7 @@ class NatManager:
             try:
                 decision = self._install(moved, facts, undo)
             except BaseException as error:
-                _run_all(undo, error)
+                run_all(undo, error)
                 raise
             self._note_released(moved, decision)
 
@@ -252,11 +270,11 @@ class NatManager:
         self._afterwards.append(lambda tracker: tracker.delete_untranslated(records.in_force))
 
     def _commit(
-        self, attachment: Attachment, facts: Facts, settings: Settings, undo: list[Callable[[], None]]
+        self, attachment: Attachment, facts: Facts, undo: list[Callable[[], None]], *, ip_forwarding: bool
     ) -> Decision:
         """Do what an ADD does, and note how to undo each step."""
         undo.append(self._sysctls.restore)
-        if settings.ip_forwarding:
+        if ip_forwarding:
             self._enable_forwarding(attachment)
         decision = self._install(attachment, facts, undo)
         self._enable_route_localnet(attachment)
@@ -517,6 +535,43 @@ class NatManager:
             return next((identity for identity in self.state.identities() if identity.owner == owner), None)
         return AttachmentId.of_owner(owner)
 
+    def _keep_live_changes(self, attachment: Attachment, facts: Facts, settings: Settings) -> bool:
+        """Keep what an operator published and withdrew on the running container. Return whether this is a reload.
+
+        To reload a network, a runtime calls DEL and then ADD, in the same network namespace: nothing else shows that the container
+        went on. What others have meanwhile is dropped with a warning, because the runtime did not ask for it.
+        """
+        former = facts.before
+        try:
+            if former is None and attachment.netns:
+                former = self.state.read_set_aside(attachment.id)
+        except CniError as error:
+            warn(error)
+        if former is None or not self._is_same_life(attachment, former):
+            return False
+        keep_live_changes(attachment, former)
+        for mapping in [mapping for mapping in attachment.port_mappings if mapping.live]:
+            alone = Attachment.from_record(attachment.as_record())
+            alone.port_mappings = [mapping]
+            try:
+                self._require_free(alone, facts, settings)
+            except HostPortConflict as error:
+                warn(error)
+                attachment.port_mappings.remove(mapping)
+        return facts.before is None
+
+    def _is_same_life(self, attachment: Attachment, former: Attachment) -> bool:
+        """Whether a record has live changes, and its container has run on: in the same network namespace, which exists."""
+        if not former.has_live_changes or former.netns_identity != attachment.netns_identity:
+            return False
+        return standing(former, self._here) == IN_FORCE
+
+    def _require_free(self, attachment: Attachment, facts: Facts, settings: Settings) -> None:
+        """Raise HostPortConflict if another container has a host port of the attachment, or the host listens on it."""
+        if settings.refuse_conflicts:
+            check_host_listeners(attachment, lambda: self._refuse_held(attachment, facts))
+        self._refuse_held(attachment, facts)
+
     def _find_host_interfaces(self, attachment: Attachment) -> None:
         """Find the host's interfaces to the container's published addresses, or to all its addresses if it is isolated."""
         for endpoint in attachment.endpoints:
@@ -630,7 +685,7 @@ def left_alone(attachment: Attachment) -> CniError:
     )
 
 
-def _run_all(undo: list[Callable[[], None]], cause: BaseException) -> None:
+def run_all(undo: list[Callable[[], None]], cause: BaseException) -> None:
     """Undo, last step first. A failure does not stop it, and is added to the error."""
     for step in reversed(undo):
         try:

@@ -14,6 +14,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from ..model.attachments import Attachment
+
 _LAST_PORT = 65535
 
 
@@ -69,6 +71,32 @@ def _parse_entries(entries: list[object]) -> list[PortMapping]:
         if last == _LAST_PORT:
             last = 0
     return mappings
+
+
+def keep_live_changes(attachment: Attachment, former: Attachment) -> None:
+    """Keep what an operator published and withdrew since the runtime asked last; `former` is the record with that.
+
+    What the runtime asks for goes before what an operator has published on the same host port.
+    """
+    mappings, withdrawn = list(attachment.port_mappings), []
+    for gone in former.withdrawn:
+        asked = [mapping for mapping in mappings if not mapping.live and _asks_for(mapping, gone)]
+        if asked:
+            mappings.remove(asked[0])
+        if asked or gone.live:
+            withdrawn.append(gone)
+    families = {endpoint.address.family for endpoint in attachment.endpoints}
+    for live in former.port_mappings:
+        is_taken = any(mapping.host_port and mapping.is_same_port(live, families) for mapping in mappings)
+        if live.live and not is_taken and any(map(live.serves, families)):
+            mappings.append(live.copy())
+    attachment.port_mappings, attachment.withdrawn = mappings, withdrawn
+
+
+def _asks_for(mapping: PortMapping, withdrawn: PortMapping) -> bool:
+    """Whether a request is the one that was withdrawn; that had its host port allocated if it names none."""
+    is_port = mapping.host_port == withdrawn.host_port or (not mapping.host_port and withdrawn.allocated)
+    return is_port and (mapping.asked_for, mapping.size) == (withdrawn.asked_for, withdrawn.size)
 
 
 def check_localhost(mappings: list[PortMapping]) -> None:

@@ -10,6 +10,7 @@
       counters/NETWORK                             calls, failures and connections, see counters.py; has a lock of its own
       networks/NETWORK.json                        the configuration last validated, as given and as normalised
       attachments/CONTAINER/NETWORK:INTERFACE.json the record of one attachment, see record.py
+      reload/NETWORK:CONTAINER:INTERFACE.json      the last record of an attachment with live ports, for an ADD right after its DEL
 
 A network name, a container ID and an interface name contain no ":" and no "/", so the names are unambiguous.
 A pod's start waits for this module.
@@ -52,6 +53,8 @@ _CLAIMS = "claims"  # from 1.0.0, which would trust it after a downgrade: it is 
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _SUFFIX = ".json"
 _FORGOTTEN_AFTER_S = 86400
+_RELOAD = "/reload"
+_RELOADED_WITHIN_S = 60  # longer than an ADD waits for the lock
 
 
 class State:
@@ -186,6 +189,34 @@ class State:
         except OSError:
             pass  # another attachment of the container is in it, or it does not exist
 
+    def set_aside(self, attachment: Attachment) -> None:
+        """Keep a record that is about to be removed, for a runtime that deletes and adds a running container to reload its network."""
+        make_directory(f"{self.directory}{_RELOAD}")
+        self._check(_RELOAD)
+        self._drop_old_reloads()
+        self._replace(self._reload_path(attachment.id), write_record(attachment, self.boot_id))
+
+    def read_set_aside(self, attachment_id: AttachmentId) -> Attachment | None:
+        """Return the record that was set aside a moment ago, None if there is none. CniError(102) or (108) if it cannot be read."""
+        if self._check(_RELOAD) is None:
+            return None
+        self._drop_old_reloads()
+        return self._read_record(self._reload_path(attachment_id), attachment_id)
+
+    def forget_set_aside(self, attachment_id: AttachmentId) -> None:
+        """Remove the record that was set aside."""
+        remove_file(self._reload_path(attachment_id))
+
+    def _drop_old_reloads(self) -> None:
+        now = time.time()
+        for name in list_directory(f"{self.directory}{_RELOAD}"):
+            modified_at = self._modified_at(f"reload/{name}")
+            if modified_at is not None and not 0 <= now - modified_at < _RELOADED_WITHIN_S:
+                remove_file(f"{self.directory}{_RELOAD}/{name}")
+
+    def _reload_path(self, attachment_id: AttachmentId) -> str:
+        return f"{self.directory}{_RELOAD}/{attachment_id.owner.replace('/', ':')}{_SUFFIX}"
+
     def siblings(self, attachment_id: AttachmentId) -> list[Attachment]:
         """Return the other attachments of the same container that have a readable record, of any boot."""
         own = self.path(attachment_id).rpartition("/")[2]
@@ -265,6 +296,7 @@ class State:
 
     def forget_networks(self) -> None:
         """Remove the configuration and the counters of networks that have no record and were not heard of for a day."""
+        self._drop_old_reloads()
         known = {identity.network for identity in self.identities()}
         deadline = time.time() - _FORGOTTEN_AFTER_S
         for directory, suffix in ((f"{self.directory}/networks", _SUFFIX), (f"{self.directory}/counters", "")):

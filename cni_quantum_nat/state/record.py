@@ -4,7 +4,7 @@
     bootId      since 2: the boot of the kernel in which it was written, empty if unknown
     isolate     since 2, in inbound
     replaces    since 2: earlier generations of the attachment that the kernel may still have rules of
-    hostNetns, netnsDirectory, sequence, hadEarlier, waitsFor, noMasquerade in outbound, and range in a port mapping: since 3
+    hostNetns, netnsDirectory, sequence, hadEarlier, waitsFor, withdrawn, noMasquerade in outbound, range and live in a port mapping: since 3
     the others  Attachment.as_record()
 
 An older format is upgraded when it is read. A newer one is left alone: only the program that wrote it knows what it means.
@@ -115,7 +115,7 @@ def _check(attachment: Attachment) -> None:
     _require("establishedTimeoutS", _is_number(attachment.established_timeout_s) and attachment.established_timeout_s)
     _require("isNetwork", isinstance(attachment.is_network, bool))
     _require("hostInterface", all(_is_interface(e.host_interface) for e in attachment.endpoints))
-    for mapping in attachment.port_mappings:
+    for mapping in (*attachment.port_mappings, *attachment.withdrawn):
         _check_mapping(mapping)
     _check_outbound(attachment)
     _check_inbound(attachment)
@@ -127,6 +127,7 @@ def _check_mapping(mapping: PortMapping) -> None:
     _require("containerPort", _is_number(mapping.container_port) and 1 <= mapping.container_port <= 65535)
     _require("range", mapping.size == 1 or _is_range(mapping))
     _require("allocated", isinstance(mapping.allocated, bool))
+    _require("live", isinstance(mapping.live, bool))
     _require("sharing", mapping.sharing in (EXCLUSIVE, SPREAD, BY_CLIENT))
 
 

@@ -20,6 +20,8 @@ COMMANDS = {
     "port container": 1,  # it publishes none
     "connections": 0,
     "who 8080": 1,  # nobody
+    "publish container 8080:80": 0,
+    "unpublish container 8080": 1,  # it publishes none
     "status": 0,
     "doctor": 1,  # packets are not forwarded
     "reconcile": 0,

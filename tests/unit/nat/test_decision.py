@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cni_quantum_nat.model.addresses import Address
-from cni_quantum_nat.model.attachments import ALIVE, CANNOT_TELL, GONE, SPREAD, Attachment
+from cni_quantum_nat.model.attachments import ALIVE, CANNOT_TELL, GONE, SPREAD, Attachment, PortMapping
 from cni_quantum_nat.model.errors import HostPortConflict
 from cni_quantum_nat.model.units import HostPort, Overlaps, PortRange
 from cni_quantum_nat.nat.decision import (
@@ -27,6 +27,8 @@ from cni_quantum_nat.nat.decision import (
     decide_remove,
     standing_of,
 )
+from cni_quantum_nat.nat.live import PublishedPort, copy_of, withdraw
+from cni_quantum_nat.ports.mappings import keep_live_changes
 from tests.simulation import ANOTHER_NAMESPACE, OWN_NAMESPACE, attachment
 
 from .decision_page import PAGE, outcome, page
@@ -117,18 +119,42 @@ class History:
 
     def add(self, wanted: Attachment) -> bool:
         """Add it; False when it is refused, with nothing changed."""
+        before = self.records.get(wanted.id)
+        if before is not None:
+            keep_live_changes(wanted, before)
+        if not self._decide(wanted):
+            return False
+        if before is not None and before.wishes == wanted.wishes:
+            wanted.sequence = before.sequence
+        else:
+            self.numbers += 1
+            wanted.sequence = self.numbers
+        return True
+
+    def publish(self, identity: AttachmentId, port: int, sharing: str) -> bool:
+        """Publish a port of an attachment; False when it is refused, with nothing changed."""
+        before = self.records.get(identity)
+        if before is None or any(mapping.host_port == port for mapping in before.port_mappings):
+            return False
+        wanted = copy_of(before)
+        wanted.port_mappings.append(PortMapping(None, port, "tcp", 80, sharing=sharing, live=True))
+        return self._decide(wanted)
+
+    def unpublish(self, container_id: str, port: int) -> None:
+        """Take a port from all attachments of a container, from those that wait for it first."""
+        of_container = [record for record in self.records.values() if record.id.container_id == container_id]
+        for record in sorted(of_container, key=lambda record: not record.waits_for):
+            wanted = copy_of(record)
+            if withdraw(wanted, PublishedPort("tcp", port, port)):
+                assert self._decide(wanted)
+
+    def _decide(self, wanted: Attachment) -> bool:
         try:
             decision = decide_add(wanted, self.facts(wanted.id))
         except HostPortConflict:
             return False
         for record in (wanted, *self.records.values()):
             record.waits_for = decision.waiting.get(record.id, record.waits_for)
-        before = self.records.get(wanted.id)
-        if before is not None and before.wishes == wanted.wishes:
-            wanted.sequence = before.sequence
-        else:
-            self.numbers += 1
-            wanted.sequence = self.numbers
         self._apply(decision, wanted.id)
         for released in decision.released:
             del self.records[released]
@@ -163,7 +189,7 @@ class History:
 PORTS = st.sets(st.sampled_from([1, 2, 3]), max_size=2)
 EVENTS = st.lists(
     st.tuples(
-        st.sampled_from(["add", "add", "remove"]),
+        st.sampled_from(["add", "add", "remove", "publish", "unpublish"]),
         st.sampled_from(["a", "b", "c"]),
         st.sampled_from(["net", "net2"]),
         st.integers(2, 4),
@@ -205,6 +231,13 @@ def history_of(events: list[tuple[str, str, str, int, Iterable[int | PortRange],
         wanted = attachment(container, f"10.0.0.{last}/24", *ports, network=network, sharing=sharing)
         if verb == "add":
             history.add(wanted)
+        elif verb in ("publish", "unpublish"):
+            for port in ports:
+                assert isinstance(port, int)
+                if verb == "publish":
+                    history.publish(wanted.id, port, sharing)
+                else:
+                    history.unpublish(container, port)
         else:
             history.remove(wanted.id)
     return history

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from cni_quantum_nat.backends.base import Applied, Change
     from cni_quantum_nat.model.addresses import Address
-    from cni_quantum_nat.model.attachments import Attachment
+    from cni_quantum_nat.model.attachments import Attachment, PortMapping
     from cni_quantum_nat.model.units import Unit
 
 LENGTH = 5
@@ -117,6 +117,17 @@ def test_after_every_sequence_of_five_events_all_invariants_hold(memory: str, ar
     assert len(found) > 500, "so many situations, or the events do too little"
 
 
+def test_after_every_sequence_of_four_events_with_live_ports_all_invariants_hold(memory: str) -> None:
+    host = Host(f"{memory}/state")
+    sequence = Sequence(host, live=True)
+    found: dict[tuple[object, ...], tuple[str, ...]] = {}
+    with host.here():
+        frontier: list[tuple[tuple[str, ...], Situation]] = [((), capture(host))]
+        for _ in range(4):
+            frontier = _next_round(host, sequence, frontier, found)
+    assert any("publish web 8081" in path for path in found.values())
+
+
 def _next_round(
     host: Host,
     sequence: Sequence,
@@ -165,6 +176,9 @@ def tracked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         def delete_of_addresses(self, addresses: list[Address]) -> None:
             deleted.extend(map(str, addresses))
 
+        def delete_published(self, address: Address, mappings: list[PortMapping]) -> None:
+            deleted.extend(f"{mapping} of {address}" for mapping in mappings)
+
         def delete_untranslated(self, _attachments: list[Attachment]) -> None:
             """The first ADD has made the table."""
 
@@ -185,6 +199,26 @@ def test_a_gc_that_fails_for_one_container_deletes_the_connections_of_the_others
         backend.refused = "db"
         assert host.collect_garbage("net", set()) == CLEAN_UP_INCOMPLETE
     assert sorted(tracked) == ["10.88.0.2", "10.88.0.4"]
+
+
+@pytest.mark.parametrize("failing", ["publish", "unpublish"])
+def test_a_live_change_that_fails_changes_nothing(memory: str, tracked: list[str], failing: str) -> None:
+    backend = RefusingBackend()
+    host = Host(f"{memory}/state", backend=backend)
+    web = attachment("web", "10.88.0.2/24", 8080)
+    with host.here():
+        assert host.add(web) == 0
+        before = capture(host)
+        backend.refused = "web"
+        code = host.publish(web.id, 8081) if failing == "publish" else host.unpublish("web", 8080)
+        assert code == KERNEL_REFUSED
+        after = capture(host)
+        assert (after.files, after.key) == (before.files, before.key)
+        assert tracked == []
+        backend.refused = ""
+        assert host.publish(web.id, 8081) == 0
+        assert host.unpublish("web", 8080) == 0
+    assert tracked == ["8080->80/tcp of 10.88.0.2"]
 
 
 def test_an_interruption_after_a_removal_does_not_keep_its_connections(memory: str, tracked: list[str]) -> None:

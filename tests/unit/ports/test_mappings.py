@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cni_quantum_nat.model.attachments import PortMapping
 from cni_quantum_nat.model.errors import CniError
-from cni_quantum_nat.ports.mappings import parse_port_mappings
+from cni_quantum_nat.ports.mappings import keep_live_changes, parse_port_mappings
+from tests.unit.attachments import attachment
 
 ANYTHING = (
     st.none() | st.booleans() | st.integers(-1, 70000) | st.text(max_size=8) | st.lists(st.integers(), max_size=2)
@@ -167,3 +169,42 @@ def test_ranges_have_the_ports_that_single_entries_have(ports: list[tuple[int, b
     assert sorted(
         (port, one.protocol == "udp") for one in found for port in range(one.host_port, one.last_host_port + 1)
     ) == sorted(set(ports))
+
+
+@pytest.mark.parametrize(
+    ("asked", "published", "withdrawn", "then", "then_withdrawn"),
+    [
+        ([(8080, 80)], [(9000, 81)], [], ["8080->80", "9000->81"], []),
+        ([(8080, 80)], [(8080, 81)], [], ["8080->80"], []),
+        ([(8080, 80), (8081, 80)], [], [(8080, 80)], ["8081->80"], ["8080->80"]),
+        ([(8080, 81)], [], [(8080, 80)], ["8080->81"], []),
+        ([(8081, 80)], [], [(8080, 80)], ["8081->80"], []),
+        ([], [(9000, 81)], [(8080, 80)], ["9000->81"], []),
+    ],
+)
+def test_what_a_runtime_asks_for_and_an_operator_has_changed(
+    asked: list[tuple[int, int]],
+    published: list[tuple[int, int]],
+    withdrawn: list[tuple[int, int]],
+    then: list[str],
+    then_withdrawn: list[str],
+) -> None:
+    former, wanted = attachment("net", "c", "eth0"), attachment("net", "c", "eth0")
+    former.port_mappings = [PortMapping(None, 7000, "tcp", 70)]
+    former.port_mappings += [PortMapping(None, host, "tcp", container, live=True) for host, container in published]
+    former.withdrawn = [PortMapping(None, host, "tcp", container) for host, container in withdrawn]
+    wanted.port_mappings = [PortMapping(None, host, "tcp", container) for host, container in asked]
+    keep_live_changes(wanted, former)
+    assert [str(mapping) for mapping in wanted.port_mappings] == [f"{ports}/tcp" for ports in then]
+    assert [str(mapping) for mapping in wanted.withdrawn] == [f"{ports}/tcp" for ports in then_withdrawn]
+
+
+def test_a_port_that_was_allocated_and_taken_back_stays_away_where_the_runtime_names_none() -> None:
+    former, wanted = attachment("net", "c", "eth0"), attachment("net", "c", "eth0")
+    former.withdrawn = [PortMapping(None, 32768, "tcp", 80, allocated=True)]
+    wanted.port_mappings = [
+        PortMapping(None, 0, "tcp", 80, allocated=True),
+        PortMapping(None, 0, "tcp", 81, allocated=True),
+    ]
+    keep_live_changes(wanted, former)
+    assert [mapping.container_port for mapping in wanted.port_mappings] == [81]

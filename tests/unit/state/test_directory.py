@@ -147,3 +147,34 @@ def test_a_cached_configuration_that_cannot_be_read_counts_as_none(state: State)
     assert state.read_configuration("n") == {"given": {"a": 1}, "normalised": {}}
     (Path(state.directory) / "networks" / "n.json").write_text("{")
     assert state.read_configuration("n") is None
+
+
+def test_a_record_that_was_set_aside_is_there_for_a_minute(state: State) -> None:
+    web = attachment("net", "web", "eth0")
+    assert state.read_set_aside(web.id) is None
+    state.set_aside(web)
+    found = state.read_set_aside(web.id)
+    assert found is not None
+    assert found.as_record() == web.as_record()
+    assert state.read_set_aside(AttachmentId("net", "web", "eth1")) is None
+    state.forget_set_aside(web.id)
+    assert state.read_set_aside(web.id) is None
+    for age in (61, -61):
+        state.set_aside(web)
+        (file,) = Path(state.directory, "reload").iterdir()
+        os.utime(file, (file.stat().st_atime, file.stat().st_mtime - age))
+        state.forget_networks()
+        assert not file.exists()
+
+
+def test_what_was_set_aside_is_not_believed_if_it_is_damaged_or_anothers(state: State, tmp_path: Path) -> None:
+    web = attachment("net", "web", "eth0")
+    state.set_aside(web)
+    (file,) = Path(state.directory, "reload").iterdir()
+    file.write_text("{")
+    with pytest.raises(CniError, match="is damaged"):
+        state.read_set_aside(web.id)
+    shutil.rmtree(file.parent)
+    file.parent.symlink_to(tmp_path)
+    with pytest.raises(CniError, match="cannot use the state directory"):
+        state.read_set_aside(web.id)

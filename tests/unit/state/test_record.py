@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni_quantum_nat.model.attachments import NOWHERE, AttachmentId
+from cni_quantum_nat.model.attachments import NOWHERE, AttachmentId, PortMapping
 from cni_quantum_nat.model.errors import CniError
 from cni_quantum_nat.state.record import FORMAT, read_record, write_record
 from tests.unit.attachments import attachment
@@ -49,6 +49,28 @@ def test_a_record_is_read_as_it_was_written() -> None:
     assert found.as_record() == wanted.as_record()
     assert [generation.as_record() for generation in found.replaces] == [former.as_record()]
     assert {generation.boot_id for generation in found.generations} == {"boot"}
+
+
+def test_live_changes_are_read_as_they_were_written_and_leave_no_trace_once_undone() -> None:
+    wanted = attachment("net", "c", "eth0")
+    plain = json.dumps(write_record(wanted, "boot"))
+    asked = wanted.port_mappings[0]
+    wanted.port_mappings = [PortMapping(None, 8080, "udp", 53, live=True, created_at=7.5)]
+    wanted.withdrawn = [asked]
+    found = read(json.loads(json.dumps(write_record(wanted, "boot"))))
+    assert found.as_record() == wanted.as_record()
+    assert [mapping.live for mapping in found.port_mappings] == [True]
+    assert found.has_live_changes
+    found.port_mappings, found.withdrawn = [asked], []
+    assert not found.has_live_changes
+    assert json.dumps(write_record(found, "boot")) == plain, (
+        "which is what a version without live ports writes and reads"
+    )
+
+
+def test_1_0_0_leaves_a_record_with_live_ports_to_whoever_wrote_it() -> None:
+    """It reads format 2, and refuses newer ones."""
+    assert written()["format"] == FORMAT == 3
 
 
 def test_a_record_of_1_0_0_is_upgraded_and_what_it_does_not_say_is_taken_for_the_worst() -> None:
@@ -100,6 +122,9 @@ def test_a_newer_format_is_left_to_whoever_wrote_it() -> None:
         {"portMappings": [{**OF_1_0_0["portMappings"][0], "protocol": "tcp }"}]},
         {"portMappings": [{**OF_1_0_0["portMappings"][0], "containerPort": 65536}]},
         {"portMappings": [{**OF_1_0_0["portMappings"][0], "sharing": "x"}]},
+        {"portMappings": [{**OF_1_0_0["portMappings"][0], "live": 1}]},
+        {"withdrawn": [{**OF_1_0_0["portMappings"][0], "hostPort": 0}]},
+        {"withdrawn": [1]},
         {"outbound": {**OF_1_0_0["outbound"], "noMasquerade": ["10.0.0.0"]}},
         {"outbound": {**OF_1_0_0["outbound"], "noMasquerade": [], "masquerade": [5]}},
         {"inbound": {**OF_1_0_0["inbound"], "markBit": 32}},
