@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..cni.configuration import settings_on_record
 from ..nat.live import mapping_of
 from .completion import networks
 from .live_ports import (
@@ -57,6 +56,8 @@ def add_to(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Publish the ports."""
+    from ..cni.configuration import settings_on_record  # pydantic, which no other command should load
+
     one = attachment_of(arguments)
     protocol, host_ports, container_ports = arguments.ports
     with manager_of(one) as manager:

@@ -177,6 +177,29 @@ def test_reload(cluster: Cluster) -> None:
     cluster.serves(container, cluster.client.path, HOST[4], 8080)
 
 
+def test_live_ports(cluster: Cluster) -> None:
+    """An operator publishes a port of a running container and takes it back; what is left is gone when the container is removed."""
+    container = cluster.run()
+    cluster.operate("publish", container.id, "8080:80")
+    cluster.serves(container, cluster.client.path, HOST[4], 8080)
+    cluster.operate("unpublish", container.id, "8080")
+    assert cluster.answer(cluster.client.path, HOST[4], 8080) is None
+    cluster.operate("publish", container.id, "8081:80")
+    cluster.serves(container, cluster.client.path, HOST[4], 8081)
+    cluster.remove(container)
+    assert cluster.answer(cluster.client.path, HOST[4], 8081) is None
+
+
+@pytest.mark.needs("reload")
+def test_live_ports_reload(cluster: Cluster) -> None:
+    """A port that was published on the running container comes back with the runtime's own reload."""
+    container = cluster.run(Port(8081))
+    cluster.operate("publish", container.id, "8080:80")
+    cluster.runtime.reload_network(container)
+    for port in (8080, 8081):
+        cluster.serves(container, cluster.client.path, HOST[4], port)
+
+
 def test_reconcile(cluster: Cluster) -> None:
     """After `nft flush ruleset`, `quantum-nat reconcile` restores ports and masquerade."""
     container = cluster.run(Port(8080))

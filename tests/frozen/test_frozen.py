@@ -20,7 +20,7 @@ COMMANDS = {
     "port container": 1,  # it publishes none
     "connections": 0,
     "who 8080": 1,  # nobody
-    "publish container 8080:80": 0,
+    "publish container 8080:80": 1,  # the host has no route to it
     "unpublish container 8080": 1,  # it publishes none
     "status": 0,
     "doctor": 1,  # packets are not forwarded

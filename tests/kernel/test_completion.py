@@ -56,6 +56,7 @@ def test_a_shell_completes_commands_containers_networks_and_ports(
     assert complete(shell, plugin, f"show {container.id[:3]}", tmp_path) == [container.id]
     assert complete(shell, plugin, "list --network b", tmp_path) == ["blue"]
     assert complete(shell, plugin, f"port {container.id} 8", tmp_path) == ["80/tcp"]
+    assert complete(shell, plugin, f"unpublish {container.id} 8", tmp_path) == ["8080/tcp"]
 
 
 @pytest.mark.frozen
