@@ -323,6 +323,7 @@ class NatManager:
             outbound=model.Outbound(),
             inbound=self._settings.inbound,
             established_timeout_s=self._settings.established_timeout_s,
+            udp_timeouts_s=self._settings.udp_timeouts_s,
             created_at=time.time(),
             is_network=is_network,
         )

@@ -31,6 +31,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "development" / "ruleset.md"
 _PREFIXES = (layout.prefix_part(4, 24), layout.prefix_part(6, 64))
 _TIMEOUT = layout.timeout_part(7200)
 _NETWORK_TIMEOUT = layout.network_timeout_part(7200)
+_UDP_TIMEOUT = layout.udp_timeout_part((30, 600))
+_NETWORK_UDP_TIMEOUT = layout.network_udp_timeout_part((30, 600))
 _OTHER_RANGES = tuple(
     map(
         layout.ranges_part,
@@ -65,6 +67,8 @@ PARTS: tuple[tuple[tuple[str, ...], str], ...] = (
     (_OTHER_RANGES, "A range meets what the part of the same name without `_ranges` is for. That part comes with it."),
     ((_TIMEOUT,), "A network's `conntrackTimeout` is not 3600; here 7200."),
     ((_NETWORK_TIMEOUT,), "The same for a network CIDR of the Python API. Part `networks` comes with it."),
+    ((_UDP_TIMEOUT,), "A network has `udpTimeout` or `udpStreamTimeout`; here 600 for the latter."),
+    ((_NETWORK_UDP_TIMEOUT,), "The same for a network CIDR of the Python API. Part `networks` comes with it."),
 )
 _HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
 _PRIORITIES = {"raw": -300, "filter": 0}

@@ -12,13 +12,23 @@ from ..model.conditions import backend_of, check_conditions
 from ..model.errors import InvalidConfiguration
 from ..model.settings import Settings
 from .explain import explain
-from .ordinary import FAMILIES, LAST_MARK_BIT, LAST_PORT, LAST_TIMEOUT_S, SHARING, is_interface_name
+from .ordinary import (
+    FAMILIES,
+    KERNELS_UDP_STREAM_TIMEOUT_S,
+    KERNELS_UDP_TIMEOUT_S,
+    LAST_MARK_BIT,
+    LAST_PORT,
+    LAST_TIMEOUT_S,
+    SHARING,
+    is_interface_name,
+    udp_timeouts,
+)
 
 if TYPE_CHECKING:
     from ..state.directory import State
 
 # Attributes that the other backend does not support.
-_ONLY_NFTABLES = {"shared_ports", "conntrack_timeout", "ipv6_localhost"}
+_ONLY_NFTABLES = {"shared_ports", "conntrack_timeout", "udp_timeout", "udp_stream_timeout", "ipv6_localhost"}
 _ONLY_IPTABLES = {"external_set_mark_chain"}
 
 
@@ -66,7 +76,7 @@ class NatConfig(BaseModel):
         default="nftables",
         description=(
             "The backend for the rules. iptables (through iptables-restore) is for hosts without nf_tables; "
-            "it does not support sharedPorts, conntrackTimeout and ipv6Localhost. If you change the backend, "
+            "it does not support sharedPorts, ipv6Localhost and the time-outs. If you change the backend, "
             "the network moves to it with its next ADD or DEL."
         ),
     )
@@ -126,6 +136,20 @@ class NatConfig(BaseModel):
         description=(
             "Idle time-out of established TCP connections that are translated, in seconds. Other connections "
             "keep the kernel's default, five days."
+        ),
+    )
+    udp_timeout: Annotated[int, Field(ge=1, le=LAST_TIMEOUT_S)] | None = Field(
+        default=None,
+        description=(
+            "Idle time-out of translated UDP connections that have no reply yet, or began less than two seconds ago, in "
+            f"seconds. Other connections keep the kernel's. {KERNELS_UDP_TIMEOUT_S} if only udpStreamTimeout is set."
+        ),
+    )
+    udp_stream_timeout: Annotated[int, Field(ge=1, le=LAST_TIMEOUT_S)] | None = Field(
+        default=None,
+        description=(
+            "The same for translated UDP connections with replies that last longer: QUIC, VPNs, games. "
+            f"{KERNELS_UDP_STREAM_TIMEOUT_S} if only udpTimeout is set."
         ),
     )
     ipv6_localhost: bool = Field(
@@ -300,6 +324,7 @@ def normalised(config: NatConfig) -> dict[str, Any]:
         "sharedPorts": config.shared_ports,
         "sharing": SHARING[config.shared_affinity],
         "conntrackTimeout": config.conntrack_timeout,
+        "udpTimeouts": udp_timeouts(config.udp_timeout, config.udp_stream_timeout),
         "ipv6Localhost": config.ipv6_localhost,
         "isolate": config.isolate,
         "conditions": {family: words for family, words in conditions.items() if words},

@@ -186,6 +186,7 @@ def read_attachment(
         ),
         inbound=settings.inbound,
         established_timeout_s=settings.established_timeout_s,
+        udp_timeouts_s=settings.udp_timeouts_s,
         created_at=time.time(),
     )
     settings.apply_to(attachment)

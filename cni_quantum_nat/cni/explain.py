@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 _BOOLEAN = "true or false"
+_SECONDS = "a number of seconds, 1 to 2147483"
 _CONDITIONS = "a list of words that form match expressions of the backend"
 ALLOWED = {
     "backend": '"nftables" or "iptables"',
@@ -20,7 +21,9 @@ ALLOWED = {
     "hostPortConflict": '"refuse" or "allow"',
     "sharedPorts": "a list of ports, 1 to 65535",
     "sharedAffinity": '"none" or "client"',
-    "conntrackTimeout": "a number of seconds, 1 to 2147483",
+    "conntrackTimeout": _SECONDS,
+    "udpTimeout": _SECONDS,
+    "udpStreamTimeout": _SECONDS,
     "ipv6Localhost": _BOOLEAN,
     "markMasqBit": "a bit of the packet mark, 0 to 31",
     "externalSetMarkChain": "the name of an iptables chain, at most 28 bytes",

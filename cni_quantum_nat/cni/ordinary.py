@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 LAST_PORT = 65535
 LAST_TIMEOUT_S = 2147483
 LAST_MARK_BIT = 31
+# Defaults of net.netfilter.nf_conntrack_udp_timeout and nf_conntrack_udp_timeout_stream. A `ct timeout` object always has both.
+KERNELS_UDP_TIMEOUT_S, KERNELS_UDP_STREAM_TIMEOUT_S = 30, 120
 # How the values of words are written in settings.
 FAMILIES = {True: [4, 6], False: [], "ipv4": [4], "ipv6": [6]}
 SHARING = {"none": SPREAD, "client": BY_CLIENT}
@@ -104,6 +106,8 @@ KEYS: dict[str, tuple[Any, Callable[[object], bool]]] = {
     "sharedPorts": ([], _are_ports),
     "sharedAffinity": ("none", _is_one_of(*SHARING)),
     "conntrackTimeout": (3600, _is_number(1, LAST_TIMEOUT_S)),
+    "udpTimeout": (None, _is_number(1, LAST_TIMEOUT_S)),
+    "udpStreamTimeout": (None, _is_number(1, LAST_TIMEOUT_S)),
     "ipv6Localhost": (False, _is_boolean),
     "isolate": (False, _is_boolean),
     "snat": (True, _is_boolean),
@@ -142,6 +146,7 @@ def normalised(configuration: dict[str, Any]) -> dict[str, Any] | None:
         "sharedPorts": config["sharedPorts"],
         "sharing": SHARING[config["sharedAffinity"]],
         "conntrackTimeout": config["conntrackTimeout"],
+        "udpTimeouts": udp_timeouts(config["udpTimeout"], config["udpStreamTimeout"]),
         "ipv6Localhost": config["ipv6Localhost"],
         "isolate": config["isolate"],
         "conditions": {},
@@ -152,11 +157,19 @@ def normalised(configuration: dict[str, Any]) -> dict[str, Any] | None:
     }
 
 
+def udp_timeouts(unreplied_s: int | None, stream_s: int | None) -> list[int]:
+    """Return both time-outs if one is set, or none."""
+    if unreplied_s is None and stream_s is None:
+        return []
+    return [unreplied_s or KERNELS_UDP_TIMEOUT_S, stream_s or KERNELS_UDP_STREAM_TIMEOUT_S]
+
+
 def _is_consistent(config: dict[str, Any], given: dict[str, Any]) -> bool:
     """Whether keys are certain to go together, and with the backend."""
     if config["backend"] == "nftables":
         return "externalSetMarkChain" not in given
-    foreign = config["sharedPorts"] or config["ipv6Localhost"] or "conntrackTimeout" in given
+    timeouts = {"conntrackTimeout", "udpTimeout", "udpStreamTimeout"}
+    foreign = config["sharedPorts"] or config["ipv6Localhost"] or not timeouts.isdisjoint(given)
     both = config["markMasqBit"] is not None and config["externalSetMarkChain"] is not None
     interfaces = config["externalInterface"] or ""
     wild = any(name.endswith("+") for name in ([interfaces] if isinstance(interfaces, str) else interfaces))

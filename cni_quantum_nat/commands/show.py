@@ -127,6 +127,9 @@ def _lines(described: dict[str, Any]) -> Iterator[str]:
         yield _line("Withdrawn", port)
     yield from _outbound_lines(described["outbound"])
     yield _line("Idle time-out", f"{described['establishedTimeoutS']} s")
+    if "udpTimeoutsS" in described:
+        unreplied_s, stream_s = described["udpTimeoutsS"]
+        yield _line("UDP time-outs", f"{unreplied_s} s, {stream_s} s as streams")
     for family, words in described["inbound"]["conditions"].items():
         yield _line("Condition", f"IPv{family}: {' '.join(words)}")
     yield from _kernel_lines(described)

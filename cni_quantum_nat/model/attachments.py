@@ -269,6 +269,7 @@ class Attachment:
     host_netns: device and inode of the network namespace that the rules are in.
     boot_id: the boot of the kernel that they were made in, empty where that was not recorded.
     established_timeout_s: how long an established TCP flow that the rules translate may be idle.
+    udp_timeouts_s: the same for UDP: without a reply or in its first two seconds, and later; None for the kernel's own.
     created_at: seconds since the epoch, for people. sequence: orders the records of a state directory.
     is_network: whether it stands for all addresses of its endpoints' networks; CNI knows no such thing.
     had_earlier: whether it has replaced earlier rules of its own, whose flows the counters do not know.
@@ -296,6 +297,7 @@ class Attachment:
         "port_mappings",
         "replaces",
         "sequence",
+        "udp_timeouts_s",
         "waits_for",
         "withdrawn",
     )
@@ -312,6 +314,7 @@ class Attachment:
         outbound: Outbound,
         inbound: Inbound,
         established_timeout_s: int,
+        udp_timeouts_s: tuple[int, int] | None = None,
         created_at: float,
         is_network: bool = False,
         netns_directory: tuple[int, int] = NOWHERE,
@@ -333,6 +336,7 @@ class Attachment:
         self.outbound = outbound
         self.inbound = inbound
         self.established_timeout_s = established_timeout_s
+        self.udp_timeouts_s = udp_timeouts_s
         self.created_at = created_at
         self.sequence = sequence
         self.had_earlier = had_earlier
@@ -423,6 +427,7 @@ class Attachment:
             "establishedTimeoutS": self.established_timeout_s,
             "isNetwork": self.is_network,
             **({"withdrawn": [_mapping_record(mapping) for mapping in self.withdrawn]} if self.withdrawn else {}),
+            **({"udpTimeoutsS": list(self.udp_timeouts_s)} if self.udp_timeouts_s else {}),
         }
 
     @classmethod
@@ -432,14 +437,15 @@ class Attachment:
             AttachmentId(record["network"], record["containerId"], record["interface"]),
             backend=record["backend"],
             netns=record["netns"],
-            netns_identity=_identity_of_record(record["netnsIdentity"]),
-            netns_directory=_identity_of_record(record["netnsDirectory"]),
-            host_netns=_identity_of_record(record["hostNetns"]),
+            netns_identity=_pair_of_record(record["netnsIdentity"]),
+            netns_directory=_pair_of_record(record["netnsDirectory"]),
+            host_netns=_pair_of_record(record["hostNetns"]),
             endpoints=[Endpoint.parse(e["address"]) for e in record["endpoints"]],
             port_mappings=[_mapping_of_record(mapping) for mapping in record["portMappings"]],
             outbound=_outbound_of_record(record["outbound"]),
             inbound=_inbound_of_record(record["inbound"]),
             established_timeout_s=record["establishedTimeoutS"],
+            udp_timeouts_s=_pair_of_record(record["udpTimeoutsS"]) if "udpTimeoutsS" in record else None,
             created_at=record["createdAt"],
             sequence=record["sequence"],
             had_earlier=record["hadEarlier"],
@@ -467,9 +473,9 @@ _CIRCUMSTANCES = (
 )
 
 
-def _identity_of_record(pair: list[int]) -> tuple[int, int]:
-    device, inode = pair
-    return device, inode
+def _pair_of_record(pair: list[int]) -> tuple[int, int]:
+    first, second = pair
+    return first, second
 
 
 def _outbound_record(outbound: Outbound) -> dict[str, Any]:

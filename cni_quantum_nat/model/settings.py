@@ -40,6 +40,7 @@ class Settings:
         "shared_ports",
         "sharing",
         "snat_addresses",
+        "udp_timeouts_s",
     )
 
     def __init__(self, normalised: dict[str, Any]) -> None:
@@ -59,6 +60,10 @@ class Settings:
         self.shared_ports: list[int] = normalised["sharedPorts"]
         self.sharing: str = normalised["sharing"]
         self.established_timeout_s: int = normalised["conntrackTimeout"]
+        self.udp_timeouts_s: tuple[int, int] | None = None
+        if normalised["udpTimeouts"]:
+            unreplied_s, stream_s = normalised["udpTimeouts"]
+            self.udp_timeouts_s = (unreplied_s, stream_s)
         self.inbound = Inbound(
             snat=normalised["snat"],
             masquerade_all=normalised["masqAll"],
@@ -74,6 +79,7 @@ class Settings:
         attachment.backend = self.backend
         attachment.inbound = self.inbound
         attachment.established_timeout_s = self.established_timeout_s
+        attachment.udp_timeouts_s = self.udp_timeouts_s
         attachment.port_mappings = [
             part for mapping in attachment.port_mappings for part in share(mapping, self.shared_ports, self.sharing)
         ]

@@ -4,7 +4,8 @@
     bootId      since 2: the boot of the kernel in which it was written, empty if unknown
     isolate     since 2, in inbound
     replaces    since 2: earlier generations of the attachment that the kernel may still have rules of
-    hostNetns, netnsDirectory, sequence, hadEarlier, waitsFor, withdrawn, noMasquerade in outbound, range and live in a port mapping: since 3
+    hostNetns, netnsDirectory, sequence, hadEarlier, waitsFor, withdrawn, udpTimeoutsS, noMasquerade in outbound, range and live in a port
+                mapping: since 3
     the others  Attachment.as_record()
 
 An older format is upgraded when it is read. A newer one is left alone: only the program that wrote it knows what it means.
@@ -113,6 +114,7 @@ def _check(attachment: Attachment) -> None:
     _require("bootId", isinstance(attachment.boot_id, str))
     _require("createdAt", isinstance(attachment.created_at, (int, float)))
     _require("establishedTimeoutS", _is_number(attachment.established_timeout_s) and attachment.established_timeout_s)
+    _require("udpTimeoutsS", all(_is_number(s) and s for s in attachment.udp_timeouts_s or ()))
     _require("isNetwork", isinstance(attachment.is_network, bool))
     _require("hostInterface", all(_is_interface(e.host_interface) for e in attachment.endpoints))
     for mapping in (*attachment.port_mappings, *attachment.withdrawn):

@@ -231,6 +231,8 @@ def test_conditions_let_only_matching_connections_in(client: Namespace, containe
     [
         {"sharedPorts": [8080]},
         {"conntrackTimeout": 60},
+        {"udpTimeout": 60},
+        {"udpStreamTimeout": 60},
         {"ipv6Localhost": True},
         {"conditionsV4": ["ip", "saddr", "10.0.0.1"]},
     ],

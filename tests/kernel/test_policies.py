@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import socket
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from cni_quantum_nat import NatConfig, NatManager, Network
@@ -69,6 +70,94 @@ def test_only_translated_connections_have_our_timeout(
     assert timeout_s - 10 < remaining_s(host, family, inbound, 8080) <= timeout_s
     assert timeout_s - 10 < remaining_s(host, family, outbound, 100) <= timeout_s
     assert KERNELS_OWN_S - 10 < remaining_s(host, family, own, 90) <= KERNELS_OWN_S
+
+
+def udp_remaining_s(host: Host, family: int, source_port: int) -> int:
+    """Return the remaining time-out of the host's conntrack entry of a UDP connection from this source port."""
+    listed = host.run("conntrack", "-L", "-f", f"ipv{family}", "-p", "udp", "--orig-port-src", str(source_port))
+    found = re.findall(r"udp\s+17\s+(\d+) ", listed)
+    assert len(found) == 1, listed
+    return int(found[0])
+
+
+def begin_udp(stack: ExitStack, client: Namespace, server: Namespace, address: str, port: int, at: int) -> list[Any]:
+    """Send a datagram to a server that does not answer yet. Return both sockets and the address that the server sees."""
+    family = 6 if ":" in address else 4
+    answering, asking = (stack.enter_context(open_socket(n.path, "udp", family)) for n in (server, client))
+    answering.settimeout(3)
+    asking.settimeout(3)
+    answering.bind(("::" if family == 6 else "0.0.0.0", at))
+    asking.sendto(b"?", (address, port))
+    return [asking, answering, answering.recvfrom(9)[1]]
+
+
+@pytest.mark.frozen
+@both_families
+def test_translated_udp_connections_have_the_timeouts_of_their_network(
+    stack: ExitStack, host: Host, client: Namespace, plugin: Plugin, family: int
+) -> None:
+    """Into the container, out of it, of a network without the keys, and the host's own."""
+    container, other = host.container(), host.container()
+    settings: dict[str, Any] = {"udpTimeout": 500, "udpStreamTimeout": 900}
+    plugin.add(container, publish(8080, protocol="udp"), **settings)
+    plugin.add(other, publish(8081, protocol="udp"), network="other")
+    began = time.monotonic()
+    opened = {
+        "inbound": begin_udp(stack, client, container, HOST[family], 8080, 80),
+        "outbound": begin_udp(stack, container, client, CLIENT[family], 100, 100),
+        "of another network": begin_udp(stack, client, other, HOST[family], 8081, 80),
+        "the host's own": begin_udp(stack, client, host, HOST[family], 90, 90),
+    }
+    kernels = [int(host.sysctl(f"netfilter/nf_conntrack_udp_timeout{kind}")) for kind in ("", "_stream")]
+    expected = {what: [500, 900] if what in {"inbound", "outbound"} else kernels for what in opened}
+
+    def check(which: int) -> None:
+        for what, (asking, *_) in opened.items():
+            wanted_s = expected[what][which]
+            got_s = udp_remaining_s(host, family, asking.getsockname()[1])
+            assert wanted_s - 10 < got_s <= wanted_s, what
+
+    check(0)
+    for asking, answering, client_address in opened.values():
+        answering.sendto(b"!", client_address)
+        asking.recvfrom(9)
+    check(0)  # an exchange, not a stream
+    time.sleep(max(0, began + 2.5 - time.monotonic()))
+    for asking, answering, client_address in opened.values():
+        answering.sendto(b"!", client_address)
+        asking.recvfrom(9)
+    check(1)
+
+
+def test_udp_timeouts_are_repaired_and_belong_to_their_owner(
+    stack: ExitStack, host: Host, client: Namespace, plugin: Plugin
+) -> None:
+    container = host.container()
+    web = plugin.add(container, publish(8080, protocol="udp"), udpStreamTimeout=900)
+    assert "udp_timeout4_30_900" in host.ruleset()
+    host.run("nft", "flush set inet quantum udp_timeout4_30_900")
+    with pytest.raises(PluginError, match=r"udp_timeout4_30_900 .* is missing"):
+        web.check()
+    assert plugin.operate("reconcile").returncode == 0
+    web.check()
+    host.run("nft", "flush ruleset")
+    plugin.add(host.container(), publish(8081), network="other")
+    web.check()
+    web.delete()
+    assert web.owner not in host.owners()
+    address = SUBNETS["cni0"][4]
+    settings = {"state_dir": str(plugin.state_directory), "udp_timeout": 400}
+    with inside(host.path):
+        NatManager(NatConfig.model_validate(settings)).enable_outbound_connectivity(
+            Network("fabric0", "fabric0", address)
+        )
+    asking, *_ = begin_udp(stack, container, client, CLIENT[4], 100, 100)
+    assert 390 < udp_remaining_s(host, 4, asking.getsockname()[1]) <= 400
+
+
+def test_a_table_has_nothing_for_udp_timeouts_unless_they_are_used(host: Host, plugin: Plugin) -> None:
+    plugin.add(host.container(), publish(8080, protocol="udp"))
+    assert "udp_" not in re.sub(r"udp \. \d+", "", host.ruleset())
 
 
 @both_families

@@ -215,30 +215,69 @@ def network_timeout_part(timeout_s: int) -> str:
     return f"network_timeout_{timeout_s}"
 
 
+def udp_timeout_set(family: int, timeouts_s: tuple[int, int]) -> str:
+    """Name the set of containers whose UDP connections may be idle for so long: see Attachment.udp_timeouts_s."""
+    unreplied_s, stream_s = timeouts_s
+    return f"udp_timeout{family}_{unreplied_s}_{stream_s}"
+
+
+def udp_timeout_part(timeouts_s: tuple[int, int]) -> str:
+    """Name the part for these time-outs."""
+    unreplied_s, stream_s = timeouts_s
+    return f"udp_timeout_{unreplied_s}_{stream_s}"
+
+
+def network_udp_timeout_set(family: int, timeouts_s: tuple[int, int]) -> str:
+    """Name the set of network CIDRs whose UDP connections may be idle for so long."""
+    return f"network_{udp_timeout_set(family, timeouts_s)}"
+
+
+def network_udp_timeout_part(timeouts_s: tuple[int, int]) -> str:
+    """Name the part for these time-outs of network CIDRs."""
+    return f"network_{udp_timeout_part(timeouts_s)}"
+
+
 class _Sets(dict[str, SetLayout]):
     """The sets by name. Those for prefix lengths and time-outs are created on first access."""
 
     def __missing__(self, name: str) -> SetLayout:
-        kind, _, number = name.rpartition("_")
+        words = name.split("_")
+        numbers = [int(word) for word in words if word.isdigit()]
+        if not numbers:
+            raise KeyError(name)
+        kind = "_".join(word for word in words if not word.isdigit())
         family = int(kind[-1:])
+        number = numbers[-1]
         key: tuple[str, ...]
         if kind[:-1] == "subnets":
             part, key, purpose = (
-                prefix_part(family, int(number)),
+                prefix_part(family, number),
                 (ADDRESS, ADDRESS),
                 "container, first address of its subnet",
             )
         elif kind[:-1] == "timeout":
             part, key, purpose = (
-                timeout_part(int(number)),
+                timeout_part(number),
                 (ADDRESS,),
                 f"its established connections may be idle for {number} s",
             )
         elif kind[:-1] == "network_timeout":
             part, key, purpose = (
-                network_timeout_part(int(number)),
+                network_timeout_part(number),
                 (SUBNET,),
                 f"network CIDR, its established connections may be idle for {number} s",
+            )
+        elif kind[:-1] == "udp_timeout":
+            part, key, purpose = (
+                udp_timeout_part((numbers[0], number)),
+                (ADDRESS,),
+                f"its UDP connections may be idle for {numbers[0]} s, or {number} s as streams",
+            )
+        elif kind[:-1] == "network_udp_timeout":
+            part, key, purpose = (
+                network_udp_timeout_part((numbers[0], number)),
+                (SUBNET,),
+                f"network CIDR, its UDP connections may be idle for {numbers[0]} s, or {number} s as streams",
             )
         else:
             raise KeyError(name)

@@ -21,9 +21,11 @@ from .layout import (
     SPREAD_EVENLY,
     Policy,
     network_timeout_set,
+    network_udp_timeout_set,
     ranges_set,
     subnets_set,
     timeout_set,
+    udp_timeout_set,
 )
 
 TYPE_CHECKING = False
@@ -211,6 +213,8 @@ def _plan_address(attachment: Attachment, endpoint: Endpoint) -> Iterator[Elemen
         yield Element(subnets_set(family, endpoint.prefix_length), (address, endpoint.network.first), (), owner)
         if attachment.established_timeout_s != DEFAULT_TIMEOUT_S:
             yield Element(timeout_set(family, attachment.established_timeout_s), (address,), (), owner)
+        if attachment.udp_timeouts_s is not None:
+            yield Element(udp_timeout_set(family, attachment.udp_timeouts_s), (address,), (), owner)
     if family in attachment.outbound.masquerade:
         yield from _plan_outbound(attachment, address)
     home = Element(f"home{family}", (address, endpoint.host_interface), (), owner)
@@ -274,6 +278,8 @@ def _plan_network(attachment: Attachment, network: Subnet) -> Iterator[Element]:
     yield Element(subnets_set(family, network.prefix_length), (network.first, network.first), (), owner)
     if attachment.established_timeout_s != DEFAULT_TIMEOUT_S:
         yield Element(network_timeout_set(family, attachment.established_timeout_s), (network,), (), owner)
+    if attachment.udp_timeouts_s is not None:
+        yield Element(network_udp_timeout_set(family, attachment.udp_timeouts_s), (network,), (), owner)
     fixed = outbound.snat_addresses.get(family)
     interfaces = outbound.external_interfaces.get(family, ())
     name = "network_masqueraded" if fixed is None else "network_fixed"

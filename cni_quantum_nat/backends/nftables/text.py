@@ -40,16 +40,20 @@ from .layout import (
     SetLayout,
     network_timeout_part,
     network_timeout_set,
+    network_udp_timeout_part,
+    network_udp_timeout_set,
     ranges_set,
     subnets_set,
     timeout_part,
     timeout_set,
+    udp_timeout_part,
+    udp_timeout_set,
     with_base,
 )
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Iterator
 
     from .rules import Element, Fields
 
@@ -114,6 +118,10 @@ def sets_of(parts: Collection[str]) -> list[SetLayout]:
         for family in (4, 6) if timeout_s != DEFAULT_TIMEOUT_S else ():
             SETS[timeout_set(family, timeout_s)]
             SETS[network_timeout_set(family, timeout_s)]
+    for timeouts_s in _udp_timeouts(parts):
+        for family in (4, 6):
+            SETS[udp_timeout_set(family, timeouts_s)]
+            SETS[network_udp_timeout_set(family, timeouts_s)]
     return [
         layout
         for layout in SETS.values()
@@ -135,6 +143,20 @@ def prefixes_of(parts: Collection[str], family: int) -> list[int]:
 def _timeouts(parts: Collection[str]) -> list[int]:
     """Return the time-outs of containers and of network CIDRs, each once."""
     return sorted({int(part.rpartition("_")[2]) for part in parts if part.startswith(("timeout_", "network_timeout_"))})
+
+
+def _udp_timeouts(parts: Collection[str]) -> list[tuple[int, int]]:
+    """Return the time-outs for UDP of containers and of network CIDRs, each pair once."""
+    found = set()
+    for part in parts:
+        if part.startswith(("udp_timeout_", "network_udp_timeout_")):
+            *_, unreplied, stream = part.split("_")
+            found.add((int(unreplied), int(stream)))
+    return sorted(found)
+
+
+def _has_timeouts(parts: Collection[str]) -> bool:
+    return bool(_timeouts(parts) or _udp_timeouts(parts))
 
 
 def chains(parts: Collection[str]) -> dict[str, Chain]:
@@ -174,13 +196,13 @@ def chains(parts: Collection[str]) -> dict[str, Chain]:
         found |= _closed(parts)
     if LOCALHOST6 in parts:
         found |= _localhost6(parts)
-    if _timeouts(parts):
+    if _has_timeouts(parts):
         found["established"] = _established_chain(parts)
     return found
 
 
 def _established(parts: Collection[str]) -> list[str]:
-    return ["jump established"] if _timeouts(parts) else []
+    return ["jump established"] if _has_timeouts(parts) else []
 
 
 def _established_chain(parts: Collection[str]) -> Chain:
@@ -201,7 +223,23 @@ def _established_chain(parts: Collection[str]) -> Chain:
                 name = timeout_set(family, timeout_s)
                 rules.append(f"meta l4proto tcp {ip} saddr @{name} {_set_timeout(timeout_s)}")
                 rules.append(f"meta l4proto tcp ct status dnat {ip} daddr @{name} {_set_timeout(timeout_s)}")
+    rules += _udp_timeout_rules(parts)
     return Chain("for how long an established connection may be idle that is translated here, and no other", rules)
+
+
+def _udp_timeout_rules(parts: Collection[str]) -> Iterator[str]:
+    """Yield the rules for UDP, which has the kernel's time-outs by default; those of network CIDRs first."""
+    for timeouts_s in _udp_timeouts(parts):
+        if network_udp_timeout_part(timeouts_s) in parts:
+            for family, ip in _IP.items():
+                name = network_udp_timeout_set(family, timeouts_s)
+                yield f"meta l4proto udp {ip} saddr @{name} {_set_udp_timeout(timeouts_s)}"
+    for timeouts_s in _udp_timeouts(parts):
+        if udp_timeout_part(timeouts_s) in parts:
+            for family, ip in _IP.items():
+                name = udp_timeout_set(family, timeouts_s)
+                yield f"meta l4proto udp {ip} saddr @{name} {_set_udp_timeout(timeouts_s)}"
+                yield f"meta l4proto udp ct status dnat {ip} daddr @{name} {_set_udp_timeout(timeouts_s)}"
 
 
 def _set_timeout(timeout_s: int) -> str:
@@ -210,6 +248,28 @@ def _set_timeout(timeout_s: int) -> str:
 
 def _timeout_name(timeout_s: int) -> str:
     return f"established_{timeout_s}"
+
+
+def _set_udp_timeout(timeouts_s: tuple[int, int]) -> str:
+    return f'ct timeout set "{_udp_timeout_name(timeouts_s)}"'
+
+
+def _udp_timeout_name(timeouts_s: tuple[int, int]) -> str:
+    unreplied_s, stream_s = timeouts_s
+    return f"udp_{unreplied_s}_{stream_s}"
+
+
+def timeouts_of(parts: Collection[str], kept: Collection[str] = ()) -> list[str]:
+    """Return the declarations of time-outs. kept: the names of those that the table has already."""
+    policies = {_timeout_name(timeout_s): ("tcp", f"established : {timeout_s}") for timeout_s in _timeouts(parts)}
+    for unreplied_s, stream_s in _udp_timeouts(parts):
+        name = _udp_timeout_name((unreplied_s, stream_s))
+        policies[name] = ("udp", f"unreplied : {unreplied_s}, replied : {stream_s}")
+    return [
+        f"\tct timeout {name} {{ protocol {protocol}; policy = {{ {policy} }}; }}\n"
+        for name, (protocol, policy) in policies.items()
+        if name not in kept
+    ]
 
 
 def _guard(parts: Collection[str]) -> Chain:
@@ -268,7 +328,7 @@ def _postrouting(parts: Collection[str]) -> Chain:
 
 def _published(parts: Collection[str]) -> Chain:
     rules = _by_original_port(parts, "published", "goto return_path{}")
-    if _timeouts(parts):
+    if _has_timeouts(parts):
         rules += _by_original_port(parts, "unmasqueraded", "goto established")
     return Chain("by the host port: other tables translate connections to the same containers", rules)
 
@@ -465,15 +525,6 @@ def layout_declaration(elements: str = "") -> str:
 def _body(parts: Collection[str], first: str, kept: Collection[str]) -> str:
     written = "".join(_chain_text(name, chain) for name, chain in chains(parts).items())
     return "".join((*timeouts_of(parts, kept), first, *declarations_of(parts), written))
-
-
-def timeouts_of(parts: Collection[str], kept: Collection[str] = ()) -> list[str]:
-    """Return the declarations of time-outs. kept: the names of those that the table has already."""
-    return [
-        f"\tct timeout {_timeout_name(timeout_s)} {{ protocol tcp; policy = {{ established : {timeout_s} }}; }}\n"
-        for timeout_s in _timeouts(parts)
-        if _timeout_name(timeout_s) not in kept
-    ]
 
 
 def declarations_of(parts: Collection[str]) -> list[str]:

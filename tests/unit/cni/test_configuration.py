@@ -27,6 +27,7 @@ DEFAULTS = {
     "sharedPorts": [],
     "sharing": "spread",
     "conntrackTimeout": 3600,
+    "udpTimeouts": [],
     "ipv6Localhost": False,
     "isolate": False,
     "conditions": {},
@@ -38,6 +39,9 @@ DEFAULTS = {
 @pytest.mark.parametrize(
     ("given", "changed"),
     [
+        ({"udpTimeout": 60}, {"udpTimeouts": [60, 120]}),
+        ({"udpStreamTimeout": 600}, {"udpTimeouts": [30, 600]}),
+        ({"udpTimeout": 60, "udpStreamTimeout": 600}, {"udpTimeouts": [60, 600]}),
         ({}, {}),
         ({"ipam": {"type": "host-local"}, "someday": 5}, {}),
         ({"masquerade": False}, {"masquerade": []}),
@@ -103,6 +107,8 @@ def test_all_invalid_keys_are_reported() -> None:
     [
         ({"backend": "iptables", "sharedPorts": [80]}, 'sharedPorts is not supported by backend "iptables"'),
         ({"backend": "iptables", "conntrackTimeout": 60}, "conntrackTimeout is not supported"),
+        ({"backend": "iptables", "udpTimeout": 60}, 'udpTimeout is not supported by backend "iptables"'),
+        ({"backend": "iptables", "udpStreamTimeout": 60}, "udpStreamTimeout is not supported"),
         ({"backend": "iptables", "ipv6Localhost": True}, "ipv6Localhost is not supported"),
         ({"externalSetMarkChain": "KUBE-MARK-MASQ"}, "externalSetMarkChain is not supported"),
         ({"backend": "iptables", "markMasqBit": 1, "externalSetMarkChain": "X"}, "cannot be combined"),
@@ -114,6 +120,8 @@ def test_all_invalid_keys_are_reported() -> None:
         ({"sharedAffinity": "ip"}, "sharedAffinity is 'ip'"),
         ({"hostPortConflict": "ignore"}, "hostPortConflict is 'ignore'"),
         ({"conntrackTimeout": 0}, "conntrackTimeout is 0"),
+        ({"udpTimeout": 0}, "udpTimeout is 0: it must be a number of seconds, 1 to 2147483"),
+        ({"udpStreamTimeout": "60"}, "udpStreamTimeout is '60'"),
     ],
 )
 def test_conflicting_keys_are_refused(given: dict[str, Any], said: str) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cni_quantum_nat.backends.nftables import table as nftables
-from cni_quantum_nat.backends.nftables.layout import SETS, subnets_set, timeout_set
+from cni_quantum_nat.backends.nftables.layout import SETS, subnets_set, timeout_set, udp_timeout_set
 from cni_quantum_nat.backends.nftables.rules import Element
 from cni_quantum_nat.connections import tracker as conntrack
 from cni_quantum_nat.kernel.netlink import message
@@ -73,7 +73,14 @@ class Wire:
         return None
 
 
-SET_NAMES = [*sorted(SETS), subnets_set(4, 24), subnets_set(6, 64), timeout_set(4, 60), timeout_set(6, 60)]
+SET_NAMES = [
+    *sorted(SETS),
+    subnets_set(4, 24),
+    subnets_set(6, 64),
+    timeout_set(4, 60),
+    timeout_set(6, 60),
+    udp_timeout_set(4, (30, 60)),
+]
 
 
 @st.composite

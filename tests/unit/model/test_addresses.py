@@ -70,6 +70,7 @@ ATTACHMENTS = st.builds(
                 set_mark_chain=st.text(),
             ),
             "established_timeout_s": st.integers(1),
+            "udp_timeouts_s": st.none() | st.tuples(st.integers(1), st.integers(1)),
             "created_at": st.floats(0, 1e10),
         }
     ),

@@ -20,9 +20,11 @@ from cni_quantum_nat.backends.nftables.layout import (
     SETS,
     SUBNET,
     network_timeout_set,
+    network_udp_timeout_set,
     prefix_part,
     subnets_set,
     timeout_set,
+    udp_timeout_set,
 )
 from cni_quantum_nat.backends.nftables.rules import (
     Element,
@@ -48,6 +50,9 @@ NAMES = [
     timeout_set(4, 60),
     timeout_set(6, 60),
     network_timeout_set(4, 60),
+    udp_timeout_set(4, (30, 300)),
+    udp_timeout_set(6, (30, 300)),
+    network_udp_timeout_set(4, (30, 300)),
 ]
 FIELDS: dict[tuple[str, int], st.SearchStrategy[Field]] = {
     (ADDRESS, 4): st.ip_addresses(v=4).map(lambda a: Address.parse(str(a))),
@@ -144,6 +149,7 @@ def attachments(draw: st.DrawFn) -> Attachment:
             conditions={4: ("ip saddr 192.0.2.0/24",)} if draw(st.booleans()) else {},
         ),
         established_timeout_s=draw(st.sampled_from([3600, 60])),
+        udp_timeouts_s=draw(st.sampled_from([None, (30, 300)])),
         created_at=1.0,
     )
     for endpoint in made.endpoints:

@@ -28,9 +28,11 @@ from cni_quantum_nat.backends.nftables.layout import (
     VIA,
     Policy,
     network_timeout_part,
+    network_udp_timeout_part,
     prefix_part,
     ranges_part,
     timeout_part,
+    udp_timeout_part,
 )
 from cni_quantum_nat.backends.nftables.rules import plan_rules
 from cni_quantum_nat.backends.nftables.text import (
@@ -50,6 +52,7 @@ PARTS = (
     *(NO_MASQUERADE, NETWORKS),
     *(prefix_part(4, 16), prefix_part(4, 24), prefix_part(6, 64), prefix_part(6, 128)),
     *(timeout_part(DEFAULT_TIMEOUT_S), timeout_part(60), timeout_part(7200), network_timeout_part(7200)),
+    *(udp_timeout_part((30, 300)), network_udp_timeout_part((30, 300))),
     *map(ranges_part, (CORE, HOST_IP, POLICIES, UNMASQUERADED, MASQUERADE_ALL, LOCALHOST6, CLOSED)),
 )
 NOTHING_ALONE = {SHARED_PORTS, UNMASQUERADED, *map(ranges_part, (UNMASQUERADED, LOCALHOST6, CLOSED))}
@@ -130,7 +133,7 @@ def test_every_set_is_declared_and_used() -> None:
         policies_text([Policy(k + end) for k in ("spread", "spread_by_client") for end in ("", "_on_ip")])
     )
     for name in table.sets:
-        if name == "layout" or name.startswith("established_"):
+        if name == "layout" or name.startswith(("established_", "udp_30_")):
             continue
         assert f"@{name}" in (policies if BUCKET in SETS[name].key else rules), name
     assert {layout.name for layout in sets_of(EVERYTHING)} <= set(table.sets)
