@@ -22,7 +22,15 @@ _KIND = re.compile(r"\| (\d{5}) \| [RMAE-]{4} \|")
 _ATTRIBUTE = re.compile(r"\|(\d{5})\|([N-])[B-]\|(\d{5})\|")
 _DATA = re.compile(r"\| ((?:[0-9a-f]{2} ){4}) \|\t\|      data")
 _NESTED = 0x8000
-_NUMBERED = ("prefix", "timeout", "network_timeout")  # parts that have a number, as many as there are numbers
+# Together and each alone; for shared ports, and with conditions, libnftables makes them.
+_FILTERS = (tuple(layout.FILTERS), *((name,) for name in layout.FILTERS))
+_NUMBERED = (
+    "prefix",
+    "timeout",
+    "network_timeout",
+    "udp_timeout",
+    "network_udp_timeout",
+)  # parts that have a number, as many as there are numbers
 _SET_ID_OF_SET, _SET_ID_OF_ELEMENTS = 10, 4
 # What stands before the number of a set without a name, whose name is a pattern: in a rule, in its declaration, with its elements.
 _LOOKUP = attribute(1, b"__set%d\0") + bytes.fromhex("08000400")
@@ -63,8 +71,10 @@ def compiled() -> str:
     """Return the module."""
     parts, chains = every_part(), every_chain()
     kinds = [layout.SPREAD_EVENLY, layout.SPREAD_BY_CLIENT]
+    places = ("", layout.ON_ONE_ADDRESS)
     policies = text.policy_chains(
-        [layout.Policy(kind + where) for kind in kinds for where in ("", layout.ON_ONE_ADDRESS)]
+        [layout.Policy(kind + where) for kind in kinds for where in places]
+        + [layout.Policy(layout.PUBLISH + where, None, filters) for filters in _FILTERS for where in places]
     )
     sets = [text.layout_declaration(), *text.declarations_of(parts)]
     blocks = {name: chain.declaration for name, chain in chains.items()} | dict.fromkeys(policies, "")

@@ -65,6 +65,8 @@ PARTS: tuple[tuple[tuple[str, ...], str], ...] = (
         "A container publishes at least 16 ports in a row, each on the same port of the host: a range.",
     ),
     (_OTHER_RANGES, "A range meets what the part of the same name without `_ranges` is for. That part comes with it."),
+    ((layout.SOURCES,), "A network or a port mapping has `allowFrom`. Part `policies` comes with it."),
+    ((layout.INTERFACES,), "A network or a port mapping has `publishOn`. Part `policies` comes with it."),
     ((_TIMEOUT,), "A network's `conntrackTimeout` is not 3600; here 7200."),
     ((_NETWORK_TIMEOUT,), "The same for a network CIDR of the Python API. Part `networks` comes with it."),
     ((_UDP_TIMEOUT,), "A network has `udpTimeout` or `udpStreamTimeout`; here 600 for the latter."),
@@ -121,21 +123,34 @@ def _every_part() -> set[str]:
 
 
 def _every_chain() -> dict[str, Chain]:
-    """Return the chains of a table with every part, and those of shared ports."""
+    """Return the chains of a table with every part, and those of shared ports and of ports with one filter."""
     spread = {
         SPREAD_EVENLY: "a shared port: to the container that has the next bucket",
         SPREAD_BY_CLIENT: "a shared port: to the container that has the bucket of the client's address",
     }
-    return chains(_every_part()) | {
-        name + where: Chain(comment + at, _rules_of(name + where))
-        for name, comment in spread.items()
-        for where, at in (("", ""), (ON_ONE_ADDRESS, ", on one host address"))
+    filtered = {
+        layout.BY_INTERFACE: "a port that is published on some interfaces; other packets are not translated",
+        layout.BY_SOURCE: "a port for some clients; packets of others are counted and dropped",
     }
+    found = chains(_every_part())
+    for where, at in (("", ""), (ON_ONE_ADDRESS, ", on one host address")):
+        for kind, comment in spread.items():
+            found[kind + where] = Chain(comment + at, _rules_of(Policy(kind + where)))
+        for name, comment in filtered.items():
+            policy = Policy(layout.PUBLISH + where, None, (name,))
+            found[policy.chain] = Chain(comment + at, _rules_of(policy))
+    return found
 
 
-def _rules_of(policy: str) -> list[str]:
-    prefix = f"add rule inet {TABLE} {policy} "
-    return [line.removeprefix(prefix) for line in policies_text([Policy(policy)]) if line.startswith(prefix)]
+def _rules_of(policy: Policy) -> list[str]:
+    prefix = f"add rule inet {TABLE} {policy.chain} "
+    return [line.removeprefix(prefix) for line in policies_text([policy]) if line.startswith(prefix)]
+
+
+def _belongs_to(name: str, parts: Collection[str]) -> bool:
+    """Whether a chain of policies is shown with these parts."""
+    filters = [part for ending, part in layout.FILTERS.items() if name.endswith(ending)]
+    return (filters[0] if filters else layout.SHARED_PORTS) in parts
 
 
 def _hook_of(chain: Chain) -> tuple[str, str]:
@@ -160,7 +175,7 @@ def _part_of_chain(name: str) -> str:
     for names, _ in PARTS:
         if name in chains(default_parts() | set(names)):
             return f"part {_title(names)}"
-    return f"part `{layout.SHARED_PORTS}`"
+    return next(f"part `{names[0]}`" for names, _ in PARTS if _belongs_to(name, names))
 
 
 def _below(name: str, known: dict[str, Chain], seen: set[str], depth: int) -> Iterator[str]:
@@ -171,6 +186,7 @@ def _below(name: str, known: dict[str, Chain], seen: set[str], depth: int) -> It
         if " vmap " in rule:
             at = ON_ONE_ADDRESS if "host_ip_" in rule else ""
             found |= dict.fromkeys(kind + at for kind in (layout.PUBLISH, SPREAD_EVENLY, SPREAD_BY_CLIENT))
+            found |= dict.fromkeys(layout.PUBLISH + at + ending for ending in layout.FILTERS)
     for called in found:
         indent = "  " * depth
         if called in seen:
@@ -201,11 +217,8 @@ def _added(names: tuple[str, ...]) -> Iterator[str]:
         if name not in known and name != layout.LAYOUT_SET:
             yield f"+ {declaration} }}  # {purpose}\n"
     before = chains(present)
-    after = chains(wanted) | (
-        {name: chain for name, chain in _every_chain().items() if name.startswith(SPREAD_EVENLY)}
-        if layout.SHARED_PORTS in names
-        else {}
-    )
+    of_policies = {name: chain for name, chain in _every_chain().items() if name not in chains(_every_part())}
+    after = chains(wanted) | {name: chain for name, chain in of_policies.items() if _belongs_to(name, names)}
     for name, chain in after.items():
         if before.get(name) == chain:
             continue

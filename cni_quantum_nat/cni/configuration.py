@@ -10,6 +10,7 @@ from pydantic.alias_generators import to_camel
 
 from ..model.conditions import backend_of, check_conditions
 from ..model.errors import InvalidConfiguration
+from ..model.filters import parse_interfaces, parse_sources
 from ..model.settings import Settings
 from .explain import explain
 from .ordinary import (
@@ -20,7 +21,6 @@ from .ordinary import (
     LAST_PORT,
     LAST_TIMEOUT_S,
     SHARING,
-    is_interface_name,
     udp_timeouts,
 )
 
@@ -28,16 +28,26 @@ if TYPE_CHECKING:
     from ..state.directory import State
 
 # Attributes that the other backend does not support.
-_ONLY_NFTABLES = {"shared_ports", "conntrack_timeout", "udp_timeout", "udp_stream_timeout", "ipv6_localhost"}
+_ONLY_NFTABLES = {
+    "allow_from",
+    "publish_on",
+    "shared_ports",
+    "conntrack_timeout",
+    "udp_timeout",
+    "udp_stream_timeout",
+    "ipv6_localhost",
+}
 _ONLY_IPTABLES = {"external_set_mark_chain"}
 
 
 def _check_interface(name: str) -> str:
-    if not is_interface_name(name):
-        raise ValueError(
-            f"{name!r} is not an interface name (1 to 15 bytes, without '/', ':', '\"', backslash, '*' or white space)"
-        )
+    parse_interfaces([name])
     return name
+
+
+def _check_source(text: str) -> str:
+    parse_sources([text])
+    return text
 
 
 def _check_range(text: str) -> str:
@@ -76,7 +86,7 @@ class NatConfig(BaseModel):
         default="nftables",
         description=(
             "The backend for the rules. iptables (through iptables-restore) is for hosts without nf_tables; "
-            "it does not support sharedPorts, ipv6Localhost and the time-outs. If you change the backend, "
+            "it does not support sharedPorts, ipv6Localhost, allowFrom, publishOn and the time-outs. If you change the backend, "
             "the network moves to it with its next ADD or DEL."
         ),
     )
@@ -184,6 +194,20 @@ class NatConfig(BaseModel):
         description=(
             "With iptables, send packets to masquerade to this chain of another program instead, such as "
             "KUBE-MARK-MASQ."
+        ),
+    )
+    allow_from: Annotated[list[Annotated[str, AfterValidator(_check_source)]], Field(min_length=1)] | None = Field(
+        default=None,
+        description=(
+            "The clients that may reach published ports, as CIDRs or addresses; packets of others are dropped and counted. "
+            "The host itself may always, and so may a container through its own port. A mapping's own allowFrom replaces it."
+        ),
+    )
+    publish_on: Annotated[list[Interface], Field(min_length=1)] | None = Field(
+        default=None,
+        description=(
+            'Publish ports only for packets that come in by these interfaces, whatever their addresses; "lo" stands for '
+            "clients on this host. A mapping's own publishOn replaces it."
         ),
     )
     conditions_v4: Conditions = Field(
@@ -327,6 +351,8 @@ def normalised(config: NatConfig) -> dict[str, Any]:
         "udpTimeouts": udp_timeouts(config.udp_timeout, config.udp_stream_timeout),
         "ipv6Localhost": config.ipv6_localhost,
         "isolate": config.isolate,
+        "allowFrom": [str(subnet) for subnet in parse_sources(config.allow_from or ())],
+        "publishOn": list(parse_interfaces(config.publish_on or ())),
         "conditions": {family: words for family, words in conditions.items() if words},
         "snat": config.snat,
         "masqAll": config.masq_all,

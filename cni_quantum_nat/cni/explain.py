@@ -27,6 +27,8 @@ ALLOWED = {
     "ipv6Localhost": _BOOLEAN,
     "markMasqBit": "a bit of the packet mark, 0 to 31",
     "externalSetMarkChain": "the name of an iptables chain, at most 28 bytes",
+    "allowFrom": 'a list of at least one network CIDR or address, such as "192.0.2.0/24"',
+    "publishOn": 'a list of at least one interface name, such as "eth1"',
     "conditionsV4": _CONDITIONS,
     "conditionsV6": _CONDITIONS,
     "isolate": _BOOLEAN,

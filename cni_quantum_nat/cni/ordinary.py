@@ -8,6 +8,7 @@ compares both.
 from __future__ import annotations
 
 from ..model.attachments import BY_CLIENT, SPREAD
+from ..model.filters import is_interface_name, parse_interfaces, parse_sources
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,12 +25,6 @@ FAMILIES = {True: [4, 6], False: [], "ipv4": [4], "ipv6": [6]}
 SHARING = {"none": SPREAD, "client": BY_CLIENT}
 _CHAIN_MAX = 28
 _CHAIN_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.:-")
-
-
-def is_interface_name(name: str) -> bool:
-    """Whether an interface can have this name, and nft and iptables-restore read it as one: quotes, backslash and * are syntax."""
-    strange = not name.isprintable() or any(c in '/:"\\*' or c.isspace() for c in name)
-    return not strange and 1 <= len(name.encode()) <= 15 and name not in (".", "..")
 
 
 def _is_boolean(value: object) -> bool:
@@ -62,6 +57,20 @@ def _are_interfaces(value: object) -> bool:
     if isinstance(value, list):
         return bool(value) and "default" not in value and all(map(_is_interface, value))
     return _is_interface(value)
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_interface, value))
+
+
+def _are_sources(value: object) -> bool:
+    if not isinstance(value, list) or not value:
+        return False
+    try:
+        parse_sources(value)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_range(value: object) -> bool:
@@ -114,12 +123,15 @@ KEYS: dict[str, tuple[Any, Callable[[object], bool]]] = {
     "masqAll": (False, _is_boolean),
     "markMasqBit": (None, _is_number(0, LAST_MARK_BIT)),
     "externalSetMarkChain": (None, _is_chain),
+    "allowFrom": (None, _are_sources),
+    "publishOn": (None, _are_names),
     "conditionsV4": ([], _is_empty),
     "conditionsV6": ([], _is_empty),
     "metrics": (True, _is_boolean),
     "stateDir": ("/run/cni/quantum-nat", _is_text),
     "capabilities": ({}, _are_flags),
 }
+_NOT_IPTABLES = {"conntrackTimeout", "udpTimeout", "udpStreamTimeout", "allowFrom", "publishOn"}
 _SPELLING = frozenset(key.lower() for key in KEYS)
 
 
@@ -149,6 +161,8 @@ def normalised(configuration: dict[str, Any]) -> dict[str, Any] | None:
         "udpTimeouts": udp_timeouts(config["udpTimeout"], config["udpStreamTimeout"]),
         "ipv6Localhost": config["ipv6Localhost"],
         "isolate": config["isolate"],
+        "allowFrom": [str(subnet) for subnet in parse_sources(config["allowFrom"] or ())],
+        "publishOn": list(parse_interfaces(config["publishOn"] or ())),
         "conditions": {},
         "snat": config["snat"],
         "masqAll": config["masqAll"],
@@ -168,8 +182,7 @@ def _is_consistent(config: dict[str, Any], given: dict[str, Any]) -> bool:
     """Whether keys are certain to go together, and with the backend."""
     if config["backend"] == "nftables":
         return "externalSetMarkChain" not in given
-    timeouts = {"conntrackTimeout", "udpTimeout", "udpStreamTimeout"}
-    foreign = config["sharedPorts"] or config["ipv6Localhost"] or not timeouts.isdisjoint(given)
+    foreign = config["sharedPorts"] or config["ipv6Localhost"] or not _NOT_IPTABLES.isdisjoint(given)
     both = config["markMasqBit"] is not None and config["externalSetMarkChain"] is not None
     interfaces = config["externalInterface"] or ""
     wild = any(name.endswith("+") for name in ([interfaces] if isinstance(interfaces, str) else interfaces))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..backends.nftables.layout import SHARED
+from ..backends.nftables.layout import SHARED, counts_refused
 from ..model.attachments import IPTABLES, NFTABLES
 from ..model.errors import CHECK_FAILED, IO_FAILURE, CniError
 from ..nat.decision import IN_FORCE, UNCERTAIN, decide_all
@@ -23,13 +23,14 @@ class KernelRules(NamedTuple):
     """What is installed for one attachment.
 
     elements: of table inet quantum. rules: as iptables-save prints them. differences: from the record. flows: the number of
-    connections so far.
+    connections so far. refused: the number of packets that allowFrom refused; None without it.
     """
 
     elements: list[Element]
     rules: list[str]
     differences: list[str]
     flows: int
+    refused: int | None = None
 
 
 def flows_by_owner(attachments: Iterable[Attachment], state: State) -> tuple[dict[str, int], list[CniError]]:
@@ -73,8 +74,9 @@ def _count_elements(state: State) -> dict[str, int] | None:
     try:
         if not table.exists():
             return None
-        for _, owner, flows in table.counted_flows():
-            counted[owner] = counted.get(owner, 0) + flows
+        for set_name, owner, flows in table.counted_flows():
+            if not counts_refused(set_name):
+                counted[owner] = counted.get(owner, 0) + flows
     except OSError as error:
         raise CniError(IO_FAILURE, f"cannot read table inet quantum: {error.strerror}", "Run it as root.") from error
     finally:
@@ -123,7 +125,9 @@ def _by_nftables(attachment: Attachment, state: State) -> KernelRules:
         table.close()
     own = [element for element in elements if element.owner == attachment.id.owner]
     common = [element for element in elements if element.owner == SHARED]
-    return KernelRules([*own, *common], [], differences, sum(element.flows for element in own if element.is_counted))
+    refused = [element.flows for element in elements if element.is_counted and counts_refused(element.set_name)]
+    flows = sum(e.flows for e in own if e.is_counted and not counts_refused(e.set_name))
+    return KernelRules([*own, *common], [], differences, flows, sum(refused) if refused else None)
 
 
 def _by_iptables(attachment: Attachment, state: State) -> KernelRules:

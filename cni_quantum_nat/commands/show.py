@@ -64,6 +64,13 @@ def _describe(attachment: Attachment, state: State) -> dict[str, Any]:
         "ports": [str(mapping) for mapping in attachment.port_mappings],
         "livePorts": [str(mapping) for mapping in attachment.port_mappings if mapping.live],
         "withdrawnPorts": [str(mapping) for mapping in attachment.withdrawn],
+        "filters": [
+            [str(mapping), interfaces, [str(subnet) for subnet in sources]]
+            for mapping in attachment.port_mappings
+            for interfaces, sources in (attachment.inbound.filters_of(mapping),)
+            if interfaces or sources
+        ],
+        "refused": None,
         "tracked": _count_tracked(attachment),
         "connections": None,
         "elements": [],
@@ -77,6 +84,7 @@ def _describe(attachment: Attachment, state: State) -> dict[str, Any]:
         return description | {"unreadable": f"{error.message}. {error.details}".strip()}
     return description | {
         "connections": installed.flows,
+        "refused": installed.refused,
         "elements": [_element(element) for element in installed.elements],
         "rules": installed.rules,
         "differences": installed.differences,
@@ -130,6 +138,11 @@ def _lines(described: dict[str, Any]) -> Iterator[str]:
     if "udpTimeoutsS" in described:
         unreplied_s, stream_s = described["udpTimeoutsS"]
         yield _line("UDP time-outs", f"{unreplied_s} s, {stream_s} s as streams")
+    for port, interfaces, sources in described["filters"]:
+        yield from (_line("Published on", f"{', '.join(interfaces)} ({port})") for _ in interfaces[:1])
+        yield from (_line("Allowed from", f"{', '.join(sources)} ({port})") for _ in sources[:1])
+    if described["refused"] is not None:
+        yield _line("Refused", f"{described['refused']} packets")
     for family, words in described["inbound"]["conditions"].items():
         yield _line("Condition", f"IPv{family}: {' '.join(words)}")
     yield from _kernel_lines(described)

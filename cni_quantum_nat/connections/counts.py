@@ -6,12 +6,14 @@ after the last scrape are lost only if the rules disappear without a trace, as w
 
 Flows are added only for networks that have counters: with `metrics` false, none are made.
 
+Packets that allowFrom refused are counted in the same way, as one more type.
+
 A pod's start waits for this module.
 """
 
 from __future__ import annotations
 
-from ..state.counters import FLOW_TYPES, CounterFile, counted_networks, unless_impossible
+from ..state.counters import FLOW_TYPES, REFUSED, CounterFile, counted_networks, unless_impossible
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     Change = Callable[[Cells, str, dict[str, int]], None]
 
 DNAT, MASQUERADE, SNAT = FLOW_TYPES
+_COUNTED = (*FLOW_TYPES, REFUSED)
 
 
 def add_up(counted: Iterable[CountedFlows]) -> Flows:
@@ -62,7 +65,7 @@ def settle(cells: Cells, source: str, before: Cells, live: dict[str, int], *, te
     before: the cells before the listing began. What has gone since may be in the listing or not; it is taken off, so
     that nothing is counted twice. tells_deletions: whether `add_gone` hears of them; where not, a decrease is one.
     """
-    for kind in FLOW_TYPES:
+    for kind in _COUNTED:
         since = cells.gone(source, kind) - before.gone(source, kind)
         flows, seen = max(0, live.get(kind, 0) - since), cells.seen(source, kind)
         if tells_deletions:
@@ -84,6 +87,6 @@ def _add_gone(cells: Cells, source: str, flows: dict[str, int]) -> None:
 
 
 def _note_lost(cells: Cells, source: str, live: dict[str, int]) -> None:
-    for kind in FLOW_TYPES:
+    for kind in _COUNTED:
         cells.add_gone(source, kind, max(live.get(kind, 0), cells.seen(source, kind)))
         cells.set_seen(source, kind, 0)

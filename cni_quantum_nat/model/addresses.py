@@ -76,6 +76,10 @@ class Subnet:
         spare = len(address.packed) * 8 - self.prefix_length
         return int.from_bytes(address.packed, "big") >> spare == int.from_bytes(self.first.packed, "big") >> spare
 
+    def covers(self, other: Subnet) -> bool:
+        """Return whether all of the other subnet is in this one."""
+        return self.prefix_length <= other.prefix_length and self.contains(other.first)
+
     @property
     def family(self) -> int:
         """4 or 6."""

@@ -29,6 +29,8 @@ CANNOT_TELL = "cannot tell"
 NFTABLES = "nftables"
 IPTABLES = "iptables"
 
+LOCAL = "lo"  # among interfaces to publish on: clients on this host
+
 EXCLUSIVE = ""
 SPREAD = "spread"
 BY_CLIENT = "client"
@@ -46,18 +48,21 @@ class PortMapping:
     size: the number of host ports.
     allocated: whether the host port was chosen by us.
     sharing: EXCLUSIVE, or how new connections are spread over the containers that publish the port: SPREAD, BY_CLIENT.
+    allow_from, publish_on: as in Inbound, in place of these if it names any.
     created_at: seconds since the epoch; 0 if it came with its attachment.
     live: whether an operator published it on the running container, see nat/live.py.
     """
 
     __slots__ = (
         "allocated",
+        "allow_from",
         "container_port",
         "created_at",
         "host_ip",
         "host_port",
         "live",
         "protocol",
+        "publish_on",
         "sharing",
         "size",
     )
@@ -74,6 +79,8 @@ class PortMapping:
         created_at: float = 0,
         size: int = 1,
         live: bool = False,
+        allow_from: tuple[Subnet, ...] = (),
+        publish_on: tuple[str, ...] = (),
     ) -> None:
         self.host_ip = host_ip
         self.host_port = host_port
@@ -84,6 +91,8 @@ class PortMapping:
         self.created_at = created_at
         self.size = size
         self.live = live
+        self.allow_from = allow_from
+        self.publish_on = publish_on
 
     def copy(self) -> PortMapping:
         """Return another mapping with the same fields."""
@@ -107,6 +116,11 @@ class PortMapping:
     def serves(self, family: int) -> bool:
         """Whether the mapping is for traffic of this family."""
         return self.host_ip is None or self.host_ip.family == family
+
+    @property
+    def filters(self) -> tuple[tuple[str, ...], tuple[Subnet, ...]]:
+        """The interfaces and the sources that it names."""
+        return self.publish_on, self.allow_from
 
     @property
     def asked_for(self) -> tuple[str, int, Address | None]:
@@ -233,11 +247,23 @@ class Inbound:
     ipv6_localhost: whether ports are also published on ::1.
     isolate: whether other networks reach the container only through published ports.
     conditions: by family, what a connection must match as well: words in the backend's own syntax.
+    allow_from: the clients that may reach published ports, as networks that do not overlap; empty for all.
+    publish_on: the interfaces by which connections come in, LOCAL for those of this host; empty for all.
     mark_bit: with iptables, the bit of the packet mark that says "to be masqueraded"; None uses no mark.
     set_mark_chain: with iptables, another program's chain that marks what it masquerades; empty is none.
     """
 
-    __slots__ = ("conditions", "ipv6_localhost", "isolate", "mark_bit", "masquerade_all", "set_mark_chain", "snat")
+    __slots__ = (
+        "allow_from",
+        "conditions",
+        "ipv6_localhost",
+        "isolate",
+        "mark_bit",
+        "masquerade_all",
+        "publish_on",
+        "set_mark_chain",
+        "snat",
+    )
 
     def __init__(  # noqa: PLR0913 - a record has as many fields
         self,
@@ -247,6 +273,8 @@ class Inbound:
         ipv6_localhost: bool = False,
         isolate: bool = False,
         conditions: dict[int, tuple[str, ...]] | None = None,
+        allow_from: tuple[Subnet, ...] = (),
+        publish_on: tuple[str, ...] = (),
         mark_bit: int | None = None,
         set_mark_chain: str = "",
     ) -> None:
@@ -255,8 +283,19 @@ class Inbound:
         self.ipv6_localhost = ipv6_localhost
         self.isolate = isolate
         self.conditions = conditions or {}
+        self.allow_from = allow_from
+        self.publish_on = publish_on
         self.mark_bit = mark_bit
         self.set_mark_chain = set_mark_chain
+
+    def filters_of(self, mapping: PortMapping) -> tuple[tuple[str, ...], tuple[Subnet, ...]]:
+        """Return the interfaces and the sources that reach a mapping: its own, or else those of its network; empty for all."""
+        return mapping.publish_on or self.publish_on, mapping.allow_from or self.allow_from
+
+    def serves_ipv6_loopback(self, mapping: PortMapping) -> bool:
+        """Whether a mapping is published on ::1."""
+        interfaces, _ = self.filters_of(mapping)
+        return self.ipv6_localhost and mapping.is_reached_from_ipv6_loopback and (not interfaces or LOCAL in interfaces)
 
 
 class Attachment:
@@ -503,6 +542,7 @@ def _inbound_record(inbound: Inbound) -> dict[str, Any]:
         "ipv6Localhost": inbound.ipv6_localhost,
         "isolate": inbound.isolate,
         "conditions": {str(f): list(words) for f, words in inbound.conditions.items()},
+        **_filters_record(inbound.allow_from, inbound.publish_on),
         "markBit": inbound.mark_bit,
         "setMarkChain": inbound.set_mark_chain,
     }
@@ -515,9 +555,16 @@ def _inbound_of_record(record: dict[str, Any]) -> Inbound:
         ipv6_localhost=record["ipv6Localhost"],
         isolate=record["isolate"],
         conditions={int(f): tuple(words) for f, words in record["conditions"].items()},
+        allow_from=tuple(map(Subnet.parse, record.get("allowFrom", ()))),
+        publish_on=tuple(record.get("publishOn", ())),
         mark_bit=record["markBit"],
         set_mark_chain=record["setMarkChain"],
     )
+
+
+def _filters_record(allow_from: tuple[Subnet, ...], publish_on: tuple[str, ...]) -> dict[str, Any]:
+    record: dict[str, Any] = {"allowFrom": [str(subnet) for subnet in allow_from]} if allow_from else {}
+    return {**record, "publishOn": list(publish_on)} if publish_on else record
 
 
 def _mapping_record(mapping: PortMapping) -> dict[str, Any]:
@@ -530,6 +577,7 @@ def _mapping_record(mapping: PortMapping) -> dict[str, Any]:
         "sharing": mapping.sharing,
         **({"range": mapping.host_range} if mapping.size > 1 else {}),
         **({"live": True} if mapping.live else {}),
+        **_filters_record(mapping.allow_from, mapping.publish_on),
     }
     if mapping.created_at:
         record["createdAt"] = mapping.created_at
@@ -548,4 +596,6 @@ def _mapping_of_record(record: dict[str, Any]) -> PortMapping:
         created_at=record.get("createdAt", 0),
         size=last - record["hostPort"] + 1,
         live=record.get("live", False),
+        allow_from=tuple(map(Subnet.parse, record.get("allowFrom", ()))),
+        publish_on=tuple(record.get("publishOn", ())),
     )

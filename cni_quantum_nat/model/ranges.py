@@ -29,7 +29,7 @@ def join(mappings: list[PortMapping]) -> list[PortMapping]:
     rows: dict[object, list[PortMapping]] = {}
     for mapping in mappings:
         if mapping.host_port == mapping.container_port and not (mapping.allocated or mapping.sharing):
-            rows.setdefault((mapping.protocol, mapping.host_ip), []).append(mapping)
+            rows.setdefault((mapping.protocol, mapping.host_ip, mapping.filters), []).append(mapping)
     ranges: dict[PortMapping, PortMapping] = {}  # by each of the mappings in it
     for of_address in rows.values():
         for row in _in_a_row(sorted(of_address, key=lambda mapping: mapping.host_port)):
@@ -79,7 +79,15 @@ def ports_of(mapping: PortMapping) -> list[PortMapping]:
 
 def _range_of(mapping: PortMapping, first: int, size: int) -> PortMapping:
     return PortMapping(
-        mapping.host_ip, first, mapping.protocol, first, size=size, created_at=mapping.created_at, live=mapping.live
+        mapping.host_ip,
+        first,
+        mapping.protocol,
+        first,
+        size=size,
+        created_at=mapping.created_at,
+        live=mapping.live,
+        allow_from=mapping.allow_from,
+        publish_on=mapping.publish_on,
     )
 
 

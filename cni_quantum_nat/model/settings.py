@@ -70,6 +70,8 @@ class Settings:
             ipv6_localhost=normalised["ipv6Localhost"],
             isolate=normalised["isolate"],
             conditions={int(family): tuple(words) for family, words in normalised["conditions"].items()},
+            allow_from=tuple(map(Subnet.parse, normalised["allowFrom"])),
+            publish_on=tuple(normalised["publishOn"]),
             mark_bit=normalised["markMasqBit"],
             set_mark_chain=normalised["externalSetMarkChain"],
         )

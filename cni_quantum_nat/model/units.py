@@ -29,7 +29,7 @@ class PortRange:
         return hash((self.first, self.last))
 
     def __str__(self) -> str:
-        return f"{self.first}-{self.last}"
+        return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
 
 
 class HostPort:

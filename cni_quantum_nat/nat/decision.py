@@ -272,6 +272,7 @@ def may_share(port: HostPort, newcomer: Attachment, members: Iterable[Attachment
         port in member.host_ports
         and member.host_ports[port].sharing == mapping.sharing
         and member.inbound.conditions == newcomer.inbound.conditions
+        and member.inbound.filters_of(member.host_ports[port]) == newcomer.inbound.filters_of(mapping)
         and member.backend == newcomer.backend
         for member in members
     )
@@ -443,7 +444,7 @@ def _conflict(port: HostPort, holder: Holder, mapping: PortMapping, *, is_shared
         how = " in another way" if mapping.sharing else ""
         return HostPortConflict(
             f"host port {port} is shared by other containers{how}",
-            "Publish another port, or give all networks the same sharedPorts, sharedAffinity and conditions.",
+            "Publish another port, or give all networks the same sharedPorts, sharedAffinity, conditions, allowFrom and publishOn.",
         )
     if holder.attachment is not None:
         return HostPortConflict(

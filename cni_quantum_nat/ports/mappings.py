@@ -14,6 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from ..model.addresses import Subnet
     from ..model.attachments import Attachment
 
 _LAST_PORT = 65535
@@ -123,7 +124,42 @@ def parse_entry(where: str, entry: object) -> PortMapping:
         _parse_protocol(f"{where}.protocol", values.get("protocol")),
         _parse_port(f"{where}.containerPort", values.get("containerport")),
         allocated="hostport" not in values,
+        allow_from=_parse_allow_from(f"{where}.allowFrom", values.get("allowfrom")),
+        publish_on=_parse_publish_on(f"{where}.publishOn", values.get("publishon")),
     )
+
+
+def _parse_allow_from(where: str, value: object) -> tuple[Subnet, ...]:
+    if value is None:
+        return ()
+    from ..model.filters import parse_sources  # only where a mapping names clients
+
+    try:
+        return parse_sources(_require_list(value))
+    except ValueError as error:
+        raise InvalidConfiguration(
+            f"{where}: {error}", 'For example: "allowFrom": ["192.0.2.0/24", "2001:db8::/32"].'
+        ) from error
+
+
+def _parse_publish_on(where: str, value: object) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    from ..model.filters import parse_interfaces  # as above
+
+    try:
+        return parse_interfaces(_require_list(value))
+    except ValueError as error:
+        raise InvalidConfiguration(
+            f"{where}: {error}", 'For example: "publishOn": ["eth1"]; "lo" stands for clients on this host.'
+        ) from error
+
+
+def _require_list(value: object) -> list[object]:
+    """Return a list that is not empty: whether an empty one means everybody or nobody, opinions differ."""
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"{value!r} is not a list with at least one entry")
+    return value
 
 
 def _parse_host_port(where: str, value: object) -> int:
@@ -170,14 +206,15 @@ def _distinct(mappings: list[PortMapping]) -> list[PortMapping]:
     seen: dict[tuple[int, str, int, Address | None], PortMapping] = {}
     distinct: dict[str, PortMapping] = {}
     for mapping in mappings:
-        if str(mapping) in distinct:
+        same = distinct.get(str(mapping))
+        if same is not None and same.filters == mapping.filters:
             continue
         keys = [
             (family, mapping.protocol, mapping.host_port, mapping.specific_host_ip)
             for family in (4, 6)
             if mapping.host_port and mapping.size == 1 and mapping.serves(family)
         ]
-        former = next((seen[key] for key in keys if key in seen), None)
+        former = same or next((seen[key] for key in keys if key in seen), None)
         seen.update(dict.fromkeys(keys, mapping))
         distinct[str(mapping)] = mapping
         if former is not None:

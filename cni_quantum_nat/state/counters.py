@@ -3,9 +3,11 @@
     counters/NETWORK    8 bytes that identify the layout, then cells of 8 bytes in the host's byte order:
                         for each backend and verb: calls, microseconds, a cell for each duration bucket and error code
                         for each source of connection counts and type of NAT: gone, seen (see connections/counts.py)
+                        for each source: the same of packets that allowFrom refused
 
 A change reads and writes the whole file, 3 KiB, under an flock(2) on the file itself, so that a call that could not get the
-state directory's lock is counted too. A file with another layout or size is started again.
+state directory's lock is counted too. A file of an older version lacks the last cells. A file with another layout or size is
+started again.
 
 A pod's start waits for this module.
 """
@@ -51,11 +53,14 @@ CODES = (
 )
 FLOW_SOURCES = ("nftables", "iptables", "ip6tables")
 FLOW_TYPES = ("dnat", "masquerade", "snat")
+REFUSED = "refused"  # not connections, but packets
 
 _LAYOUT = b"QNATCTR2"  # change it with the meaning of any cell
 _CALL_CELLS = 2 + len(BUCKETS_MS) + len(CODES) + 1
 _FIRST_FLOW_CELL = len(BACKENDS) * len(VERBS) * _CALL_CELLS
-_CELLS = _FIRST_FLOW_CELL + 2 * len(FLOW_SOURCES) * len(FLOW_TYPES)
+_FIRST_REFUSED_CELL = _FIRST_FLOW_CELL + 2 * len(FLOW_SOURCES) * len(FLOW_TYPES)
+_CELLS = _FIRST_REFUSED_CELL + 2 * len(FLOW_SOURCES)
+_FILE_OF_1_0_0 = Struct(f"={len(_LAYOUT)}s{_FIRST_REFUSED_CELL}Q")
 _FILE = Struct(f"={len(_LAYOUT)}s{_CELLS}Q")
 _LARGEST = (1 << 64) - 1
 _LOCK_ATTEMPTS = 1000
@@ -85,8 +90,10 @@ class Cells:
     def __init__(self, content: bytes = b"") -> None:
         """Unpack a file's content; with another layout or size, all cells are 0."""
         self.values = [0] * _CELLS
-        if len(content) == _FILE.size and content.startswith(_LAYOUT):
-            self.values = list(_FILE.unpack(content)[1:])
+        for form in (_FILE, _FILE_OF_1_0_0):
+            if len(content) == form.size and content.startswith(_LAYOUT):
+                found = form.unpack(content)[1:]
+                self.values[: len(found)] = found
 
     def packed(self) -> bytes:
         return _FILE.pack(_LAYOUT, *(min(value, _LARGEST) for value in self.values))
@@ -126,6 +133,8 @@ def _first_call_cell(backend: str, verb: str) -> int:
 
 
 def _flow_cell(source: str, flow_type: str) -> int:
+    if flow_type == REFUSED:
+        return _FIRST_REFUSED_CELL + 2 * FLOW_SOURCES.index(source)
     number = FLOW_SOURCES.index(source) * len(FLOW_TYPES) + FLOW_TYPES.index(flow_type)
     return _FIRST_FLOW_CELL + 2 * number
 

@@ -5,7 +5,7 @@
     isolate     since 2, in inbound
     replaces    since 2: earlier generations of the attachment that the kernel may still have rules of
     hostNetns, netnsDirectory, sequence, hadEarlier, waitsFor, withdrawn, udpTimeoutsS, noMasquerade in outbound, range and live in a port
-                mapping: since 3
+                mapping, allowFrom and publishOn: since 3
     the others  Attachment.as_record()
 
 An older format is upgraded when it is read. A newer one is left alone: only the program that wrote it knows what it means.
@@ -131,6 +131,7 @@ def _check_mapping(mapping: PortMapping) -> None:
     _require("allocated", isinstance(mapping.allocated, bool))
     _require("live", isinstance(mapping.live, bool))
     _require("sharing", mapping.sharing in (EXCLUSIVE, SPREAD, BY_CLIENT))
+    _require("publishOn", all(name and _is_interface(name) for name in mapping.publish_on))
 
 
 def _is_range(mapping: PortMapping) -> bool:
@@ -156,6 +157,7 @@ def _check_inbound(attachment: Attachment) -> None:
     _require("isolate", isinstance(inbound.isolate, bool))
     _require("markBit", inbound.mark_bit is None or (_is_number(inbound.mark_bit) and inbound.mark_bit < 32))
     _require("setMarkChain", isinstance(inbound.set_mark_chain, str))
+    _require("publishOn", all(name and _is_interface(name) for name in inbound.publish_on))
     for family, words in inbound.conditions.items():
         _require("conditions", family in _FAMILIES and all(isinstance(word, str) for word in words))
 

@@ -58,7 +58,7 @@ static PyObject *start; /* module start, once the interpreter has started */
 /* Memory while the snapshot is taken: from `region`, which is part of it, and never given back. Afterwards it is the C library's again, and
  * what is in `region` stays there: freeing it does nothing, and to grow it is moved. Linked in place of malloc(3) and so on (--wrap).
  */
-#define REGION_BYTES (5 << 20)
+#define REGION_BYTES (6 << 20)
 #define ALIGNMENT 16 /* of what malloc(3) returns; in front of it is its size */
 
 void *__real_malloc(size_t), *__real_calloc(size_t, size_t), *__real_realloc(void *, size_t), *__wrap_malloc(size_t), *__wrap_calloc(size_t, size_t),

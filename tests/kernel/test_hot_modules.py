@@ -112,6 +112,7 @@ def test_the_first_call_needs_neither_pydantic_nor_libnftables(
     more = {name for name in seen["modules"] if name not in listed()}
     assert more == {
         "cni_quantum_nat.cni.ordinary",
+        "cni_quantum_nat.model.filters",
         "cni_quantum_nat.backends.nftables.batch",
         "cni_quantum_nat.backends.nftables.compiled",
         "cni_quantum_nat.backends.nftables.text",

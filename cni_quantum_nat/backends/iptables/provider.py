@@ -170,7 +170,8 @@ class IptablesBackend(Backend):
         return [unit for unit in free if isinstance(unit, Address)]
 
     def _plan_rules(self, installed: Installed, family: int) -> list[Rule]:
-        """Return the rules. InvalidConfiguration if iptables-restore would look up a name for them."""
+        """Return the rules. InvalidConfiguration if iptables-restore would look up a name for them, or if a port is not for all clients."""
+        _refuse_filters(installed.attachment)
         require_conditions(family, installed.attachment.inbound.conditions.get(family, ()))
         return plan_rules(installed.attachment, family, installed.units, self._names.realm)
 
@@ -206,6 +207,18 @@ def names_of(state: State) -> Names:
             return False  # its rules are left alone, like those of another state directory
 
     return Names(state.realm, is_recorded)
+
+
+def _refuse_filters(attachment: Attachment) -> None:
+    """Refuse ports that are for some clients only. The network's keys were refused before, unless its backend has changed since."""
+    inbound = attachment.inbound
+    for mapping in attachment.port_mappings:
+        for key, names in zip(("publishOn", "allowFrom"), inbound.filters_of(mapping)):
+            if names:
+                raise InvalidConfiguration(
+                    f'port mapping {mapping} has {key}, which is not supported by backend "iptables"',
+                    f'Leave {key} out, or use "backend": "nftables".',
+                )
 
 
 def families_of(*attachments: Attachment) -> list[int]:

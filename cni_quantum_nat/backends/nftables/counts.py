@@ -6,6 +6,8 @@ A pod's start waits for this module.
 from __future__ import annotations
 
 from ...connections.counts import DNAT, MASQUERADE, SNAT, add_up
+from ...state.counters import REFUSED
+from .layout import counts_refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +35,9 @@ def counted(elements: Iterable[Element]) -> Iterator[CountedFlows]:
 
 
 def _type(set_name: str) -> str:
-    """Name the translation of the connections that a set counts."""
+    """Name the translation of the connections that a set counts, or REFUSED for packets."""
+    if counts_refused(set_name):
+        return REFUSED
     if set_name.startswith(_MASQUERADED):
         return MASQUERADE
     return SNAT if set_name.startswith(_FIXED) else DNAT

@@ -53,6 +53,8 @@ VIA = "via"
 FIXED_SOURCE = "fixed_source"
 NO_MASQUERADE = "no_masquerade"
 NETWORKS = "networks"
+SOURCES = "sources"
+INTERFACES = "interfaces"
 
 
 class SetLayout:
@@ -84,14 +86,17 @@ class SetLayout:
 _PORT = (PROTOCOL, PORT)
 _HOST_PORT = (ADDRESS, PROTOCOL, PORT)
 _VIA = (ADDRESS, INTERFACE)
-# Name without the family, part, key, data, purpose. The elements of sets in _COUNTED count connections.
+# Single ports are intervals here too: few host ports have filters, and so each filter needs one set.
+_PORTS = (PROTOCOL, PORTS)
+_HOST_PORTS = (ADDRESS, PROTOCOL, PORTS)
+# Name without the family, part, key, data, purpose. The elements of sets in _COUNTED count connections, or refused packets.
 _LAYOUTS: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], str], ...] = (
     ("endpoints", CORE, _PORT, (ADDRESS, PORT), "protocol, host port -> container"),
     ("containers", CORE, (ADDRESS,), (), "addresses that have rules here"),
     ("published", CORE, _HOST_PORT, (), "container, protocol, host port that leads to it"),
     ("masqueraded", CORE, (ADDRESS,), (), "masqueraded, whatever interface it leaves by"),
     ("host_ip_endpoints", HOST_IP, _HOST_PORT, (ADDRESS, PORT), "host address, protocol, host port -> container"),
-    ("policies", POLICIES, _PORT, (GOTO,), "protocol, host port that is shared or has conditions -> chain"),
+    ("policies", POLICIES, _PORT, (GOTO,), "protocol, host port that is shared, or not for everybody -> chain"),
     ("host_ip_policies", POLICIES, _HOST_PORT, (GOTO,), "the same, on one host address"),
     (
         "buckets",
@@ -101,6 +106,12 @@ _LAYOUTS: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...], str], ...] = (
         "protocol, host port, bucket -> one of its containers",
     ),
     ("host_ip_buckets", SHARED_PORTS, (*_HOST_PORT, BUCKET), (ADDRESS, PORT), "the same, on one host address"),
+    ("sources", SOURCES, (*_PORTS, SUBNET), (), "protocol, host port, clients that may reach it"),
+    ("host_ip_sources", SOURCES, (*_HOST_PORTS, SUBNET), (), "the same, on one host address"),
+    ("restricted", SOURCES, _PORTS, (), "protocol, host port that refuses other clients"),
+    ("host_ip_restricted", SOURCES, _HOST_PORTS, (), "the same, on one host address"),
+    ("interfaces", INTERFACES, (*_PORTS, INTERFACE), (), "protocol, host port, interface that it is published on"),
+    ("host_ip_interfaces", INTERFACES, (*_HOST_PORTS, INTERFACE), (), "the same, on one host address"),
     ("unmasqueraded", UNMASQUERADED, _HOST_PORT, (), 'container, protocol, host port, with "snat": false'),
     (
         "masquerade_all",
@@ -142,6 +153,8 @@ _COUNTED = frozenset(
         "host_ip_endpoints",
         "buckets",
         "host_ip_buckets",
+        "restricted",
+        "host_ip_restricted",
         "masqueraded",
         "masqueraded_via",
         "fixed",
@@ -310,6 +323,11 @@ for _single in [layout for layout in SETS.values() if layout.name[:-1] in _OF_PO
     )
 
 
+def counts_refused(name: str) -> bool:
+    """Whether the elements of a set that counts count packets that were refused, and not connections."""
+    return SETS[name].part == SOURCES
+
+
 def is_set(name: str) -> bool:
     """Whether this program knows a set or map of this name."""
     try:
@@ -327,34 +345,56 @@ SPREAD_BY_CLIENT = "spread_by_client"
 ON_ONE_ADDRESS = "_on_ip"  # ends the names above for a port on one host address
 
 
+# Filters of a host port, in the order in which a connection meets them. Each has a part, whose sets say what passes; the name of a
+# policy's chain ends with its filters.
+BY_INTERFACE = "_by_interface"
+BY_SOURCE = "_by_source"
+FILTERS = {BY_INTERFACE: INTERFACES, BY_SOURCE: SOURCES}
+
+
+def is_filtered(chain: str) -> bool:
+    """Whether the chain of a policy has filters: sets that say what passes have elements of its host ports."""
+    return any(name in chain for name in FILTERS)
+
+
 class Policy:
     """The policy of a host port: the chain that its connections are sent to.
 
     kind: one of the names above. conditions: by family, words in nft's syntax that a connection must match.
+    filters: what it must pass after that, in the order of FILTERS.
     """
 
-    __slots__ = ("conditions", "kind")
+    __slots__ = ("conditions", "filters", "kind")
 
-    def __init__(self, kind: str, conditions: dict[int, tuple[str, ...]] | None = None) -> None:
+    def __init__(
+        self, kind: str, conditions: dict[int, tuple[str, ...]] | None = None, filters: tuple[str, ...] = ()
+    ) -> None:
         self.kind = kind
         self.conditions = conditions or {}
+        self.filters = filters
 
     @property
     def chain(self) -> str:
         """The name of its chain, which is created when first needed."""
+        name = self.kind + "".join(self.filters)
         if not self.conditions:
-            return self.kind
+            return name
         from _blake2 import blake2b  # only where a network has conditions
 
         text = repr(sorted(self.conditions.items()))
-        return f"{self.kind}_if_{blake2b(text.encode(), digest_size=6).hexdigest()}"
+        return f"{name}_if_{blake2b(text.encode(), digest_size=6).hexdigest()}"
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing keeps a connection out."""
+        return not self.conditions and not self.filters
 
     @property
     def is_ordinary(self) -> bool:
         """Whether connections are published as usual, without an element that leads to a chain."""
-        return self.kind.startswith(PUBLISH) and not self.conditions
+        return self.kind.startswith(PUBLISH) and self.is_plain
 
     @property
-    def unconditional(self) -> Policy:
-        """The policy for connections that match the conditions."""
-        return Policy(self.kind)
+    def following(self) -> Policy:
+        """The policy for connections that match the conditions, or pass the first filter where there are none."""
+        return Policy(self.kind, None, self.filters if self.conditions else self.filters[1:])

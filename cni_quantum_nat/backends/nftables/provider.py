@@ -16,12 +16,13 @@ from ...model.errors import NOT_AVAILABLE, TRY_AGAIN_LATER, AlreadyThere, CniErr
 from ...model.ranges import LEAST
 from ...model.units import HostPort, Overlaps
 from ..base import Applied, Backend, RulesDamaged, is_of_network
-from .layout import BUCKET, GOTO, SETS, SHARED, TABLE, ranges_set
+from .layout import BUCKET, FILTERS, GOTO, SETS, SHARED, TABLE, is_filtered, ranges_set
 from .rules import (
     Element,
     buckets_of,
     elements_of_port,
     endpoint_of,
+    filter_sets_of,
     holding_of,
     lead_of,
     plan_rules,
@@ -298,6 +299,9 @@ class NftablesBackend(Backend):
         of_ports = [element for port in ports for element in elements_of_port(port)]
         asked = {element.identity: element for element in (*of_ports, *removed, *elements)}
         found = {e.identity: e for e in self._table.find(list(asked.values())) if e is not None}
+        for element in self._filters_of(ports, found.values()):
+            of_ports.append(element)
+            asked[element.identity] = found[element.identity] = element
         losers = {*change.orphans, *(attachment.id.owner for attachment in change.remove)}
         losers.update(installed.attachment.id.owner for installed in change.install)
         taken = {element.identity for element in of_ports}
@@ -329,7 +333,7 @@ class NftablesBackend(Backend):
             for present, bucket in zip(buckets, redistribute(port, buckets, members, endpoints.get(port, {}))):
                 difference.replace(present, bucket)
             if not members and port not in ports:
-                shared = [e for e in self._table.find(elements_of_port(port)) if e is not None and e.owner == SHARED]
+                shared = [e for e in self._present_elements_of(port) if e.owner == SHARED]
                 gone = {element.identity for element in difference.delete}
                 difference.delete += [element for element in shared if element.identity not in gone]
 
@@ -351,9 +355,21 @@ class NftablesBackend(Backend):
                 for present, bucket in zip(buckets, redistribute(port, buckets, members, {})):
                     difference.replace(present, bucket)
                 if not members:
-                    difference.delete += [
-                        e for e in self._table.find(elements_of_port(port)) if e and e.owner == SHARED
-                    ]
+                    difference.delete += [e for e in self._present_elements_of(port) if e.owner == SHARED]
+
+    def _present_elements_of(self, port: HostPort) -> list[Element]:
+        """Look up all elements of a host port, except buckets."""
+        present = [element for element in self._table.find(elements_of_port(port)) if element is not None]
+        return [*present, *self._filters_of([port], present)]
+
+    def _filters_of(self, ports: Iterable[HostPort], present: Collection[Element]) -> list[Element]:
+        """List the elements of the filters of those ports whose policies, among the present elements, have filters."""
+        filtered = {port_of(element) for element in present if _leads_to_filters(element)}
+        concerned = (
+            [port for port in (port_of(lead_of(port)) for port in ports) if port in filtered] if filtered else []
+        )
+        names = dict.fromkeys(name for port in concerned for name in filter_sets_of(port))
+        return [element for name in names for element in self._table.listed(name) if port_of(element) in concerned]
 
     def _commented(self, elements: list[Element]) -> list[Element]:
         """Return copies with the owners as in the table's comments."""
@@ -370,6 +386,7 @@ class NftablesBackend(Backend):
             return []
         identities = {element.identity for element in planned}
         listed = [e for e in self._table.owned_elements() if e.owner not in known and e.identity not in identities]
+        listed = [element for element in listed if SETS[element.set_name].part not in FILTERS.values()]
         taken = Overlaps(port_of(element) for element in planned if element.set_name in _LEADS)
         left = {e.key for e in listed if e.set_name in _LEADS and taken.of(port_of(e))}
         left |= {element.key for element in listed if SETS[element.set_name].data == (GOTO,)}
@@ -473,6 +490,10 @@ def _sets_of_leads(port: HostPort) -> tuple[str, str]:
     """Return the names of the sets with the ports and the ranges that may overlap with a range."""
     single = HostPort(port.family, port.protocol, port.port, port.address)
     return lead_of(single).set_name, range_lead_of(single).set_name
+
+
+def _leads_to_filters(element: Element) -> bool:
+    return SETS[element.set_name].data == (GOTO,) and is_filtered(str(element.data[0]))
 
 
 def _owner(element: Element | None) -> str | None:

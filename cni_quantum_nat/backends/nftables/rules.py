@@ -11,6 +11,8 @@ from ...model.ranges import loopback_only, united
 from ...model.units import HostPort, PortRange
 from .layout import (
     BUCKETS,
+    BY_INTERFACE,
+    BY_SOURCE,
     DEFAULT_TIMEOUT_S,
     IPV6_LOCALHOST_ALIAS,
     ON_ONE_ADDRESS,
@@ -152,7 +154,7 @@ def port_of(element: Element) -> HostPort:
 
 
 def elements_of_port(port: HostPort) -> list[Element]:
-    """Return all elements to look up for a host port, whoever owns it, except buckets."""
+    """Return all elements to look up for a host port, whoever owns it, except buckets and those of filters."""
     prefix, key = _place(port)
     elements = [lead_of(port), Element(_set_of(f"{prefix}policies", key, port.family), key, (), "")]
     if port.family == 6 and (port.address is None or port.address.is_loopback):
@@ -189,7 +191,32 @@ def _set_of(name: str, key: Fields, family: int) -> str:
 def policy_of(attachment: Attachment, port: HostPort, mapping: PortMapping) -> Policy:
     """Return the policy of a host port of the attachment."""
     kind = _KINDS[mapping.sharing] + (ON_ONE_ADDRESS if port.address is not None else "")
-    return Policy(kind, attachment.inbound.conditions)
+    interfaces, sources = attachment.inbound.filters_of(mapping)
+    filters = ((BY_INTERFACE,) if interfaces else ()) + ((BY_SOURCE,) if sources else ())
+    return Policy(kind, attachment.inbound.conditions, filters)
+
+
+def filter_sets_of(port: HostPort) -> list[str]:
+    """Return the names of the sets with the elements of a host port's filters."""
+    prefix, _ = _place(port)
+    return [f"{prefix}{name}{port.family}" for name in ("interfaces", "sources", "restricted")]
+
+
+def _plan_filters(attachment: Attachment, port: HostPort, mapping: PortMapping, owner: str) -> Iterator[Element]:
+    prefix, key = _place(port)
+    key = (*key[:-1], PortRange(port.port, port.last))
+    interfaces, sources = attachment.inbound.filters_of(mapping)
+    for interface in interfaces:
+        yield Element(f"{prefix}interfaces{port.family}", (*key, interface), (), owner)
+    if not sources:
+        return
+    # A container reaches itself. That of a shared port may reach another one, and is a client like any.
+    own = [] if mapping.sharing else [e.address for e in attachment.endpoints if e.address.family == port.family]
+    own = [address for address in own if not any(subnet.contains(address) for subnet in sources)]
+    of_family = [subnet for subnet in sources if subnet.family == port.family]
+    for subnet in (*of_family, *(Subnet(address, 8 * len(address.packed)) for address in dict.fromkeys(own))):
+        yield Element(f"{prefix}sources{port.family}", (*key, subnet), (), owner)
+    yield Element(f"{prefix}restricted{port.family}", key, (), owner)
 
 
 def _plan_host_port(attachment: Attachment, port: HostPort, mapping: PortMapping) -> Iterator[Element]:
@@ -201,7 +228,9 @@ def _plan_host_port(attachment: Attachment, port: HostPort, mapping: PortMapping
     policy = policy_of(attachment, port, mapping)
     if not policy.is_ordinary:
         yield Element(_set_of(f"{prefix}policies", key, port.family), key, (policy.chain,), owner, policy)
-    if attachment.inbound.ipv6_localhost and port.family == 6 and mapping.is_reached_from_ipv6_loopback:
+    if policy.filters:
+        yield from _plan_filters(attachment, port, mapping, owner)
+    if port.family == 6 and attachment.inbound.serves_ipv6_loopback(mapping):
         yield Element(_set_of(f"{prefix}localhost", key, 6), key[-2:], (), owner)
 
 

@@ -172,12 +172,14 @@ class NftablesTable:
         return found
 
     def _answer(self, reply: Reply, asked: Element) -> Element | None:
-        """Return the element that the kernel has found; None if it only overlaps with the range of ports that is asked for."""
+        """Return the element that the kernel has found; None if it only overlaps with the interval that is asked for."""
         held = next(elements_in(reply.payload[_FAMILY_HEADER.size :], asked.set_name), None)
         if held is not None:
             held.owner = self.owner_of(held.owner)
-            if SETS[asked.set_name].key[-1] == PORTS:
-                return held if held.key == asked.key or isinstance(asked.key[-1], int) else None
+            layout = SETS[asked.set_name]
+            if layout.has_intervals and len(layout.key) > 1:
+                is_for_port = layout.key[-1] == PORTS and isinstance(asked.key[-1], int)
+                return held if held.key == asked.key or is_for_port else None
             held.key = asked.key  # an interval comes back as its first address
         return held
 

@@ -12,6 +12,8 @@ from .layout import (
     ADDRESS,
     BUCKET,
     BUCKETS,
+    BY_INTERFACE,
+    BY_SOURCE,
     CLOSED,
     CORE,
     DEFAULT_TIMEOUT_S,
@@ -485,20 +487,60 @@ def policies_text(policies: list[Policy], table: str = TABLE) -> list[str]:
 
 def policy_chains(policies: Iterable[Policy]) -> dict[str, list[str]]:
     """Return the rules of the chains of policies, and of those that these continue to."""
-    wanted = {policy.chain: policy for policy in policies}
-    wanted |= {p.chain: p for p in [policy.unconditional for policy in wanted.values()] if p.kind in _POLICY_RULES}
+    wanted = {written.chain: written for policy in policies for written in _with_following(policy)}
     return {name: _policy_rules(wanted[name]) for name in sorted(wanted)}
 
 
+def _with_following(policy: Policy) -> Iterator[Policy]:
+    """Yield a policy and those that it continues to. The chains of ordinary ones belong to part `policies`."""
+    while not policy.is_plain:
+        yield policy
+        policy = policy.following
+    if policy.kind in _POLICY_RULES:
+        yield policy
+
+
 def _policy_rules(policy: Policy) -> list[str]:
-    """Write the rules of a policy. One with conditions continues to the same policy without."""
-    if not policy.conditions:
-        return _POLICY_RULES[policy.kind]
-    goal = policy.unconditional.chain
+    """Write the rules of a policy. Connections that match its conditions, or pass its first filter, continue to the next one."""
+    goal = f"goto {policy.following.chain}"
+    if policy.conditions:
+        return [
+            " ".join((f"meta nfproto {_NFPROTO[family]}", *policy.conditions.get(family, ()), goal)) for family in _IP
+        ]
+    if policy.filters:
+        write = {BY_INTERFACE: _interface_filter, BY_SOURCE: _source_filter}[policy.filters[0]]
+        return write(ON_ONE_ADDRESS in policy.kind, goal)
+    return _POLICY_RULES[policy.kind]
+
+
+def _interface_filter(on_ip: bool, goal: str) -> list[str]:  # noqa: FBT001 - called through a table
+    """Write the filter by incoming interface. The packets of local clients come in by none, and leave by lo."""
     return [
-        " ".join((f"meta nfproto {_NFPROTO[family]}", *policy.conditions.get(family, ()), f"goto {goal}"))
-        for family in _IP
+        f"{local}meta nfproto {_NFPROTO[f]} {_filter_key(f, on_ip=on_ip)} . {name} @{_filter_set('interfaces', f, on_ip=on_ip)} {goal}"
+        for f in _IP
+        for local, name in (("", "iifname"), ('oif "lo" ', "oifname"))
     ]
+
+
+def _source_filter(on_ip: bool, goal: str) -> list[str]:  # noqa: FBT001 - as above
+    """Write the filter by source. Local clients pass. Who is refused is counted, and dropped whatever the counting set has."""
+    allowed = [
+        f"meta nfproto {_NFPROTO[f]} {_filter_key(f, on_ip=on_ip)} . {ip} saddr @{_filter_set('sources', f, on_ip=on_ip)} {goal}"
+        for f, ip in _IP.items()
+    ]
+    refused = [
+        f"meta nfproto {_NFPROTO[f]} {_filter_key(f, on_ip=on_ip)} @{_filter_set('restricted', f, on_ip=on_ip)} drop"
+        for f in _IP
+    ]
+    return [f'oif "lo" {goal}', *allowed, *refused, "drop"]
+
+
+def _filter_key(family: int, *, on_ip: bool) -> str:
+    return f"{f'{_IP[family]} daddr . ' if on_ip else ''}meta l4proto . th dport"
+
+
+def _filter_set(name: str, family: int, *, on_ip: bool) -> str:
+    return f"{'host_ip_' if on_ip else ''}{name}{family}"
 
 
 def table_text(

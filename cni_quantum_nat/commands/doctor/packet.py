@@ -6,12 +6,12 @@ import json
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
-from ...backends.nftables.layout import IPV6_LOCALHOST_ALIAS, SHARED, is_set, ranges_set
-from ...backends.nftables.rules import Element, buckets_of, elements_of_port, port_of
+from ...backends.nftables.layout import BY_INTERFACE, BY_SOURCE, IPV6_LOCALHOST_ALIAS, SHARED, is_set, ranges_set
+from ...backends.nftables.rules import Element, buckets_of, elements_of_port, filter_sets_of, lead_of, port_of
 from ...backends.nftables.table import NftablesTable
 from ...kernel.routes import local_addresses
-from ...model.addresses import Address
-from ...model.attachments import PROTOCOLS
+from ...model.addresses import Address, Subnet
+from ...model.attachments import LOCAL, PROTOCOLS
 from ...model.errors import CniError, InvalidConfiguration
 from ...model.units import HostPort
 from ...ports.listeners import find_listeners
@@ -23,6 +23,7 @@ from .snapshot import Snapshot
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
 
     from ...backends.nftables.rules import Fields
     from ...model.attachments import Attachment
@@ -166,9 +167,49 @@ class Trace:
                 self.steps.append(f"{found} matches: host port {port} {_owner(found)}")
                 if policy is not None:
                     self.steps.append(f"{policy}: chain {policy.data[0]} decides")
+                    if not self._passes_filters(port, str(policy.data[0])):
+                        return None
                 return found
         self.steps.append(f"no element of host_ip_endpoints{self._family} or endpoints{self._family} matches")
         return None
+
+    def _passes_filters(self, port: HostPort, chain: str) -> bool:
+        """Return whether the port is published on the interface; raise NotDelivered if its filter by source refuses the client."""
+        interfaces, sources, _ = ([*self._of_port(name, port)] for name in filter_sets_of(port))
+        if BY_INTERFACE in chain:
+            incoming, published = self._incoming(), [str(element.key[-1]) for element in interfaces]
+            if incoming not in published:
+                self.steps.append(
+                    f"it comes in by {incoming or 'an unknown interface'}, not by {', '.join(published)} (publishOn)"
+                )
+                return False
+            self.steps.append(f"it comes in by {incoming}, which is in publishOn")
+        if BY_SOURCE in chain and self._is_from_host:
+            self.steps.append("allowFrom lets in the host itself")
+        elif BY_SOURCE in chain:
+            allowed = [element.key[-1] for element in sources]
+            listed = ", ".join(map(str, allowed)) or "nobody of this address family"
+            if self._source is None:
+                raise NotDelivered(UNKNOWN, f"allowFrom lets in {listed}: to say who asks, add --from ADDRESS")
+            if not any(isinstance(subnet, Subnet) and subnet.contains(self._source) for subnet in allowed):
+                raise NotDelivered(
+                    DROPPED, f"chain {chain}: {self._source} is not in allowFrom, which lets in {listed}"
+                )
+            self.steps.append(f"{self._source} is in allowFrom: {listed}")
+        return True
+
+    def _of_port(self, set_name: str, port: HostPort) -> Iterator[Element]:
+        """List the elements of a set that are for this port, or for a range that it is in."""
+        for element in self._table.listed(set_name):
+            if port_of(element).common_with(port_of(lead_of(port))):
+                yield element
+
+    def _incoming(self) -> str:
+        """Return the interface by which the packet comes in; "lo" for the host itself."""
+        if self._is_from_host:
+            return LOCAL
+        towards = self._host.interface_towards(self._source) if self._source is not None else ""
+        return towards or external_interface(self._host, self._family)
 
     def _look_up_goal(self, port_element: Element) -> tuple[Address, int] | None:
         if port_element.owner == SHARED:

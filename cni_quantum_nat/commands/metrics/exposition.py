@@ -15,7 +15,7 @@ from prometheus_client.core import (
 
 from ...backends.iptables.programs import PREFIXES
 from ...model.attachments import NFTABLES
-from ...state.counters import BACKENDS, FLOW_TYPES, VERBS
+from ...state.counters import BACKENDS, FLOW_TYPES, REFUSED, VERBS
 from ...version import __version__
 from ..tables import complain
 from .scrape import take_scrape
@@ -55,6 +55,7 @@ def families_of(scrape: Scrape) -> Iterator[Metric]:
     yield _rules(scrape)
     yield _port_mappings(scrape)
     yield _connections(scrape)
+    yield _refused(scrape)
     yield from _operations(scrape)
     yield from _conntrack(scrape)
     if scrape.has_table is not None:
@@ -95,6 +96,15 @@ def _connections(scrape: Scrape) -> Metric:
         for backend in _backends_of(network, cells, scrape):
             for kind in FLOW_TYPES:
                 family.add_metric((kind, backend, network), _flows(cells, backend, kind))
+    return family
+
+
+def _refused(scrape: Scrape) -> Metric:
+    family = CounterMetricFamily(
+        "nat_refused_packets", "Packets from clients that allowFrom does not let in.", labels=("network",)
+    )
+    for network, cells in scrape.counters.items():
+        family.add_metric((network,), _flows(cells, NFTABLES, REFUSED))
     return family
 
 

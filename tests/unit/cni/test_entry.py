@@ -53,6 +53,8 @@ KEYS = st.sampled_from(
         "sharedPorts",
         "sharedAffinity",
         "conntrackTimeout",
+        "allowFrom",
+        "publishOn",
         "udpTimeout",
         "udpStreamTimeout",
         "ipv6Localhost",

@@ -72,6 +72,10 @@ FITTING = {
     "sharedPorts": st.lists(st.integers(1, 65535), max_size=3),
     "sharedAffinity": st.sampled_from(["none", "client"]),
     "conntrackTimeout": st.integers(1, 2147483),
+    "udpTimeout": st.integers(1, 2147483),
+    "udpStreamTimeout": st.integers(1, 2147483),
+    "allowFrom": st.lists(st.sampled_from(["192.0.2.0/24", "192.0.2.7", "::/0", "2001:db8::/32"]), min_size=1),
+    "publishOn": st.lists(st.sampled_from(["eth0", "lo", "eth0+"]), min_size=1),
     "markMasqBit": st.integers(0, 31),
     "externalSetMarkChain": st.sampled_from(["KUBE-MARK-MASQ", "c" * 28]),
     "stateDir": st.text(max_size=5),
@@ -99,6 +103,8 @@ def by_the_model(configuration: dict[str, Any]) -> dict[str, Any] | None:
 @given(CONFIGURATIONS)
 @example({})
 @example({"conntrackTimeout": 3600, "backend": "iptables"})
+@example({"allowFrom": ["192.0.2.0/24"], "backend": "iptables"})
+@example({"publishOn": ["eth0"], "backend": "iptables"})
 @example({"externalSetMarkChain": "KUBE-MARK-MASQ"})
 @example({"externalInterface": ["eth0+"], "backend": "iptables"})
 def test_both_accept_and_refuse_the_same(configuration: dict[str, Any]) -> None:

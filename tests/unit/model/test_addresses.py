@@ -42,6 +42,8 @@ MAPPINGS = st.builds(
     st.integers(1, 65535),
     allocated=st.booleans(),
     sharing=st.sampled_from([EXCLUSIVE, SPREAD, BY_CLIENT]),
+    allow_from=st.lists(ENDPOINTS.map(lambda endpoint: endpoint.network), max_size=2).map(tuple),
+    publish_on=st.lists(INTERFACES, max_size=2).map(tuple),
 )
 FAMILIES = st.sampled_from([(), (4,), (6,), (4, 6)])
 ATTACHMENTS = st.builds(
@@ -65,6 +67,8 @@ ATTACHMENTS = st.builds(
                 snat=st.booleans(),
                 masquerade_all=st.booleans(),
                 ipv6_localhost=st.booleans(),
+                allow_from=st.lists(ENDPOINTS.map(lambda endpoint: endpoint.network), max_size=2).map(tuple),
+                publish_on=st.lists(INTERFACES, max_size=2).map(tuple),
                 conditions=st.dictionaries(st.sampled_from([4, 6]), st.lists(st.text(), max_size=2).map(tuple)),
                 mark_bit=st.none() | st.integers(0, 31),
                 set_mark_chain=st.text(),

@@ -17,7 +17,18 @@ ANYTHING = (
     st.none() | st.booleans() | st.integers(-1, 70000) | st.text(max_size=8) | st.lists(st.integers(), max_size=2)
 )
 KEYS = st.sampled_from(
-    ["hostPort", "HostPort", "containerPort", "CONTAINERPORT", "protocol", "Protocol", "hostIP", "x"]
+    [
+        "hostPort",
+        "HostPort",
+        "containerPort",
+        "CONTAINERPORT",
+        "protocol",
+        "Protocol",
+        "hostIP",
+        "allowFrom",
+        "publishOn",
+        "x",
+    ]
 )
 
 
@@ -42,6 +53,28 @@ def test_any_entry_is_parsed_or_refused_by_name(entries: list[Any]) -> None:
         assert len(mappings) <= len(entries)
         assert all(1 <= m.container_port <= 65535 for m in mappings)
         assert all(m.host_port == 0 if m.allocated else 1 <= m.host_port <= 65535 for m in mappings)
+
+
+NETWORK = ["192.0.2.0/24"]
+
+
+@pytest.mark.parametrize("key", ["allowFrom", "publishOn"])
+def test_ports_in_a_row_for_different_clients_are_different_ranges(key: str) -> None:
+    value = {"allowFrom": NETWORK, "publishOn": ["eth1"]}[key]
+    entries = [{"hostPort": port, "containerPort": port} for port in range(1000, 1040)]
+    for some in entries[:20]:
+        some[key] = value  # type: ignore[assignment]
+    assert parse(*entries) == ["1000-1019->1000-1019/tcp", "1020-1039->1020-1039/tcp"]
+    first, second = parse_port_mappings({"runtimeConfig": {"portMappings": entries}})
+    assert [str(name) for names in first.filters for name in names] == value
+    assert second.filters == ((), ())
+
+
+def test_null_and_a_repeated_mapping_are_as_for_other_keys() -> None:
+    assert parse(entry(allowFrom=None, publishOn=None), entry()) == ["8080->80/tcp"]
+    assert parse(entry(allowFrom=NETWORK), entry(AllowFrom=NETWORK)) == ["8080->80/tcp"]
+    with pytest.raises(CniError, match="requested twice"):
+        parse(entry(allowFrom=NETWORK), entry())
 
 
 @pytest.mark.parametrize(

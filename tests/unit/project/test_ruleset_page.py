@@ -11,7 +11,13 @@ from cni_quantum_nat.backends.nftables.text import chains, default_parts, sets_o
 ROOT = Path(__file__).parents[3]
 RULESET = runpy.run_path(str(ROOT / "packaging" / "ruleset.py"))
 PAGE: Path = RULESET["PAGE"]
-NUMBERED = ("prefix", "timeout", "network_timeout")  # parts by number, of which the page has an example
+NUMBERED = (
+    "prefix",
+    "timeout",
+    "network_timeout",
+    "udp_timeout",
+    "network_udp_timeout",
+)  # parts by number, of which the page has an example
 
 
 def test_the_page_is_what_the_script_writes() -> None:

@@ -23,6 +23,7 @@ from cni_quantum_nat.state.counters import (
     BUCKETS_MS,
     CODES,
     FLOW_TYPES,
+    REFUSED,
     VERBS,
     CallCounter,
     Cells,
@@ -104,6 +105,15 @@ def test_the_file_has_a_constant_size_and_is_private(state: State, file: Counter
     assert path.stat().st_size == before.st_size < 4096
     assert before.st_mode & 0o777 == 0o600
     assert counted_networks(state) == ["net"]
+
+
+def test_a_file_of_1_0_0_goes_on_with_nothing_refused(state: State, file: CounterFile) -> None:
+    file.change(lambda cells: cells.add_gone("ip6tables", "snat", 7), create=True)
+    path = Path(state.directory, "counters", "net")
+    path.write_bytes(path.read_bytes()[:-48])  # the cells of refused packets come last
+    assert file.read().gone("ip6tables", "snat") == 7
+    file.change(lambda cells: cells.add_gone("nftables", REFUSED, 3), create=False)
+    assert (file.read().gone("ip6tables", "snat"), file.read().gone("nftables", REFUSED)) == (7, 3)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "longer", "foreign", "empty"])

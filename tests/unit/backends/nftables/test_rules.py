@@ -12,6 +12,7 @@ from cni_quantum_nat.backends.nftables import encoding
 from cni_quantum_nat.backends.nftables.layout import (
     ADDRESS,
     BUCKET,
+    FILTERS,
     GOTO,
     INTERFACE,
     PORT,
@@ -30,6 +31,7 @@ from cni_quantum_nat.backends.nftables.rules import (
     Element,
     buckets_of,
     elements_of_port,
+    filter_sets_of,
     lead_of,
     plan_rules,
     port_of,
@@ -104,6 +106,10 @@ def test_attributes_come_out_as_they_went_in(parts: list[tuple[int, bytes]]) -> 
     assert list(netlink.attributes(framed)) == parts
 
 
+SOURCES = st.sampled_from([(), tuple(map(Subnet.parse, ("10.0.0.0/24", "192.0.2.7/32", "2001:db8::/32")))])
+INTERFACES = st.sampled_from([(), ("lo",), ("eth1", "lo")])
+
+
 @st.composite
 def attachments(draw: st.DrawFn) -> Attachment:
     """Draw an attachment that may want anything."""
@@ -120,8 +126,10 @@ def attachments(draw: st.DrawFn) -> Attachment:
             )
         )
     ]
+    for mapping in mappings:
+        mapping.allow_from, mapping.publish_on = draw(SOURCES), draw(INTERFACES)
     mappings += [
-        PortMapping(Address.parse(ip) if ip else None, 100, protocol, 100, size=20)
+        PortMapping(Address.parse(ip) if ip else None, 100, protocol, 100, size=20, allow_from=draw(SOURCES))
         for ip, protocol in draw(
             st.lists(st.tuples(hosts, st.sampled_from(["tcp", "udp"])), max_size=2, unique_by=lambda m: m[1])
         )
@@ -147,6 +155,8 @@ def attachments(draw: st.DrawFn) -> Attachment:
             ipv6_localhost=draw(st.booleans()),
             isolate=draw(st.booleans()),
             conditions={4: ("ip saddr 192.0.2.0/24",)} if draw(st.booleans()) else {},
+            allow_from=draw(SOURCES),
+            publish_on=draw(INTERFACES),
         ),
         established_timeout_s=draw(st.sampled_from([3600, 60])),
         udp_timeouts_s=draw(st.sampled_from([None, (30, 300)])),
@@ -165,7 +175,11 @@ def test_each_unit_has_its_lead_and_no_two_elements_have_one_key(wanted: Attachm
         of_unit = plan_rules(wanted, [unit])
         assert lead_of(unit).identity in {element.identity for element in of_unit}
         if isinstance(unit, HostPort):
-            assert {element.identity for element in of_unit} <= {e.identity for e in elements_of_port(unit)}
+            of_filters = [element for element in of_unit if SETS[element.set_name].part in FILTERS.values()]
+            assert {element.set_name for element in of_filters} <= set(filter_sets_of(unit))
+            assert {port_of(element) for element in of_filters} <= {port_of(lead_of(unit))}
+            rest = {element.identity for element in of_unit} - {element.identity for element in of_filters}
+            assert rest <= {e.identity for e in elements_of_port(unit)}
             assert port_of(lead_of(unit)) in (unit, _by_alias(unit))
             if unit.size == 1:  # no range is shared
                 assert all(port_of(bucket) in (unit, _by_alias(unit)) for bucket in buckets_of(unit))

@@ -13,9 +13,11 @@ from cni_quantum_nat.backends.nftables.layout import (
     CLOSED,
     CORE,
     DEFAULT_TIMEOUT_S,
+    FILTERS,
     FIXED_SOURCE,
     GOTO,
     HOST_IP,
+    INTERFACES,
     LOCALHOST6,
     MASQUERADE_ALL,
     NETWORKS,
@@ -23,6 +25,7 @@ from cni_quantum_nat.backends.nftables.layout import (
     POLICIES,
     SETS,
     SHARED_PORTS,
+    SOURCES,
     TABLE,
     UNMASQUERADED,
     VIA,
@@ -49,13 +52,19 @@ from tests.unit.attachments import attachment
 
 PARTS = (
     *(HOST_IP, POLICIES, SHARED_PORTS, UNMASQUERADED, MASQUERADE_ALL, LOCALHOST6, CLOSED, VIA, FIXED_SOURCE),
-    *(NO_MASQUERADE, NETWORKS),
+    *(NO_MASQUERADE, NETWORKS, SOURCES, INTERFACES),
     *(prefix_part(4, 16), prefix_part(4, 24), prefix_part(6, 64), prefix_part(6, 128)),
     *(timeout_part(DEFAULT_TIMEOUT_S), timeout_part(60), timeout_part(7200), network_timeout_part(7200)),
     *(udp_timeout_part((30, 300)), network_udp_timeout_part((30, 300))),
     *map(ranges_part, (CORE, HOST_IP, POLICIES, UNMASQUERADED, MASQUERADE_ALL, LOCALHOST6, CLOSED)),
 )
-NOTHING_ALONE = {SHARED_PORTS, UNMASQUERADED, *map(ranges_part, (UNMASQUERADED, LOCALHOST6, CLOSED))}
+NOTHING_ALONE = {
+    SHARED_PORTS,
+    SOURCES,
+    INTERFACES,
+    UNMASQUERADED,
+    *map(ranges_part, (UNMASQUERADED, LOCALHOST6, CLOSED)),
+}
 EVERYTHING = {CORE, *PARTS}
 BLOCK = re.compile(r"\tchain (\w+) \{\n(.*?)\n\t\}", re.DOTALL)
 SET = re.compile(r"\t(?:set|map|ct timeout) (\w+) \{")
@@ -113,7 +122,7 @@ def test_a_table_is_the_same_whatever_the_order_of_its_parts(order: list[str], c
 def test_a_part_alone_is_the_same_added_or_at_once(part: str) -> None:
     grown, whole = extended([part]), built({CORE, part})
     assert (grown.chains, grown.hooks) == (whole.chains, whole.hooks)
-    # Buckets are looked up by policies, and without time-outs nobody asks who is not masqueraded. Some ranges need their base.
+    # Buckets and filters are looked up by policies, and without time-outs nobody asks who is not masqueraded. Some ranges need their base.
     assert grown.chains != built({CORE}).chains or part in NOTHING_ALONE
 
 
@@ -129,14 +138,37 @@ def test_a_table_refers_to_nothing_that_it_lacks(parts: set[str]) -> None:
 def test_every_set_is_declared_and_used() -> None:
     table = built(EVERYTHING)
     rules = "\n".join(rule for body in table.chains.values() for rule in body)
-    policies = "\n".join(
-        policies_text([Policy(k + end) for k in ("spread", "spread_by_client") for end in ("", "_on_ip")])
-    )
+    kinds = [kind + end for kind in ("publish", "spread", "spread_by_client") for end in ("", "_on_ip")]
+    policies = "\n".join(policies_text([Policy(kind, None, tuple(FILTERS)) for kind in kinds]))
     for name in table.sets:
         if name == "layout" or name.startswith(("established_", "udp_30_")):
             continue
-        assert f"@{name}" in (policies if BUCKET in SETS[name].key else rules), name
+        of_policies = BUCKET in SETS[name].key or SETS[name].part in FILTERS.values()
+        assert f"@{name}" in (policies if of_policies else rules), name
     assert {layout.name for layout in sets_of(EVERYTHING)} <= set(table.sets)
+
+
+@pytest.mark.parametrize("kind", ["publish", "publish_on_ip", "spread", "spread_by_client_on_ip"])
+def test_a_connection_meets_conditions_then_its_interface_then_its_source(kind: str) -> None:
+    policy = Policy(kind, {4: ("ip saddr 192.0.2.0/24",)}, tuple(FILTERS))
+    rules: dict[str, list[str]] = {}
+    for command in policies_text([policy]):
+        if command.startswith("add rule"):
+            *_, chain, rule = command.split(" ", 5)
+            rules.setdefault(chain, []).append(rule)
+    passed = []
+    at = policy.chain
+    while at in rules and "dnat" not in rules[at][0]:
+        (goal,) = {rule.rpartition("goto ")[2] for rule in rules[at] if "goto" in rule}
+        passed.append(at)
+        at = goal
+    assert [name.removeprefix(kind).partition("_if_")[0] for name in passed] == [
+        "_by_interface_by_source",
+        "_by_interface_by_source",
+        "_by_source",
+    ]
+    assert at == kind
+    assert rules[f"{kind}_by_source"][-1] == "drop", "whatever the sets contain"
 
 
 def test_a_usual_container_takes_no_element_with_a_verdict() -> None:
