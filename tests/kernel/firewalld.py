@@ -59,6 +59,11 @@ class Firewalld:
             "env", f"DBUS_SYSTEM_BUS_ADDRESS={self._environment['DBUS_SYSTEM_BUS_ADDRESS']}", *self._command(*arguments)
         )
 
+    def shell(self, text: str) -> str:
+        """Run a command line that must succeed, as an administrator would."""
+        address = self._environment["DBUS_SYSTEM_BUS_ADDRESS"]
+        return run("env", f"DBUS_SYSTEM_BUS_ADDRESS={address}", *self._inside(), "sh", "-c", text)
+
     def _is_running(self) -> bool:
         done = subprocess.run(self._command("--state"), env=self._environment, capture_output=True, check=False)
         return done.returncode == 0

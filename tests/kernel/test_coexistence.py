@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shlex
 from typing import TYPE_CHECKING
 
 import pytest
@@ -30,15 +33,36 @@ def test_under_firewalld_the_doctors_advice_works_and_survives_a_reload(
     plugin.add(container, publish(8080))
     with pytest.raises((TimedOut, OSError)):
         container.ask(CLIENT[4], 80, timeout=0.3)
-    advice = only_finding(plugin, "forward filters")["remedy"]
-    for command in advice.split("; "):
-        program, *arguments = command.split()
-        assert program == "firewall-cmd"
-        firewalld.call(*arguments)
+    firewalld.shell(only_finding(plugin, "filters")["remedy"])
     for family in (4, 6):
         assert container.ask(CLIENT[family], 80).source == HOST[family]
         for asking in (client, host, container):
             assert asking.ask(HOST[family], 8080).server == "web"
+    assert findings(plugin) == []
+
+
+def test_strict_forward_ports_of_firewalld_is_named_and_cured(
+    host: Host, client: Namespace, container: Container, plugin: Plugin, firewalld: Firewalld
+) -> None:
+    """Newer versions of firewalld have the option, which leaves out the rule that accepts translated connections."""
+
+    def be_strict() -> None:
+        listed = host.run("nft", "-a", "list chain inet firewalld filter_FORWARD")
+        (handle,) = re.findall(r"ct status dnat accept # handle (\d+)", listed)
+        host.run("nft", f"delete rule inet firewalld filter_FORWARD handle {handle}")
+
+    plugin.add(container, publish(8080))
+    firewalld.shell("echo StrictForwardPorts=yes >>/etc/firewalld/firewalld.conf")
+    be_strict()
+    with pytest.raises((TimedOut, OSError)):
+        client.ask(HOST[4], 8080, timeout=0.3)
+    found = json.loads(firewalld.shell(shlex.join(plugin.operator_line("doctor", "--json")) + " || true"))
+    (problem,) = [entry for entry in found if entry["status"] != "ok"]
+    assert "StrictForwardPorts=yes" in problem["problem"]
+    firewalld.shell(problem["remedy"])
+    be_strict()
+    for family in (4, 6):
+        assert client.ask(HOST[family], 8080).server == "web"
     assert findings(plugin) == []
 
 

@@ -323,7 +323,7 @@ def test_a_filter_that_drops_forwarded_traffic(
         assert client.cannot_reach(HOST[4], 8080)
     with pytest.raises((TimedOut, OSError)):  # a reject is "no route to host"
         healthy.ask(CLIENT[4], 80, timeout=0.3)
-    found = only_finding(plugin, "forward filters")
+    found = only_finding(plugin, "filters")
     assert " drops " in found["problem"]
     assert {"docker": "DOCKER-USER", "ufw": "ufw route", "firewalld": "firewall-cmd"}[block.__name__] in found["remedy"]
     allow(host, variant)
@@ -354,7 +354,7 @@ def test_a_filter_whose_table_belongs_to_a_running_program(
     wait_until(lambda: "firewalld" in host.run("nft", "list", "tables"), "the table is there")
     with pytest.raises((TimedOut, OSError)):
         healthy.ask(CLIENT[4], 80, timeout=0.3)
-    found = only_finding(plugin, "forward filters")
+    found = only_finding(plugin, "filters")
     assert " drops " in found["problem"]
     assert "firewall-cmd" in found["remedy"]
 

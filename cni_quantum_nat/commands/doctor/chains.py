@@ -1,4 +1,4 @@
-"""All chains on the host: of nf_tables, iptables-nft and iptables-legacy.
+"""All chains on the host: of nf_tables, iptables-nft and iptables-legacy, at every hook of the IP, bridge and device families.
 
 A rule is a list of expressions in libnftables' JSON. libnftables shows iptables' own expressions only as "xt", so such tables
 are read with iptables-save, and converted to the same expressions.
@@ -6,8 +6,9 @@ are read with iptables-save, and converted to the same expressions.
 
 from __future__ import annotations
 
-import shlex
+from bisect import bisect
 from functools import cached_property
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,21 +21,19 @@ if TYPE_CHECKING:
     Expression = dict[str, Any]
     Rule = list[Expression]
 
-_HOOKS = {
-    "PREROUTING": "prerouting",
-    "INPUT": "input",
-    "FORWARD": "forward",
-    "OUTPUT": "output",
-    "POSTROUTING": "postrouting",
-}
-_PRIORITIES = {"raw": -300, "mangle": -150, "filter": 0, "security": 50}
+IP, BRIDGE, DEVICE = "ip", "bridge", "device"
+_DEVICE_HOOKS = ("ingress", "egress")
 _LEGACY_TABLES = {4: Path("/proc/net/ip_tables_names"), 6: Path("/proc/net/ip6_tables_names")}
-_FAMILIES = {"ip": {4}, "ip6": {6}, "inet": {4, 6}}
-_OPAQUE: Expression = {"xt": {"type": "match", "name": "unknown"}}
+_FAMILIES = {"ip": {4}, "ip6": {6}, "inet": {4, 6}, "bridge": {4, 6}, "netdev": {4, 6}}
+_IPTABLES = ("raw", "mangle", "nat", "filter", "security")
 
 
 class Chain(NamedTuple):
-    """A chain. hook: empty if it is only reached by jumps. table: family and name."""
+    """A chain.
+
+    table: family and name. hook: empty if it is only reached by jumps. kind: "filter", "nat" or "route". devices: those that it is attached to.
+    handles: of each rule in nf_tables; empty for iptables, whose rules have numbers. variant: of iptables, "nft" or "legacy".
+    """
 
     families: set[int]
     table: str
@@ -43,45 +42,128 @@ class Chain(NamedTuple):
     priority: int
     policy: str
     rules: list[Rule]
+    kind: str = "filter"
+    devices: frozenset[str] = frozenset()
+    handles: list[int] | None = None
+    variant: str = ""
+
+    @property
+    def layer(self) -> str:
+        """Whose hooks its hook is one of: IP, BRIDGE or DEVICE."""
+        return DEVICE if self.hook in _DEVICE_HOOKS else BRIDGE if self.table.startswith("bridge ") else IP
 
     def __str__(self) -> str:
         return f"chain {self.name} in table {self.table}"
 
 
 class Ruleset:
-    """All chains. sets: the elements of named sets and maps, by (table, name). unread: errors for what could not be read."""
+    """All chains.
 
-    def __init__(self, listed: list[dict[str, Any]]) -> None:
+    sets: the elements of named sets and maps, by (table, name). unread: errors for what could not be read. owned: the tables that only a
+    running program can change.
+    """
+
+    def __init__(
+        self,
+        listed: list[dict[str, Any]],
+        devices: dict[tuple[str, str], frozenset[str]] | None = None,
+        owned: Iterable[str] = (),
+    ) -> None:
         self.chains: dict[tuple[str, str], Chain] = {}
         self.sets: dict[tuple[str, str], list[Any]] = {}
         self.unread: list[str] = []
+        self.owned = frozenset(owned)
         for kind, item in ((kind, item) for entry in listed for kind, item in entry.items()):
             table = f"{item.get('family')} {item.get('table')}"
             if kind == "chain" and item["family"] in _FAMILIES:
-                self.chains[table, item["name"]] = _chain_of_nft(table, item)
+                self.chains[table, item["name"]] = _chain_of_nft(table, item, devices or {})
             elif kind in ("set", "map"):
                 self.sets[table, item["name"]] = item.get("elem", [])
             elif kind == "rule" and (table, item["chain"]) in self.chains:
-                self.chains[table, item["chain"]].rules.append(item["expr"])
+                chain = self.chains[table, item["chain"]]
+                chain.rules.append(item["expr"])
+                if chain.handles is not None:
+                    chain.handles.append(item.get("handle", 0))
         self._read_iptables()
 
-    @cached_property
-    def port_boundaries(self) -> set[int]:
-        """The ports at which any rule may begin or cease to match: numbers and ranges that rules and sets name, and what follows them."""
-        rules = {port for chain in self.chains.values() for port in _boundaries_in(chain.rules)}
-        return rules.union(*map(_boundaries_in, self.sets.values()))
-
-    def hooked(self, hook: str, family: int) -> list[Chain]:
+    def hooked(self, hook: str, family: int, layer: str = IP) -> list[Chain]:
         """Return the chains at a hook for this family, in order of priority."""
-        found = [chain for chain in self.chains.values() if chain.hook == hook and family in chain.families]
-        return sorted(found, key=lambda chain: chain.priority)
+        return self._hooked.get((layer, hook, family), [])
+
+    @cached_property
+    def _hooked(self) -> dict[tuple[str, str, int], list[Chain]]:
+        found: dict[tuple[str, str, int], list[Chain]] = {}
+        for chain in sorted(self.chains.values(), key=lambda chain: chain.priority):
+            for family in chain.families if chain.hook else ():
+                found.setdefault((chain.layer, chain.hook, family), []).append(chain)
+        return found
+
+    # -- what rules tell apart: packets of one class have the same fate
+
+    @cached_property
+    def port_boundaries(self) -> list[int]:
+        """The ports at which any rule may begin or cease to match: numbers and ranges that rules and sets name, and what follows them."""
+        return sorted({port for value in self._values for port in _boundaries_in(value)})
+
+    @cached_property
+    def _address_boundaries(self) -> dict[int, list[int]]:
+        found: dict[int, set[int]] = {4: set(), 6: set()}
+        for value in self._values:
+            for family, first, last in _addresses_in(value):
+                found[family] |= {first, last + 1}
+        return {family: sorted(numbers) for family, numbers in found.items()}
+
+    @cached_property
+    def _names(self) -> tuple[frozenset[str], tuple[str, ...]]:
+        """The names that rules mention, and the beginnings of names."""
+        texts = {text for value in self._values for text in _texts_in(value)}
+        texts |= {device for chain in self.chains.values() for device in chain.devices}
+        return frozenset(texts), tuple(text[:-1] for text in texts if text.endswith("*"))
+
+    @cached_property
+    def possible_mark(self) -> int:
+        """The bits of the packet mark that any rule may set."""
+        bits = 0
+        for chain in self.chains.values():
+            for expression in (expression for rule in chain.rules for expression in rule):
+                mangle = expression.get("mangle", {})
+                if mangle.get("key", {}).get("meta", {}).get("key") == "mark":
+                    bits |= mangle["value"] if isinstance(mangle["value"], int) else 0xFFFFFFFF
+        return bits
+
+    def port_class(self, port: int) -> int:
+        """Return the same number for ports that all rules treat alike."""
+        return bisect(self.port_boundaries, port)
+
+    def addresses(self, family: int) -> Iterator[str]:
+        """Yield an address of each class: of those that all rules treat alike."""
+        make = IPv4Address if family == 4 else IPv6Address
+        most = (1 << (32 if family == 4 else 128)) - 1
+        yield from (str(make(number)) for number in self._address_boundaries[family] if number <= most)
+
+    def address_class(self, address: str) -> int:
+        """Return the same number for addresses of one family that all rules treat alike."""
+        parsed = ip_address(address)
+        return bisect(self._address_boundaries[parsed.version], int(parsed))
+
+    def name_class(self, name: str) -> str:
+        """Return the same text for interfaces that all rules treat alike."""
+        exact, beginnings = self._names
+        return name if name in exact or name.startswith(beginnings or ("/",)) else ""
+
+    @property
+    def _values(self) -> Iterator[Any]:
+        yield from (chain.rules for chain in self.chains.values())
+        yield from self.sets.values()
+
+    # -- iptables
 
     def _read_iptables(self) -> None:
-        """Read the tables with "xt" expressions, and those of iptables-legacy, with iptables-save."""
-        opaque = {table for (table, _), chain in self.chains.items() if any("xt" in e for r in chain.rules for e in r)}
+        """Read the tables that iptables-nft made, and those of iptables-legacy, with iptables-save."""
         for family, prefix in ((4, "ip"), (6, "ip6")):
-            if any(table.startswith(f"{prefix} ") for table in opaque):
-                self._replace(family, "nft", {table for table in opaque if table.startswith(f"{prefix} ")})
+            made = {f"{prefix} {table}" for table in _IPTABLES} & {table for table, _ in self.chains}
+            if any(chain.rules or chain.policy == "drop" for chain in self.chains.values() if chain.table in made):
+                self._replace(family, "nft", made)
             if self._has_legacy(family):
                 self._replace(family, "legacy", set())
 
@@ -95,122 +177,25 @@ class Ruleset:
             return False
 
     def _replace(self, family: int, variant: str, only: set[str]) -> None:
+        from .iptables import chains_of_iptables
+
         try:
             text = save(family, variant)
         except CniError as error:
-            self.unread.append(error.message)
+            chains = (chain for chain in self.chains.values() if chain.table in only)
+            if variant == "legacy" or any("xt" in e for chain in chains for rule in chain.rules for e in rule):
+                self.unread.append(error.message)
             return
-        for chain in _chains_of_iptables(text, family, variant):
+        for chain in chains_of_iptables(text, family, variant):
             if not only or chain.table in only:
                 self.chains[chain.table, chain.name] = chain
 
 
-def _chain_of_nft(table: str, item: dict[str, Any]) -> Chain:
+def _chain_of_nft(table: str, item: dict[str, Any], devices: dict[tuple[str, str], frozenset[str]]) -> Chain:
     hook, priority, policy = item.get("hook", ""), item.get("prio", 0), item.get("policy", "accept")
-    return Chain(_FAMILIES[item["family"]], table, item["name"], hook, priority, policy, [])
-
-
-def _chains_of_iptables(text: str, family: int, variant: str) -> Iterator[Chain]:
-    chains: dict[str, Chain] = {}
-    table = ""
-    for line in text.splitlines():
-        if line.startswith("*"):
-            table, chains = line[1:], {}
-        elif line.startswith(":"):
-            name, policy = line[1:].split()[:2]
-            chains[name] = _chain_of_iptables(table, name, policy, family, variant)
-        elif line.startswith("-A "):
-            words = shlex.split(line)
-            chains[words[1]].rules.append(list(_translated(words[2:], family)))
-        elif line == "COMMIT":
-            yield from chains.values()
-
-
-def _chain_of_iptables(table: str, name: str, policy: str, family: int, variant: str) -> Chain:
-    hook = _HOOKS.get(name, "") if policy != "-" else ""
-    priority = _PRIORITIES.get(table, {"prerouting": -100, "output": -100}.get(hook, 100))
-    label = f"{'ip' if family == 4 else 'ip6'} {table}" + (", legacy" if variant == "legacy" else "")
-    return Chain({family}, label, name, hook, priority, "drop" if policy == "DROP" else "accept", [])
-
-
-def _match(left: Expression, right: object, *, negated: bool, operator: str = "==") -> Expression:
-    return {"match": {"op": "!=" if negated else operator, "left": left, "right": right}}
-
-
-def _address(text: str) -> object:
-    address, slash, length = text.partition("/")
-    return {"prefix": {"addr": address, "len": int(length)}} if slash and length.isdigit() else address
-
-
-def _ports(text: str) -> object:
-    parts = [part.partition(":") for part in text.split(",")]
-    ports: list[object] = [{"range": [int(a), int(b)]} if colon else int(a) for a, colon, b in parts]
-    return ports[0] if len(ports) == 1 else {"set": ports}
-
-
-_VERDICTS = {"ACCEPT": "accept", "DROP": "drop", "REJECT": "reject", "RETURN": "return"}
-_TARGETS_THAT_GO_ON = {"MARK", "LOG", "NFLOG", "CONNMARK", "TCPMSS", "CT", "NOTRACK", "CHECKSUM", "TRACE", "DSCP"}
-_PORTS = {"--dport": "dport", "--dports": "dport", "--sport": "sport", "--sports": "sport"}
-
-
-def _translated(words: list[str], family: int) -> Iterator[Expression]:
-    """Yield the expressions of an iptables rule; an unknown option may or may not match."""
-    protocol = "ip" if family == 4 else "ip6"
-    rest, negated = list(words), False
-    while rest:
-        word = rest.pop(0)
-        if word == "!":
-            negated = True
-            continue
-        values = _values(rest)
-        yield from _one(word, values, protocol, negated=negated)
-        negated = False
-
-
-def _values(rest: list[str]) -> list[str]:
-    """Remove and return the words up to the next option."""
-    values = []
-    while rest and not rest[0].startswith("-") and rest[0] != "!":
-        values.append(rest.pop(0))
-    return values
-
-
-def _one(word: str, values: list[str], protocol: str, *, negated: bool) -> Iterable[Expression]:  # noqa: PLR0911 - one line for each option
-    value = values[0] if values else ""
-    if word in ("-i", "-o"):
-        name = value[:-1] + "*" if value.endswith("+") else value
-        return [_match({"meta": {"key": {"-i": "iifname", "-o": "oifname"}[word]}}, name, negated=negated)]
-    if word in ("-s", "-d"):
-        field = {"-s": "saddr", "-d": "daddr"}[word]
-        return [_match({"payload": {"protocol": protocol, "field": field}}, _address(value), negated=negated)]
-    if word == "-p":
-        return [_match({"meta": {"key": "l4proto"}}, value, negated=negated)]
-    if word in _PORTS:
-        return [_match({"payload": {"protocol": "th", "field": _PORTS[word]}}, _ports(value), negated=negated)]
-    if word == "--ctstate":
-        return [_states(value.lower().split(","), negated=negated)]
-    if word in ("-j", "-g"):
-        return _target(word, value)
-    if word in ("-m", "--comment", "--to-destination", "--reject-with", "--random", "--set-xmark", "--log-prefix"):
-        return [{"dnat": {"to": value}}] if word == "--to-destination" else []
-    return [_OPAQUE]
-
-
-def _states(names: list[str], *, negated: bool) -> Expression:
-    translations = [name for name in names if name in ("dnat", "snat")]
-    if translations:
-        return _match({"ct": {"key": "status"}}, translations, negated=negated, operator="in")
-    return _match({"ct": {"key": "state"}}, names, negated=negated, operator="in")
-
-
-def _target(word: str, name: str) -> Iterable[Expression]:
-    if name in _VERDICTS:
-        return [{_VERDICTS[name]: None}]
-    if name in _TARGETS_THAT_GO_ON:
-        return []
-    if name in ("DNAT", "REDIRECT", "SNAT", "MASQUERADE"):
-        return [{"redirect": None}] if name == "REDIRECT" else []
-    return [{"jump" if word == "-j" else "goto": {"target": name}}]
+    found = devices.get((table, item["name"]), frozenset())
+    kind = item.get("type", "filter")
+    return Chain(_FAMILIES[item["family"]], table, item["name"], hook, priority, policy, [], kind, found, [])
 
 
 def _boundaries_in(value: Any) -> Iterator[int]:
@@ -234,3 +219,36 @@ def _numbers_of(value: Any) -> list[int]:
     if isinstance(value, int) or (isinstance(value, str) and value.isascii() and value.isdecimal()):
         return [int(value)]
     return []
+
+
+def _addresses_in(value: Any) -> Iterator[tuple[int, int, int]]:
+    """Yield the addresses, prefixes and ranges of addresses in libnftables' JSON: family, first, last."""
+    if isinstance(value, str):
+        if "." in value or ":" in value:
+            yield from _range_of(value, value)
+    elif isinstance(value, list):
+        for content in value:
+            yield from _addresses_in(content)
+    elif isinstance(value, dict) and "prefix" in value and isinstance(value["prefix"].get("addr"), str):
+        network = ip_network(f"{value['prefix']['addr']}/{value['prefix']['len']}", strict=False)
+        yield (network.version, int(network[0]), int(network[-1]))
+    elif isinstance(value, dict) and "range" in value and isinstance(value["range"][0], str):
+        yield from _range_of(*value["range"])
+    elif isinstance(value, dict):
+        for content in value.values():
+            yield from _addresses_in(content)
+
+
+def _range_of(first: str, last: str) -> Iterator[tuple[int, int, int]]:
+    try:
+        yield (ip_address(first).version, int(ip_address(first)), int(ip_address(last)))
+    except ValueError:
+        return  # other text, such as a MAC address
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for content in value.values() if isinstance(value, dict) else value:
+            yield from _texts_in(content)

@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _checks() -> list[tuple[str, Callable[[Snapshot], Iterable[Finding]]]]:
     """Return the checks: first our own rules, then the host's sysctls, then other programs."""
-    from . import others, reachability, rules, settings
+    from . import filters, others, reachability, rules, settings
 
     return [
         ("kernel", rules.check_kernel),
@@ -91,7 +91,7 @@ def _checks() -> list[tuple[str, Callable[[Snapshot], Iterable[Finding]]]]:
         ("rp_filter", settings.check_reverse_path),
         ("hairpin", settings.check_hairpin),
         ("external interface", settings.check_external_interfaces),
-        ("forward filters", others.check_forward_filters),
+        ("filters", filters.check_filters),
         ("other plugins", others.check_translators),
         ("host services", others.check_services),
     ]

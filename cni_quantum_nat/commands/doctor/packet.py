@@ -17,8 +17,9 @@ from ...model.units import HostPort
 from ...ports.listeners import find_listeners
 from ...state.directory import State
 from .child import ask_in_namespace
-from .evaluate import Packet, drops_of, fates
-from .others import external_interface
+from .evaluate import drops_of, fates
+from .filters import external_interface
+from .matches import Packet
 from .snapshot import Snapshot
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ import json
 import os
 from contextlib import contextmanager
 from functools import cached_property
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,6 +14,7 @@ from ...backends.nftables.layout import TABLE
 from ...backends.nftables.programs import open_libnftables
 from ...kernel.netlink import NLM_F_DUMP, NLM_F_REQUEST, NetlinkSocket, attributes, message
 from ...kernel.routes import interface_towards
+from ...model.addresses import Address
 from ...model.errors import KERNEL_REFUSED, CniError
 from ..records import read_records
 from .chains import Ruleset
@@ -21,16 +23,18 @@ from .paths import Paths
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ...model.addresses import Address
+    from ...model.addresses import Subnet
     from ...model.attachments import Attachment, PortMapping
     from ...nat.records import Records
     from ...state.directory import State
 
 _PROC = Path("/proc/sys/net")
 _NETLINK_NETFILTER = 12
-_GETTABLE = 10 << 8 | 1
+_GETTABLE, _GETCHAIN = 10 << 8 | 1, 10 << 8 | 4
 _TABLE_NAME, _TABLE_FLAGS, _OWNER = 1, 2, 2
-_FAMILIES = {1: "inet", 2: "ip", 10: "ip6"}
+_CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK = 1, 3, 4
+_HOOK_DEVICE, _HOOK_DEVICES = 3, 4
+_FAMILIES = {1: "inet", 2: "ip", 5: "netdev", 7: "bridge", 10: "ip6"}
 _OURS = tuple(("inet", name) for name in (TABLE, f"{TABLE}_anchor", f"{TABLE}_cover"))
 
 
@@ -82,11 +86,12 @@ class Snapshot:
     @cached_property
     def foreign(self) -> Ruleset:
         """The chains of other programs; raise CniError(101) if they cannot be listed."""
-        listed = []
+        listed, owned = [], []
         for family, name, is_owned in list_tables():
             if (family, name) not in _OURS:
                 listed += _list_owned(family, name) if is_owned else list_json(f"table {family} {name}")
-        return Ruleset(listed)
+                owned += [f"{family} {name}"] if is_owned else []
+        return Ruleset(listed, _list_devices(), owned)
 
     @cached_property
     def routes(self) -> list[Route]:
@@ -95,6 +100,29 @@ class Snapshot:
             names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in route.get_links()}
             found = [_default_route(entry, names) for family in (2, 10) for entry in route.get_default_routes(family)]
         return sorted(found, key=lambda route: (route.family, route.metric))
+
+    @cached_property
+    def outer_addresses(self) -> dict[tuple[int, str], str]:
+        """The first address of each interface that is not link-local, by family and interface."""
+        found: dict[tuple[int, str], str] = {}
+        for one in self.paths.addresses:
+            if one.number in self.paths.links and not ip_address(str(one.address)).is_link_local:
+                found.setdefault((one.address.family, self.paths.links[one.number].name), str(one.address))
+        return found
+
+    def is_outside(self, address: str, external: str) -> bool:
+        """Whether packets of an address may arrive at the external interface: it is not the host's, of another interface's subnet, or special."""
+        parsed = ip_address(address)
+        if parsed.is_loopback or parsed.is_multicast or parsed.is_unspecified or parsed.is_link_local:
+            return False
+        one = Address.parse(address)
+        return not any(subnet.contains(one) for name, subnet in self._subnets if name != external)
+
+    @cached_property
+    def _subnets(self) -> list[tuple[str, Subnet]]:
+        """The connected subnets, with their interfaces."""
+        links = self.paths.links
+        return [(links[one.number].name, one.subnet) for one in self.paths.addresses if one.number in links]
 
     def interface_of(self, attachment: Attachment, family: int) -> str:
         """Return the host interface towards the container; empty if it is unknown."""
@@ -111,27 +139,49 @@ class Snapshot:
 
 
 def list_tables() -> list[tuple[str, str, bool]]:
-    """List the tables of the IP families: family, name, and whether a process owns it.
+    """List the tables: family, name, and whether a process owns it.
 
     libnftables' own listing in JSON reads beyond its buffers for an owned table (1.0.6), and so does that of such a table: see _list_owned.
     """
-    dump = NetlinkSocket(_NETLINK_NETFILTER)
-    try:
-        replies = dump.dump_unchanged(message(_GETTABLE, NLM_F_REQUEST | NLM_F_DUMP, 1, bytes(4)))
-    except OSError as error:
-        raise CniError(KERNEL_REFUSED, f"cannot list tables: {error.strerror}", "Run it as root.") from error
-    finally:
-        dump.close()
     tables = []
-    for reply in replies:
-        if reply.error_number:
-            raise CniError(KERNEL_REFUSED, f"cannot list tables: {os.strerror(reply.error_number)}", "Run it as root.")
-        parts = dict(attributes(reply.payload, 4))
+    for family, parts in _dump(_GETTABLE, "tables"):
         flags = int.from_bytes(parts.get(_TABLE_FLAGS, b""), "big")
-        if reply.payload[0] in _FAMILIES:
-            name = parts[_TABLE_NAME].rstrip(b"\0").decode()
-            tables.append((_FAMILIES[reply.payload[0]], name, bool(flags & _OWNER)))
+        tables.append((family, _text(parts[_TABLE_NAME]), bool(flags & _OWNER)))
     return tables
+
+
+def _list_devices() -> dict[tuple[str, str], frozenset[str]]:
+    """Return the devices of chains that are attached to some, by table and name: libnftables 1.0.6 leaves them out of its JSON."""
+    found = {}
+    for family, parts in _dump(_GETCHAIN, "chains"):
+        hook = list(attributes(parts.get(_CHAIN_HOOK, b"")))
+        names = [value for kind, value in hook if kind == _HOOK_DEVICE]
+        names += [value for kind, nested in hook if kind == _HOOK_DEVICES for _, value in attributes(nested)]
+        if names:
+            table = f"{family} {_text(parts[_CHAIN_TABLE])}"
+            found[table, _text(parts[_CHAIN_NAME])] = frozenset(map(_text, names))
+    return found
+
+
+def _dump(kind: int, what: str) -> Iterator[tuple[str, dict[int, bytes]]]:
+    """Yield the family and the attributes of all tables or chains; raise CniError(101) if they cannot be listed."""
+    netfilter = NetlinkSocket(_NETLINK_NETFILTER)
+    try:
+        for reply in netfilter.dump_unchanged(message(kind, NLM_F_REQUEST | NLM_F_DUMP, 1, bytes(4))):
+            if reply.error_number:
+                raise CniError(
+                    KERNEL_REFUSED, f"cannot list {what}: {os.strerror(reply.error_number)}", "Run it as root."
+                )
+            if reply.payload[0] in _FAMILIES:
+                yield _FAMILIES[reply.payload[0]], dict(attributes(reply.payload, 4))
+    except OSError as error:
+        raise CniError(KERNEL_REFUSED, f"cannot list {what}: {error.strerror}", "Run it as root.") from error
+    finally:
+        netfilter.close()
+
+
+def _text(value: bytes) -> str:
+    return value.rstrip(b"\0").decode()
 
 
 def list_json(what: str) -> list[dict[str, Any]]:

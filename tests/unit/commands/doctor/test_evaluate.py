@@ -9,7 +9,8 @@ import pytest
 
 from cni_quantum_nat.commands.doctor import rules
 from cni_quantum_nat.commands.doctor.chains import Ruleset
-from cni_quantum_nat.commands.doctor.evaluate import Packet, drops_of
+from cni_quantum_nat.commands.doctor.evaluate import drops_of
+from cni_quantum_nat.commands.doctor.matches import Packet
 from cni_quantum_nat.commands.doctor.snapshot import Snapshot
 from cni_quantum_nat.model.errors import CniError
 from cni_quantum_nat.state.directory import State
@@ -62,7 +63,22 @@ CASES: list[tuple[list[list[dict[str, Any]]], str]] = [
     ([[match(STATE, ["established", "related"], "in"), ACCEPT]], "drops"),
     ([[match({"ct": {"key": "status"}}, "dnat", "in"), ACCEPT]], "passes"),
     ([[XT, ACCEPT]], "may drop"),
-    ([[match({"meta": {"key": "mark"}}, 1), ACCEPT]], "may drop"),
+    ([[match({"meta": {"key": "mark"}}, 1), ACCEPT]], "drops"),
+    ([[match({"meta": {"key": "mark"}}, 0), ACCEPT]], "passes"),
+    (
+        [[{"mangle": {"key": {"meta": {"key": "mark"}}, "value": 3}}], [match({"meta": {"key": "mark"}}, 1), ACCEPT]],
+        "may drop",
+    ),
+    (
+        [[{"mangle": {"key": {"meta": {"key": "mark"}}, "value": 2}}], [match({"meta": {"key": "mark"}}, 1), ACCEPT]],
+        "drops",
+    ),
+    ([[match({"payload": {"protocol": "ip6", "field": "daddr"}}, "fd00::1", "!="), ACCEPT]], "drops"),
+    ([[match({"concat": [TARGET, PORT]}, {"set": [{"concat": ["10.88.0.2", 80]}]}), ACCEPT]], "passes"),
+    ([[match(TARGET, {"range": ["10.88.0.1", "10.88.0.9"]}), ACCEPT]], "passes"),
+    ([[match(PORT, 100, "<"), ACCEPT]], "passes"),
+    ([[{"queue": None}]], "may drop"),
+    ([[{"vmap": {"key": {"meta": {"key": "cpu"}}, "data": {"set": [[0, ACCEPT], [1, DROP]]}}}], [ACCEPT]], "may drop"),
     ([[XT, DROP], [ACCEPT]], "may drop"),
     ([[{"limit": {"rate": 1}}, ACCEPT]], "may drop"),
     ([[match(TARGET, "@known"), ACCEPT]], "passes"),
