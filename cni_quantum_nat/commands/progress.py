@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
@@ -15,9 +16,12 @@ Item = TypeVar("Item")
 
 def tracked(items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
     """Yield the items, and show a progress bar up to `total`."""
+    if not sys.stderr.isatty():
+        yield from items
+        return
     from rich.progress import track  # only for commands that may take long
 
-    yield from track(items, what, total, console=_console(), transient=True, disable=not _console().is_terminal)
+    yield from track(items, what, total, console=_console(), transient=True)
 
 
 @contextmanager

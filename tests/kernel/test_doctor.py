@@ -11,6 +11,7 @@ import pytest
 
 from .peer import TimedOut
 from .plugin import Plugin, publish
+from .terminal import on_terminal
 from .test_policies import listen
 from .test_watch import Watch
 from .topology import CLIENT, HOST, Container, Host, Namespace, wait_until
@@ -171,7 +172,7 @@ def test_an_unreadable_record(plugin: Plugin, healthy: Container) -> None:
 def test_an_attachment_without_its_namespace(plugin: Plugin, healthy: Container) -> None:
     healthy.remove()
     found = only_finding(plugin, "namespaces")
-    assert healthy.id in found["where"]
+    assert healthy.id in found["problem"]
     follow_advice(plugin, found["remedy"])
 
 
@@ -194,15 +195,41 @@ def test_a_nearly_full_conntrack_table(
     assert healthy
 
 
-@pytest.mark.usefixtures("healthy")
+SECOND, SECOND_CLIENT = {4: "203.0.113.1", 6: "2001:db8:2::1"}, {4: "203.0.113.2", 6: "2001:db8:2::2"}
+
+
+@pytest.mark.usefixtures("client")
 def test_a_strict_reverse_path_filter_on_a_second_uplink(host: Host, plugin: Plugin) -> None:
-    host.add_uplink("second", {4: "203.0.113.1", 6: "2001:db8:2::1"}, {4: "203.0.113.2", 6: "2001:db8:2::2"})
+    plugin.add(host.container())
+    host.add_uplink("second", SECOND, SECOND_CLIENT)
     host.ip("route add default via 203.0.113.2 dev second metric 500")
     assert findings(plugin) == []
     host.set_sysctl("ipv4/conf/second/rp_filter", "1")
     found = only_finding(plugin, "rp_filter")
     assert "second" in found["where"]
     follow_advice(plugin, found["remedy"])
+
+
+def test_replies_that_leave_by_another_uplink(
+    host: Host, client: Namespace, plugin: Plugin, healthy: Container
+) -> None:
+    """The network outside lets no packet in from an address that is not behind that uplink."""
+    host.add_uplink("second", SECOND, SECOND_CLIENT)
+    host.ip(
+        "route add default via 203.0.113.2 dev second metric 500",
+        "route add default via 2001:db8:2::2 dev second metric 5000",
+    )
+    client.ip("address add 192.0.2.50/32 dev lo")
+    client.set_sysctl("ipv4/conf/uplink/rp_filter", "1")
+    assert client.cannot_reach(SECOND[4], 8080, source="192.0.2.50")
+    found = only_finding(plugin, "uplinks")
+    assert (found["status"], found["where"]) == ("unknown", "uplink second")
+    assert "leave via uplink" in found["problem"]
+    host.run("sh", "-c", found["remedy"])
+    assert client.ask(SECOND[4], 8080, source="192.0.2.50").server == "web"
+    assert client.ask(HOST[4], 8080, source="192.0.2.50").server == "web"
+    assert healthy.ask(CLIENT[4], 80).source == HOST[4]
+    assert findings(plugin) == []
 
 
 def test_a_bridge_port_without_hairpin_mode(host: Host, plugin: Plugin, healthy: Container) -> None:
@@ -219,6 +246,33 @@ def test_a_bridge_port_without_hairpin_mode(host: Host, plugin: Plugin, healthy:
     assert findings(plugin) == []
 
 
+def test_what_several_containers_lack_is_one_problem(host: Host, plugin: Plugin, healthy: Container) -> None:
+    others = [host.container() for _ in range(2)]
+    for number, other in enumerate(others):
+        plugin.add(other, publish(8090 + number))
+    for port in re.findall(r"(veth\d+)@", host.run("ip", "-o", "link", "show", "master", "cni0")):
+        host.ip(f"link set {port} type bridge_slave hairpin off")
+    assert healthy.cannot_reach(HOST[4], 8080)
+    (found,) = findings(plugin)
+    assert (found["check"], found["where"]) == ("hairpin", "3 ports of bridge cni0")
+    assert "and 2 more" in found["problem"]
+    host.run("sh", "-c", found["remedy"])
+    assert healthy.ask(HOST[4], 8080).server == "web"
+    for other in others:
+        other.remove()
+    (found,) = findings(plugin)
+    assert (found["check"], "and 1 more" in found["problem"]) == ("namespaces", True)
+    follow_advice(plugin, found["remedy"])
+
+
+def test_progress_is_shown_on_a_terminal(plugin: Plugin, healthy: Container) -> None:
+    assert healthy
+    status, shown = on_terminal(plugin, "doctor")
+    assert status == 0
+    assert "Checking the host" in shown
+    assert shown.rstrip().endswith(" problems")
+
+
 def test_an_external_interface_that_is_missing_or_outdated(host: Host, plugin: Plugin) -> None:
     host.add_uplink("second", {4: "203.0.113.1", 6: "2001:db8:2::1"}, {4: "203.0.113.2", 6: "2001:db8:2::2"})
     plugin.add(host.container(), network="named", externalInterface="second")
@@ -230,7 +284,7 @@ def test_an_external_interface_that_is_missing_or_outdated(host: Host, plugin: P
     host.ip(f"route replace default via {CLIENT[4]} dev uplink")
     host.ip("link delete second")
     found = only_finding(plugin, "external interface")
-    assert "interface second" in found["problem"]
+    assert found["where"] == "interface second"
     assert "is gone" in found["problem"]
 
 

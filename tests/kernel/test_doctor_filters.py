@@ -74,8 +74,6 @@ CASES = {
 def test_a_filter_is_named_and_cured(plugin: Plugin, network: Network, name: str) -> None:
     case, host, container = CASES[name], network.host, network.container
     names = {"port": network.port, "v4": container.address[4], "v6": container.address[6]}
-    assert all(traffic_of(network, one) for one in ALL)
-    assert findings(plugin) == []
     if "legacy" in name:
         host.require_legacy_iptables()
     if case.nft:
@@ -154,9 +152,8 @@ def test_a_chain_that_drops_for_many_containers_is_one_problem(plugin: Plugin, n
         )
     else:
         host.run(*["iptables-nft", "-A", "FORWARD", "-o", "cni0", "-m", "conntrack", "--ctstate", "NEW", "-j", "DROP"])
-    found = only_finding(plugin, "filters")
-    assert len(findings(plugin)) == 1
-    assert "and" in found["problem"]
+    (found,) = findings(plugin)
+    assert found["problem"].endswith(" and 9 more" if program == "nft" else " and 4 more")  # nft's is of both families
     assert found["remedy"].count("accept") + found["remedy"].count("ACCEPT") == (2 if program == "nft" else 1)
     host.run("sh", "-c", found["remedy"])
     for number in range(4):

@@ -5,6 +5,7 @@ cure as printed.
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from .peer import Refused, TimedOut
 from .plugin import Plugin, publish
 from .test_doctor import findings, only_finding
-from .topology import CLIENT, HOST, NO_REPLY_TIMEOUT_S, Container, Host, Namespace
+from .topology import CLIENT, HOST, NO_REPLY_TIMEOUT_S, Container, Host, Namespace, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -129,7 +130,9 @@ def test_a_broken_path_is_named_and_cured(plugin: Plugin, network: Network, name
     for entry in found:
         host.run("sh", "-c", entry["remedy"])
     for one in filter(None, ("inbound4", "inbound6", "outbound4", "outbound6", "local", case.traffic)):
-        assert traffic_of(network, one), (one, found)
+        wait_until(
+            partial(traffic_of, network, one), f"{one} works: {found}"
+        )  # a link that is up again learns its neighbours first
     assert findings(plugin) == []
 
 

@@ -10,50 +10,19 @@ from bisect import bisect
 from functools import cached_property
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ...backends.iptables.programs import save
 from ...model.errors import CniError
+from .chain import IP, Chain
+from .iptables import chains_of_iptables
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    Expression = dict[str, Any]
-    Rule = list[Expression]
-
-IP, BRIDGE, DEVICE = "ip", "bridge", "device"
-_DEVICE_HOOKS = ("ingress", "egress")
 _LEGACY_TABLES = {4: Path("/proc/net/ip_tables_names"), 6: Path("/proc/net/ip6_tables_names")}
 _FAMILIES = {"ip": {4}, "ip6": {6}, "inet": {4, 6}, "bridge": {4, 6}, "netdev": {4, 6}}
 _IPTABLES = ("raw", "mangle", "nat", "filter", "security")
-
-
-class Chain(NamedTuple):
-    """A chain.
-
-    table: family and name. hook: empty if it is only reached by jumps. kind: "filter", "nat" or "route". devices: those that it is attached to.
-    handles: of each rule in nf_tables; empty for iptables, whose rules have numbers. variant: of iptables, "nft" or "legacy".
-    """
-
-    families: set[int]
-    table: str
-    name: str
-    hook: str
-    priority: int
-    policy: str
-    rules: list[Rule]
-    kind: str = "filter"
-    devices: frozenset[str] = frozenset()
-    handles: list[int] | None = None
-    variant: str = ""
-
-    @property
-    def layer(self) -> str:
-        """Whose hooks its hook is one of: IP, BRIDGE or DEVICE."""
-        return DEVICE if self.hook in _DEVICE_HOOKS else BRIDGE if self.table.startswith("bridge ") else IP
-
-    def __str__(self) -> str:
-        return f"chain {self.name} in table {self.table}"
 
 
 class Ruleset:
@@ -73,6 +42,7 @@ class Ruleset:
         self.sets: dict[tuple[str, str], list[Any]] = {}
         self.unread: list[str] = []
         self.owned = frozenset(owned)
+        self._classes: dict[str, int] = {}  # of addresses that were asked for
         for kind, item in ((kind, item) for entry in listed for kind, item in entry.items()):
             table = f"{item.get('family')} {item.get('table')}"
             if kind == "chain" and item["family"] in _FAMILIES:
@@ -131,6 +101,11 @@ class Ruleset:
                     bits |= mangle["value"] if isinstance(mangle["value"], int) else 0xFFFFFFFF
         return bits
 
+    @property
+    def has_hooks(self) -> bool:
+        """Whether any chain meets packets."""
+        return bool(self._hooked)
+
     def port_class(self, port: int) -> int:
         """Return the same number for ports that all rules treat alike."""
         return bisect(self.port_boundaries, port)
@@ -143,8 +118,10 @@ class Ruleset:
 
     def address_class(self, address: str) -> int:
         """Return the same number for addresses of one family that all rules treat alike."""
-        parsed = ip_address(address)
-        return bisect(self._address_boundaries[parsed.version], int(parsed))
+        if address not in self._classes:
+            parsed = ip_address(address)
+            self._classes[address] = bisect(self._address_boundaries[parsed.version], int(parsed))
+        return self._classes[address]
 
     def name_class(self, name: str) -> str:
         """Return the same text for interfaces that all rules treat alike."""
@@ -177,8 +154,6 @@ class Ruleset:
             return False
 
     def _replace(self, family: int, variant: str, only: set[str]) -> None:
-        from .iptables import chains_of_iptables
-
         try:
             text = save(family, variant)
         except CniError as error:

@@ -7,20 +7,20 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .chains import DEVICE, IP
-from .journeys import LOCAL, OUTBOUND, REPLY
+from .chain import DEVICE, IP
+from .journeys import LOCAL, OUTBOUND, REPLY, row
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from .chains import Chain
+    from .chain import Chain
     from .evaluate import Fate
-    from .journeys import Journey, Step
+    from .journeys import Journey, Step, Way
     from .snapshot import Snapshot
 
 AND = " && "
 _FIREWALLD_CONF = Path("/etc/firewalld/firewalld.conf")
-_MOST_PORTS = 15  # of iptables' multiport
+_MOST_PORTS = 7  # of iptables' multiport, which counts a row as two of its 15
 _POLICY = "firewall-cmd --permanent --policy=quantum-nat"
 _NEW_POLICY = "{ firewall-cmd --permanent --info-policy=quantum-nat >/dev/null 2>&1 || firewall-cmd --permanent --new-policy=quantum-nat; }"
 
@@ -39,21 +39,20 @@ class Permit(NamedTuple):
     destinations: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     protocol: str = ""
-    source_ports: tuple[int, ...] = ()
-    ports: tuple[int, ...] = ()
+    source_ports: tuple[str, ...] = ()
+    ports: tuple[str, ...] = ()
     state: str = ""
     is_dnat: bool = False
     is_local: bool = False
 
 
-def cure(host: Snapshot, fate: Fate, dropped: list[tuple[Journey, Step]]) -> str:
-    """Return the commands; where no rule can tell these packets from others, say so."""
-    permits = merged(one for journey, step in dropped if (one := permit(journey, step)))
+def cure(host: Snapshot, fate: Fate, let_pass: Iterable[Permit], external: str) -> str:
+    """Return the commands that let packets pass. external: where the replies arrive that nothing tells from others, if there are no permits."""
+    permits = merged(let_pass)
     if not permits:
-        names = sorted({journey.way.external for journey, _ in dropped})
         return (
-            f"Change it so that replies that arrive at {', '.join(names) or 'the external interface'} pass: before connection tracking, no rule "
-            "tells them from other packets."
+            f"Change it so that replies that arrive at {external or 'the external interface'} pass: before connection tracking, no rule tells "
+            "them from other packets."
         )
     chain = fate.chain
     if chain.table == "inet firewalld":
@@ -69,31 +68,57 @@ def cure(host: Snapshot, fate: Fate, dropped: list[tuple[Journey, Step]]) -> str
 # -- which packets
 
 
-def permit(journey: Journey, step: Step) -> Permit | None:  # noqa: PLR0911 - one for each kind
-    """Return what this packet is told by at this step; None if nothing tells it from other programs' packets."""
+class Form(NamedTuple):
+    """What the packets of a step are told by, whatever the container. by: a field of Permit. incoming, outgoing: fields of Way, or a name."""
+
+    by: str
+    incoming: str
+    outgoing: str
+    state: str = ""
+    is_dnat: bool = False
+    is_local: bool = False
+
+
+def form_of(journey: Journey, step: Step) -> Form | None:
+    """Return what packets of this step are told by; None if nothing tells them from other programs' packets."""
     packet, way = step.packet, journey.way
     tracked = packet.state != "invalid" and step.layer == IP
     state = packet.state if packet.state == "established" and tracked else ""
-    given = Permit(way.family, packet.incoming, packet.outgoing, state=state)
-    if journey.kind == OUTBOUND:
-        if packet.source == way.address:
-            return given._replace(sources=(way.address,))
-        if packet.destination == way.address:
-            return given._replace(destinations=(way.address,))
-        return given._replace(origins=(way.address,)) if tracked else None
-    given = given._replace(protocol=journey.protocol)
+    form = Form("", _role(packet.incoming, way), _role(packet.outgoing, way), state)
     if packet.source == way.address:
-        return given._replace(sources=(way.address,), source_ports=(journey.port,))
+        return form._replace(by="sources")
     if packet.destination == way.address:
-        return given._replace(
-            destinations=(way.address,), ports=(journey.port,), is_dnat=tracked and "dnat" in packet.status
-        )
+        return form._replace(by="destinations", is_dnat=tracked and "dnat" in packet.status)
+    if journey.kind == OUTBOUND:
+        return form._replace(by="origins") if tracked else None
     if journey.phase == REPLY:
-        return given._replace(source_ports=(journey.host_port,))
-    specific = journey.kind == LOCAL or journey.host_address != way.outer
-    if specific:
-        return given._replace(destinations=(journey.host_address,), ports=(journey.host_port,))
-    return given._replace(ports=(journey.host_port,), is_local=step.layer != DEVICE)
+        return form._replace(by="source_ports")
+    return form._replace(by="ports", is_local=step.layer != DEVICE)
+
+
+def _role(name: str, way: Way) -> str:
+    return next((role for role in ("external", "home", "port") if name and getattr(way, role) == name), name)
+
+
+def permit(form: Form, journey: Journey) -> Permit:
+    """Return what lets such packets of a container pass."""
+    way = journey.way
+    incoming, outgoing = getattr(way, form.incoming, form.incoming), getattr(way, form.outgoing, form.outgoing)
+    given = Permit(way.family, incoming, outgoing, state=form.state)
+    addresses, ports = (way.address,), (row(journey.port, journey.size),)
+    if journey.kind == OUTBOUND:
+        return _with(given, form.by, addresses)
+    given = given._replace(protocol=journey.protocol)
+    if form.by == "sources":
+        return given._replace(sources=addresses, source_ports=ports)
+    if form.by == "destinations":
+        return given._replace(destinations=addresses, ports=ports, is_dnat=form.is_dnat)
+    ports = (row(journey.host_port, journey.size),)
+    if form.by == "source_ports":
+        return given._replace(source_ports=ports)
+    if journey.kind == LOCAL or journey.host_address != way.outer:
+        return given._replace(destinations=(journey.host_address,), ports=ports)
+    return given._replace(ports=ports, is_local=form.is_local)
 
 
 _MERGED = ("destinations", "sources", "origins", "ports", "source_ports")
@@ -148,8 +173,8 @@ def _as_nft(permit: Permit, chain: Chain) -> str:
     return " ".join(words)
 
 
-def _set(values: tuple[object, ...]) -> str:
-    return str(values[0]) if len(values) == 1 else f"{{ {', '.join(map(str, values))} }}"
+def _set(values: tuple[str, ...]) -> str:
+    return values[0] if len(values) == 1 else f"{{ {', '.join(values)} }}"
 
 
 def _iptables(host: Snapshot, fate: Fate, permits: list[Permit]) -> str:
@@ -193,7 +218,7 @@ def _as_iptables(permit: Permit, hook: str) -> Iterator[str]:
         tracked = conntrack + (f" --ctorigsrc {origin}" if origin else "")
         for option, single in (("sport", permit.source_ports), ("dport", permit.ports)):
             for first in range(0, len(single), _MOST_PORTS):
-                ports = ",".join(map(str, single[first : first + _MOST_PORTS]))
+                ports = ",".join(single[first : first + _MOST_PORTS]).replace("-", ":")
                 match = f"--{option} {ports}" if len(single) == 1 else f"-m multiport --{option}s {ports}"
                 yield " ".join([*words, match, *([f"-m conntrack{tracked}"] if tracked else []), *after])
         if not permit.source_ports and not permit.ports:
@@ -222,7 +247,7 @@ def _ufw(host: Snapshot, fate: Fate, permits: list[Permit]) -> str:
         for address in permit.destinations or permit.sources:
             where = f"to {address}" if permit.destinations else f"from {address}"
             for first in range(0, len(permit.ports) or 1, _MOST_PORTS):
-                ports = ",".join(map(str, permit.ports[first : first + _MOST_PORTS]))
+                ports = ",".join(permit.ports[first : first + _MOST_PORTS]).replace("-", ":")
                 proto = f" proto {permit.protocol}" if permit.protocol else ""
                 lines.append(f"ufw route prepend allow{way}{proto} {where}{f' port {ports}' if ports else ''}")
     return AND.join(lines)

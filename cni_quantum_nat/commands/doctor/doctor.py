@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ...model.errors import IO_FAILURE, CniError
 from ...state.directory import State
 from ..parser import add_command
+from ..progress import tracked
 
 if TYPE_CHECKING:
     import argparse
@@ -63,7 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
         if error.code != IO_FAILURE:  # what is wrong with a directory that is there is a finding like others
             raise
 
-    reports = [_do(name, check, host) for host in [Snapshot(State(arguments.state_dir))] for name, check in _checks()]
+    host, checks = Snapshot(State(arguments.state_dir)), _checks()
+    reports = [_do(name, check, host) for name, check in tracked(checks, "Checking the host", len(checks))]
     if arguments.json:
         print(json.dumps([entry for report in reports for entry in _as_json(report)], indent=2))
     else:
@@ -73,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _checks() -> list[tuple[str, Callable[[Snapshot], Iterable[Finding]]]]:
     """Return the checks: first our own rules, then the host's sysctls, then other programs."""
-    from . import filters, others, reachability, rules, settings
+    from . import filters, others, reachability, rules, settings, uplinks
 
     return [
         ("kernel", rules.check_kernel),
@@ -88,6 +90,7 @@ def _checks() -> list[tuple[str, Callable[[Snapshot], Iterable[Finding]]]]:
         ("routes", reachability.check_routes),
         ("conntrack", settings.check_conntrack),
         ("route_localnet", settings.check_route_localnet),
+        ("uplinks", uplinks.check_uplinks),
         ("rp_filter", settings.check_reverse_path),
         ("hairpin", settings.check_hairpin),
         ("external interface", settings.check_external_interfaces),

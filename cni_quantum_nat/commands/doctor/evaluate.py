@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from .matches import equals, every, matches, value_of
 
 if TYPE_CHECKING:
-    from .chains import Chain, Expression, Rule, Ruleset
+    from .chain import Chain, Expression, Rule
+    from .chains import Ruleset
     from .matches import Packet
 
 _DEEPEST = 16  # the kernel's own limit of jumps

@@ -8,19 +8,19 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
-from .chains import DEVICE
-from .cures import cure, permit, strict_forward_ports
+from .chain import DEVICE
+from .cures import cure, form_of, permit, strict_forward_ports
 from .evaluate import EXEMPTS, HANDS_OVER, drops_of
 from .finding import Finding
-from .journeys import INBOUND, LATER, LOCAL, OUTBOUND, OUTSIDE, OUTSIDE_PORT, REPLY, REQUEST, Journey, Way
+from .journeys import INBOUND, LATER, LOCAL, OUTBOUND, OUTSIDE_PORT, REPLY, REQUEST, Journey, Way
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ...model.addresses import Endpoint
     from ...model.attachments import PortMapping
+    from .cures import Form, Permit
     from .evaluate import Fate
-    from .journeys import Step
     from .matches import Packet
     from .paths import Path
     from .snapshot import Snapshot
@@ -35,20 +35,25 @@ _VERBS = {
 
 
 class Drop(NamedTuple):
-    """Where packets end. certain: whether all of them do. some_only: whether it depends on the other end's address or port. number: of the step."""
+    """Where packets end. certain: whether all of them do. some_only: whether it depends on the other end's address or port.
+
+    phase: of the journey. form: what they are told by.
+    """
 
     fate: Fate
     certain: bool
     some_only: bool
-    number: int
+    phase: str
+    form: Form | None
 
 
 class Cause(NamedTuple):
-    """A rule or policy, and the traffic that it drops, as text and as packets."""
+    """A rule or policy, and what it drops. first: the traffic that is named. dropped: which connections, by container and port."""
 
     drop: Drop
-    what: list[str]
-    dropped: list[tuple[Journey, Step]]
+    first: Journey
+    dropped: set[tuple[str, str, str, int]]
+    permits: dict[Permit, None]
 
 
 def check_filters(host: Snapshot) -> Iterator[Finding]:
@@ -62,18 +67,18 @@ def check_filters(host: Snapshot) -> Iterator[Finding]:
         )
     causes: dict[tuple[str, int, bool, bool], Cause] = {}
     seen: dict[tuple[object, ...], list[Drop]] = {}
-    for what, journey in must_pass(host):
+    for journey in must_pass(host) if host.foreign.has_hooks else ():
         alike = _class_of(host, journey)
         if alike not in seen:
-            seen[alike] = list(_drops(host, journey))
-        steps = list(journey.steps()) if seen[alike] else []
+            phases = (REQUEST, REPLY, LATER)
+            seen[alike] = [drop for phase in phases for drop in _drops(host, journey._replace(phase=phase))]
         for drop in seen[alike]:
-            step = steps[drop.number]
-            key = (str(drop.fate.chain), drop.fate.number, drop.certain, permit(journey, step) is None)
-            cause = causes.setdefault(key, Cause(drop, [], []))
-            if what not in cause.what and (journey.phase != LATER or not cause.what):
-                cause.what.append(what)
-            cause.dropped.append((journey, step))
+            key = (str(drop.fate.chain), drop.fate.number, drop.certain, drop.form is None)
+            if key not in causes:
+                causes[key] = Cause(drop, journey._replace(phase=drop.phase), set(), {})
+            causes[key].dropped.add((journey.way.address, journey.kind, journey.protocol, journey.host_port))
+            if drop.form is not None:
+                causes[key].permits[permit(drop.form, journey)] = None
     # In one chain from the last to the first: the numbers of iptables' rules then stay right as the cures are run.
     for cause in sorted(
         causes.values(), key=lambda cause: (str(cause.drop.fate.chain), -(cause.drop.fate.number or 1 << 31))
@@ -83,18 +88,18 @@ def check_filters(host: Snapshot) -> Iterator[Finding]:
 
 def _finding(host: Snapshot, cause: Cause) -> Finding:
     fate, certain = cause.drop.fate, cause.drop.certain
-    others = f" and {len(cause.what) - 1} more" if len(cause.what) > 1 else ""
+    others = f" and {len(cause.dropped) - 1} more" if len(cause.dropped) > 1 else ""
     verb = _VERBS.get(fate.verdict) or ("drops " if certain or cause.drop.some_only else "may drop ")
-    problem = f"{fate.where} {verb}{cause.what[0]}{others}"
+    problem = f"{fate.where} {verb}{cause.first}{others}"
     if cause.drop.some_only:
         problem += "; others may pass, which may be intended"
-    if fate.chain.table == "inet firewalld" and cause.dropped[0][0].kind == INBOUND and strict_forward_ports():
+    if fate.chain.table == "inet firewalld" and cause.first.kind == INBOUND and strict_forward_ports():
         problem += " (StrictForwardPorts=yes in /etc/firewalld/firewalld.conf)"
-    return Finding(str(fate.chain), problem, cure(host, fate, cause.dropped), certain=certain)
+    return Finding(str(fate.chain), problem, cure(host, fate, cause.permits, cause.first.way.external), certain=certain)
 
 
-def must_pass(host: Snapshot) -> Iterator[tuple[str, Journey]]:
-    """Yield the traffic that must pass, as text and as a journey."""
+def must_pass(host: Snapshot) -> Iterator[Journey]:
+    """Yield the connections that must work, each by its first packet."""
     ways = {(path.attachment.id, e.address): _way(host, path, e) for path in host.paths.all for e in path.endpoints}
     for attachment, mapping, family in host.published():
         endpoint = attachment.published_endpoint(family)
@@ -104,34 +109,17 @@ def must_pass(host: Snapshot) -> Iterator[tuple[str, Journey]]:
     for path in host.paths.all:
         for endpoint in path.endpoints:
             if endpoint.address.family in path.attachment.outbound.masquerade:
-                yield from _sent_out(ways[path.attachment.id, endpoint.address])
+                yield Journey(OUTBOUND, ways[path.attachment.id, endpoint.address], "tcp", "", 0, OUTSIDE_PORT)
 
 
-def _published(host: Snapshot, way: Way, mapping: PortMapping) -> Iterator[tuple[str, Journey]]:
+def _published(host: Snapshot, way: Way, mapping: PortMapping) -> Iterator[Journey]:
     specific = str(mapping.specific_host_ip or "")
-    for offset, host_ports, ports in _told_apart(host, mapping):
-        protocol, port = mapping.protocol, mapping.container_port + offset
-        leads_to = f"host port {host_ports}/{protocol} ({way.address}:{ports})"
-        host_port = mapping.host_port + offset
+    for offset, size in _told_apart(host, mapping):
+        ports = (mapping.host_port + offset, mapping.container_port + offset, size)
         if not mapping.on_loopback_only:
-            journey = Journey(INBOUND, way, protocol, specific or way.outer, host_port, port)
-            yield from _both_ways(f"connections to {leads_to}", f"replies from {way.address}", journey)
+            yield Journey(INBOUND, way, mapping.protocol, specific or way.outer, *ports)
         if way.family == 4 and mapping.is_reached_from_loopback and way.gateway:
-            journey = Journey(LOCAL, way, protocol, "127.0.0.1", host_port, port)
-            what = f"connections from this host to 127.0.0.1, {leads_to}"
-            yield from _both_ways(what, f"replies from {way.address} to this host", journey)
-
-
-def _sent_out(way: Way) -> Iterator[tuple[str, Journey]]:
-    journey = Journey(OUTBOUND, way, "tcp", "", 0, OUTSIDE_PORT)
-    what = f"connections from {way.address} (for example to {OUTSIDE[way.family]})"
-    yield from _both_ways(what, f"replies from outside to {way.address}", journey)
-
-
-def _both_ways(what: str, replies: str, journey: Journey) -> Iterator[tuple[str, Journey]]:
-    yield what, journey
-    yield replies, journey._replace(phase=REPLY)
-    yield f"all but the first packet of {what}", journey._replace(phase=LATER)
+            yield Journey(LOCAL, way, mapping.protocol, "127.0.0.1", *ports)
 
 
 def _way(host: Snapshot, path: Path, endpoint: Endpoint) -> Way:
@@ -150,34 +138,28 @@ def _way(host: Snapshot, path: Path, endpoint: Endpoint) -> Way:
     )
 
 
-def _told_apart(host: Snapshot, mapping: PortMapping) -> Iterator[tuple[int, str, str]]:
-    """Yield offsets that stand for all of a range: the first of each row of ports that other programs' rules treat alike, with both rows as text."""
-    offsets = [offset for offset, _ in told_apart(host, mapping.host_port, mapping.size)]
-    offsets = sorted({*offsets, *(offset for offset, _ in told_apart(host, mapping.container_port, mapping.size))})
+def _told_apart(host: Snapshot, mapping: PortMapping) -> Iterator[tuple[int, int]]:
+    """Yield the offset and the size of each row of a range of ports that other programs' rules treat alike, on the host and in the container."""
+    if mapping.size == 1:
+        yield 0, 1
+        return
+    of_both = (told_apart(host, first, mapping.size) for first in (mapping.host_port, mapping.container_port))
+    offsets = sorted({offset for rows in of_both for offset, _ in rows})
     for first, following in pairwise([*offsets, mapping.size]):
-        yield (
-            first,
-            row(mapping.host_port + first, following - first),
-            row(mapping.container_port + first, following - first),
-        )
+        yield first, following - first
 
 
-def told_apart(host: Snapshot, first: int, size: int) -> Iterator[tuple[int, str]]:
-    """Yield an offset for each row of a range of ports that other programs' rules treat alike, and the row as text."""
+def told_apart(host: Snapshot, first: int, size: int) -> Iterator[tuple[int, int]]:
+    """Yield the offset and the size of each row of a range of ports that other programs' rules treat alike."""
     boundaries = host.foreign.port_boundaries if size > 1 else ()
     starts = sorted({0, *(port - first for port in boundaries if first < port < first + size)})
     for start, following in pairwise([*starts, size]):
-        yield start, row(first + start, following - start)
-
-
-def row(first: int, size: int) -> str:
-    """Return ports in a row as text."""
-    return str(first) if size == 1 else f"{first}-{first + size - 1}"
+        yield start, following - start
 
 
 def external_interface(host: Snapshot, family: int) -> str:
     """Return the interface of the default route, taken as the external one; empty if there is none."""
-    return next((route.interface for route in host.routes if route.family == family), "")
+    return next(iter(host.external[family]), "")
 
 
 def _class_of(host: Snapshot, journey: Journey) -> tuple[object, ...]:
@@ -188,11 +170,11 @@ def _class_of(host: Snapshot, journey: Journey) -> tuple[object, ...]:
     )
     names = (rules.name_class(name) for name in (w.home, w.port, w.external))
     ports = (rules.port_class(journey.host_port), rules.port_class(journey.port))
-    return (journey.kind, journey.phase, journey.protocol, w.family, w.is_bridged, *addresses, *names, *ports)
+    return (journey.kind, journey.protocol, w.family, w.is_bridged, *addresses, *names, *ports)
 
 
 def _drops(host: Snapshot, journey: Journey) -> Iterator[Drop]:
-    for number, step in enumerate(journey.steps()):
+    for step in journey.steps():
         for chain in host.foreign.hooked(step.hook, journey.way.family, step.layer):
             if not step.first <= _place(chain.priority, chain.kind) <= step.last:
                 continue
@@ -206,7 +188,7 @@ def _drops(host: Snapshot, journey: Journey) -> Iterator[Drop]:
             some_only = certain and any(
                 not drops_of(host.foreign, chain, packet)[1] for packet in _of_others(host, journey, step.packet)
             )
-            yield Drop(fate, certain and not some_only, some_only, number)
+            yield Drop(fate, certain and not some_only, some_only, journey.phase, form_of(journey, step))
 
 
 def _place(priority: int, kind: str) -> int:

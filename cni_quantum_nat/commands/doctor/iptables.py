@@ -5,12 +5,12 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
-from .chains import Chain
+from .chain import Chain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from .chains import Expression
+    from .chain import Expression
 
 _HOOKS = {
     "PREROUTING": "prerouting",

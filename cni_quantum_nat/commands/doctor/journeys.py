@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from .chains import BRIDGE, DEVICE, IP
+from .chain import BRIDGE, DEVICE, IP
 from .matches import Packet
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Step(NamedTuple):
 
 
 class Way(NamedTuple):
-    """Where a container is. home: the host interface with its gateway's address. port: the host's end of its veth pair, or home.
+    """Where a container is. family: of its address. home: the host interface with its gateway's address. port: the host's end of its veth pair, or home.
 
     external: the interface to the outside; empty if there is none. outer: the host's address there. gateway: its address in the container's
     subnet. They may be empty, which is unknown.
@@ -66,7 +66,7 @@ class Way(NamedTuple):
 
 
 class Journey(NamedTuple):
-    """Packets that must pass. kind: INBOUND, OUTBOUND or LOCAL. phase: which packet of the connection, REQUEST, REPLY or LATER."""
+    """Packets that must pass. kind: INBOUND, OUTBOUND or LOCAL. size: how many ports in a row it stands for. phase: REQUEST, REPLY or LATER."""
 
     kind: str
     way: Way
@@ -74,7 +74,23 @@ class Journey(NamedTuple):
     host_address: str
     host_port: int
     port: int
+    size: int = 1
     phase: str = REQUEST
+
+    def __str__(self) -> str:
+        w = self.way
+        if self.kind == OUTBOUND:
+            if self.phase == REPLY:
+                return f"replies from outside to {w.address}"
+            text = f"connections from {w.address} (for example to {OUTSIDE[w.family]})"
+        elif self.phase == REPLY:
+            return f"replies from {w.address}" + (" to this host" if self.kind == LOCAL else "")
+        else:
+            leads_to = (
+                f"host port {row(self.host_port, self.size)}/{self.protocol} ({w.address}:{row(self.port, self.size)})"
+            )
+            text = f"connections {'from this host to 127.0.0.1,' if self.kind == LOCAL else 'to'} {leads_to}"
+        return text if self.phase == REQUEST else f"all but the first packet of {text}"
 
     def steps(self) -> Iterator[Step]:
         """Yield the packet at each hook."""
@@ -191,6 +207,11 @@ class Journey(NamedTuple):
             for hook in ("prerouting", "input"):
                 yield Step(BRIDGE, hook, packet._replace(incoming=w.port))
             yield Step(DEVICE, "ingress", packet._replace(incoming=w.home), device=w.home)
+
+
+def row(first: int, size: int) -> str:
+    """Return ports in a row as text."""
+    return str(first) if size == 1 else f"{first}-{first + size - 1}"
 
 
 def _prerouting(sent: Packet, tracked: Packet, routed: Packet) -> Iterator[Step]:

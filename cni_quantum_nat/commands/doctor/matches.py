@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from .chains import Chain, Expression, Ruleset
+    from .chain import Chain, Expression
+    from .chains import Ruleset
 
 _PORTS = {"dport": "port", "sport": "source_port"}
 _TRANSPORTS = ("tcp", "udp", "sctp", "udplite", "dccp")

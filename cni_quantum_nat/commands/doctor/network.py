@@ -19,12 +19,14 @@ _ADDRESS_HEADER = Struct("=BBBBL")  # ifaddrmsg: family, prefix length, flags, s
 # rtmsg: family, lengths of destination and source, TOS, table, protocol, scope, type, flags. fib_rule_hdr has the action as type.
 _ROUTE_HEADER = Struct("=BBBBBBBBL")
 _NUMBER = Struct("=L")
+_NEXT_HOP = Struct("=HBBi")  # rtnexthop: length, flags, hops, interface
+_UNICAST, _CLONED = 1, 0x200
 _UP = 1
 _IFNAME, _LINK, _MASTER, _LINKINFO = 3, 5, 10, 18
 _KIND, _SLAVE_KIND, _SLAVE_DATA = 1, 4, 5
 _PORT_HAIRPIN = 4
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
-_DESTINATION, _SOURCE, _INCOMING, _OUTGOING, _TABLE = 1, 2, 3, 4, 15
+_DESTINATION, _SOURCE, _INCOMING, _OUTGOING, _GATEWAY, _PRIORITY, _MULTIPATH, _TABLE = 1, 2, 3, 4, 5, 6, 9, 15
 _RULE_INCOMING, _RULE_PRIORITY, _RULE_MARK = 3, 6, 10
 _REFUSALS = {6: "blackhole", 7: "unreachable", 8: "prohibit"}
 _MAIN = 254
@@ -56,6 +58,15 @@ class LocalAddress(NamedTuple):
     def subnet(self) -> Subnet:
         """The subnet that the interface is connected to."""
         return Subnet.parse(f"{self.address}/{self.prefix_length}")
+
+
+class DefaultRoute(NamedTuple):
+    """A default route of the main table, or one of its next hops. number: the index of the interface. gateway: None if there is none."""
+
+    family: int
+    number: int
+    metric: int
+    gateway: Address | None
 
 
 class Lookup(NamedTuple):
@@ -157,6 +168,44 @@ def read_addresses() -> list[LocalAddress]:
         if family in _FAMILY_OF and packed:
             found.append(LocalAddress(index, Address(_FAMILY_OF[family], packed), length))
     return found
+
+
+def read_default_routes() -> list[DefaultRoute]:
+    """List the default routes of the main table that lead somewhere, preferred ones first."""
+    found = []
+    for family, number in _FAMILIES.items():
+        for payload in _dump(_GETROUTE, _ROUTE_HEADER.pack(number, 0, 0, 0, 0, 0, 0, 0, 0), "routes"):
+            _, length, _, _, table, _, _, kind, flags = _ROUTE_HEADER.unpack_from(payload)
+            if length or kind != _UNICAST or flags & _CLONED:
+                continue
+            parts = dict(attributes(payload, _ROUTE_HEADER.size))
+            if (_number(parts, _TABLE) or table) == _MAIN:
+                hops = (
+                    [(_number(parts, _OUTGOING), parts)]
+                    if _OUTGOING in parts
+                    else _next_hops(parts.get(_MULTIPATH, b""))
+                )
+                for index, of_hop in hops:
+                    gateway = Address(family, of_hop[_GATEWAY]) if _GATEWAY in of_hop else None
+                    found.append(DefaultRoute(family, index, _number(parts, _PRIORITY), gateway))
+    return sorted(found, key=lambda route: (route.family, route.metric))
+
+
+def _next_hops(payload: bytes) -> list[tuple[int, dict[int, bytes]]]:
+    """Return the interfaces and attributes of an array of rtnexthop."""
+    found, offset = [], 0
+    while offset + _NEXT_HOP.size <= len(payload):
+        length, _, _, number = _NEXT_HOP.unpack_from(payload, offset)
+        found.append((number, dict(attributes(payload[: offset + length], offset + _NEXT_HOP.size))))
+        offset += max((length + 3) & ~3, _NEXT_HOP.size)
+    return found
+
+
+def read_rule_marks(family: int) -> set[int]:
+    """Return the packet marks that routing rules ask for."""
+    request = _ROUTE_HEADER.pack(_FAMILIES[family], 0, 0, 0, 0, 0, 0, 0, 0)
+    found = [dict(attributes(payload, _ROUTE_HEADER.size)) for payload in _dump(_GETRULE, request, "routing rules")]
+    return {_number(parts, _RULE_MARK) for parts in found if _RULE_MARK in parts}
 
 
 def find_refusal(destination: Address, source: Address | None, incoming: str) -> Refusal | None:

@@ -9,12 +9,13 @@ from ...ports.allocation import check_host_listeners
 from .evaluate import fates
 from .filters import external_interface, told_apart
 from .finding import Finding
+from .journeys import row
 from .matches import Packet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .chains import Chain
+    from .chain import Chain
     from .evaluate import Fate
     from .snapshot import Snapshot
 
@@ -39,12 +40,17 @@ def check_translators(host: Snapshot) -> Iterator[Finding]:
         specific = mapping.specific_host_ip
         destination = str(specific) if specific else ""
         external = external_interface(host, family)
-        for offset, ports in told_apart(host, mapping.host_port, mapping.size):
+        for offset, size in told_apart(host, mapping.host_port, mapping.size):
             packet = Packet(family, external, "", "", destination, mapping.protocol, mapping.host_port + offset)
             for chain in host.foreign.hooked("prerouting", family):
                 for fate in fates(host.foreign, chain, packet)[0]:
                     if fate.verdict.startswith("dnat") and endpoint and str(endpoint.address) not in fate.verdict:
-                        yield _translated_twice(fate, chain, f"{ports}/{mapping.protocol}", str(attachment.id))
+                        yield _translated_twice(
+                            fate,
+                            chain,
+                            f"{row(mapping.host_port + offset, size)}/{mapping.protocol}",
+                            str(attachment.id),
+                        )
 
 
 def _translated_twice(fate: Fate, entered: Chain, port: str, owner: str) -> Finding:

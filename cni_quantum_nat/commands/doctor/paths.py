@@ -107,8 +107,15 @@ class Paths:
 
     def gateway(self, home: Link, endpoint: Endpoint) -> LocalAddress | None:
         """Return the host's address on an interface that is in a container's subnet, None if there is none."""
-        found = (one for one in self.addresses if one.number == home.number and endpoint.network.contains(one.address))
-        return next(found, None)
+        return next((one for one in self._of_link.get(home.number, ()) if endpoint.network.contains(one.address)), None)
+
+    @cached_property
+    def _of_link(self) -> dict[int, list[LocalAddress]]:
+        """The host's addresses, by the index of the interface."""
+        found: dict[int, list[LocalAddress]] = {}
+        for one in self.addresses:
+            found.setdefault(one.number, []).append(one)
+        return found
 
     def routes(self) -> Routing:
         """Return a context manager for looking up routes."""

@@ -14,13 +14,16 @@ from ...state.files import Foreign
 from ..reconcile.repair import reconcile
 from .child import ask_in_new_namespace
 from .finding import Finding
+from .paths import Causes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from .snapshot import Snapshot
 
-_RECONCILE = "quantum-nat reconcile"
+
+def _reconcile(host: Snapshot) -> str:
+    return f"quantum-nat {host.state.option}reconcile"
 
 
 def check_kernel(_host: Snapshot) -> Iterator[Finding]:
@@ -38,14 +41,16 @@ def check_table(host: Snapshot) -> Iterator[Finding]:
     """Check that the table and its chains exist and are unchanged."""
     for _, entry in _compared(host):
         if entry.change == "rebuild":
-            yield Finding(entry.what, entry.why, _RECONCILE)
+            yield Finding(entry.what, entry.why, _reconcile(host))
 
 
 def check_elements(host: Snapshot) -> Iterator[Finding]:
     """Check that each record has its elements or rules, and that each of those has a record."""
-    for backend, entry in _compared(host):
-        if entry.change != "rebuild":
-            yield Finding(f"{backend} {entry.what}", f"{entry.why} ({entry.owner or 'no owner'})", _RECONCILE)
+    found = [(backend, entry) for backend, entry in _compared(host) if entry.change != "rebuild"]
+    if found:
+        backend, entry = found[0]
+        others = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        yield Finding(f"{backend} {entry.what}{others}", f"{entry.why} ({entry.owner or 'no owner'})", _reconcile(host))
 
 
 def check_records(host: Snapshot) -> Iterator[Finding]:
@@ -63,7 +68,7 @@ def check_records(host: Snapshot) -> Iterator[Finding]:
         yield Finding(
             "state directory",
             f"{count} record{'' if count == 1 else 's'} from an earlier boot, without effect",
-            "quantum-nat gc",
+            f"quantum-nat {host.state.option}gc",
         )
     yield from _find_writable_parents(host.state.directory)
 
@@ -93,16 +98,24 @@ def _outside_users() -> set[int]:
 
 def check_namespaces(host: Snapshot) -> Iterator[Finding]:
     """Check that the attachments' network namespaces still exist."""
+    causes = Causes()
     for attachment in host.records.over:
         if attachment not in host.records.leftovers:
-            gone = f"its network namespace {attachment.netns} is gone"
-            yield Finding(str(attachment.id), gone, f"quantum-nat {host.state.option}gc")
+            causes.add(
+                "containers",
+                "their network namespaces are gone",
+                f"quantum-nat {host.state.option}gc",
+                str(attachment.id),
+            )
+    yield from (Finding(*cause[:3], certain=cause[3]) for cause in causes)
 
 
 def _compared(host: Snapshot) -> list[Any]:
     """Compare the kernel with the records, once for both checks."""
     if "compared" not in host.kept:
-        host.kept["compared"] = reconcile(host.state, dry_run=True).disagreements if host.state.exists() else []
+        # Without progress: doctor shows its own.
+        outcome = reconcile(host.state, dry_run=True, progress=False) if host.state.exists() else None
+        host.kept["compared"] = outcome.disagreements if outcome else []
     return list(host.kept["compared"])
 
 

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 
 from ...kernel.routes import default_route_interfaces
 from .finding import Finding
+from .paths import Causes
 from .snapshot import sysctl
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ...model.attachments import Attachment
+    from .paths import Path
     from .snapshot import Snapshot
 
 _FORWARDING = {4: "ipv4/ip_forward", 6: "ipv6/conf/all/forwarding"}
@@ -60,7 +62,7 @@ def check_reverse_path(host: Snapshot) -> Iterator[Finding]:
     """Check that the reverse path filter does not drop packets on interfaces other than the default route's."""
     if 4 not in host.families:
         return
-    routes = [route.interface for route in host.routes if route.family == 4]
+    routes = host.external[4]
     named = {name for a in host.living for name in a.outbound.external_interfaces.get(4, ())}
     for interface in sorted({*routes[1:], *named} - set(routes[:1])):
         settings = [sysctl(f"ipv4/conf/{name}/rp_filter") or "0" for name in ("all", interface)]
@@ -76,43 +78,56 @@ def check_reverse_path(host: Snapshot) -> Iterator[Finding]:
 def check_hairpin(host: Snapshot) -> Iterator[Finding]:
     """Check that containers reach themselves through their own host ports; with br_netfilter this needs hairpin mode."""
     filtered = {4: sysctl("bridge/bridge-nf-call-iptables"), 6: sysctl("bridge/bridge-nf-call-ip6tables")}
+    without: dict[str, list[Path]] = {}
     for path in host.paths.all:
-        attachment, port = path.attachment, path.veth
+        port = path.veth
         if port is None or not port.is_bridge_port or port.hairpin:
             continue
-        if any(filtered[family] == "1" for family in attachment.published_families):
-            yield Finding(
-                f"bridge port {port.name}",
-                f"hairpin mode is off, and br_netfilter is on: {attachment.id} cannot reach itself through its host ports",
-                f"bridge link set dev {port.name} hairpin on",
-            )
+        if any(filtered[family] == "1" for family in path.attachment.published_families):
+            without.setdefault(path.recorded_home, []).append(path)
+    for bridge, paths in without.items():
+        names = [path.veth.name for path in paths if path.veth]
+        others = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        yield Finding(
+            f"bridge port {names[0]}" if len(names) == 1 else f"{len(names)} ports of bridge {bridge}",
+            "hairpin mode is off, and br_netfilter is on: a container cannot reach itself through its host ports "
+            f"(affects {paths[0].attachment.id}{others})",
+            f"bridge link set dev {names[0]} hairpin on"
+            if len(names) == 1
+            else f"for port in {' '.join(names)}; do bridge link set dev $port hairpin on; done",
+        )
 
 
 def check_external_interfaces(host: Snapshot) -> Iterator[Finding]:
     """Check that the external interfaces exist, and still have the default route if they should."""
+    causes = Causes()
     for attachment in host.living:
+        affected = str(attachment.id)
         for family, names in attachment.outbound.external_interfaces.items():
             for name in names:
                 if name not in host.paths.by_name:
-                    yield Finding(
-                        str(attachment.id),
-                        f"external interface {name} for IPv{family} is gone",
-                        'Restart the container; first set externalInterface to the new interface, unless it is "default".',
+                    causes.add(
+                        f"interface {name}",
+                        f"it is gone, and it is the external interface for IPv{family}",
+                        'Restart the containers; first set externalInterface to the new interface, unless it is "default".',
+                        affected,
                     )
-            yield from _moved_default(host, attachment, family, names)
+            current = _moved_default(host, attachment, family, names)
+            if current:
+                via = f"the IPv{family} default route is now via {', '.join(current)}"
+                cause = f"{via}, but containers are masqueraded only via {', '.join(names)}"
+                causes.add(f"network {attachment.id.network}", cause, "Restart the containers.", affected)
+    yield from (Finding(*cause[:3], certain=cause[3]) for cause in causes)
 
 
-def _moved_default(host: Snapshot, attachment: Attachment, family: int, names: tuple[str, ...]) -> Iterator[Finding]:
+def _moved_default(host: Snapshot, attachment: Attachment, family: int, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the default route's interfaces if an attachment is masqueraded via others that it had."""
     kept = host.state.read_configuration(attachment.id.network)
     if kept is None or kept["normalised"].get("externalInterface") != ["default"]:
-        return
+        return ()
     current = default_route_interfaces(family)
-    if current and names and not set(current) <= set(names) and all(name in host.paths.by_name for name in names):
-        yield Finding(
-            str(attachment.id),
-            f"the IPv{family} default route is now via {', '.join(current)}, but it is masqueraded only via {', '.join(names)}",
-            "Restart the container.",
-        )
+    moved = names and not set(current) <= set(names) and all(name in host.paths.by_name for name in names)
+    return current if moved else ()
 
 
 def _name_of(path: str) -> str:

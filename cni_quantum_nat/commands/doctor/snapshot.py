@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ...backends.nftables.layout import TABLE
 from ...backends.nftables.programs import open_libnftables
@@ -18,6 +17,7 @@ from ...model.addresses import Address
 from ...model.errors import KERNEL_REFUSED, CniError
 from ..records import read_records
 from .chains import Ruleset
+from .network import read_default_routes
 from .paths import Paths
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ...model.attachments import Attachment, PortMapping
     from ...nat.records import Records
     from ...state.directory import State
+    from .network import DefaultRoute
 
 _PROC = Path("/proc/sys/net")
 _NETLINK_NETFILTER = 12
@@ -36,14 +37,6 @@ _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK = 1, 3, 4
 _HOOK_DEVICE, _HOOK_DEVICES = 3, 4
 _FAMILIES = {1: "inet", 2: "ip", 5: "netdev", 7: "bridge", 10: "ip6"}
 _OURS = tuple(("inet", name) for name in (TABLE, f"{TABLE}_anchor", f"{TABLE}_cover"))
-
-
-class Route(NamedTuple):
-    """A default route in the main table."""
-
-    family: int
-    interface: str
-    metric: int
 
 
 class Snapshot:
@@ -94,12 +87,17 @@ class Snapshot:
         return Ruleset(listed, _list_devices(), owned)
 
     @cached_property
-    def routes(self) -> list[Route]:
-        """The default routes by family, preferred ones first."""
-        with netlink() as route:
-            names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in route.get_links()}
-            found = [_default_route(entry, names) for family in (2, 10) for entry in route.get_default_routes(family)]
-        return sorted(found, key=lambda route: (route.family, route.metric))
+    def default_routes(self) -> list[DefaultRoute]:
+        """The default routes, by family, preferred ones first."""
+        return [route for route in read_default_routes() if route.number in self.paths.links]
+
+    @cached_property
+    def external(self) -> dict[int, list[str]]:
+        """The interfaces of the default routes, by family, preferred ones first."""
+        names: dict[int, list[str]] = {4: [], 6: []}
+        for route in self.default_routes:
+            names[route.family].append(self.paths.links[route.number].name)
+        return {family: list(dict.fromkeys(found)) for family, found in names.items()}
 
     @cached_property
     def outer_addresses(self) -> dict[tuple[int, str], str]:
@@ -208,27 +206,7 @@ def _is_of(entry: dict[str, Any], table: str) -> bool:
     return any(value.get("table") == table for value in entry.values())
 
 
-@contextmanager
-def netlink() -> Iterator[Any]:
-    """Open a route socket; raise CniError(101) if that fails."""
-    from pyroute2 import IPRoute
-    from pyroute2.netlink.exceptions import NetlinkError
-
-    try:
-        with IPRoute() as route:
-            yield route
-    except (NetlinkError, OSError) as error:
-        raise CniError(KERNEL_REFUSED, f"cannot read routes and interfaces: {error}") from error
-
-
-def _default_route(entry: Any, names: dict[int, str]) -> Route:
-    return Route(
-        4 if entry["family"] == 2 else 6,
-        names.get(entry.get_attr("RTA_OIF"), ""),
-        entry.get_attr("RTA_PRIORITY") or 0,
-    )
-
-
+@cache
 def sysctl(name: str) -> str | None:
     """Read a sysctl below net/; None if the kernel lacks it."""
     try:

@@ -33,8 +33,8 @@ class Outcome(NamedTuple):
     took_ms: float
 
 
-def reconcile(state: State, *, dry_run: bool = False) -> Outcome:
-    """Compare and, unless it is a dry run, repair.
+def reconcile(state: State, *, dry_run: bool = False, progress: bool = True) -> Outcome:
+    """Compare and, unless it is a dry run, repair. progress: show it on a terminal.
 
     Raises:
         CniError: (7) there is no such state directory; (11) timed out waiting for the lock; (101) the kernel refuses.
@@ -45,7 +45,7 @@ def reconcile(state: State, *, dry_run: bool = False) -> Outcome:
     require_directory(state, usual_too=True)  # without records, everything in the kernel would be removed
     deleted = 0
     with locked(state), _no_garbage_collection():
-        records = read_records(state, progress=True)
+        records = read_records(state, progress=progress)
         found = agreements(state, records)
         disagreements = [(agreement.backend, entry) for agreement in found for entry in agreement.disagreements]
         if not dry_run:
