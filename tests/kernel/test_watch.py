@@ -157,6 +157,25 @@ def test_a_flush_under_traffic_breaks_no_connection_and_new_ones_are_translated(
         assert talk.failure == ""
 
 
+@pytest.mark.parametrize("family", [4, 6])
+def test_five_flushes_refuse_no_new_connection(
+    host: Host, client: Namespace, container: Container, plugin: Plugin, tmp_path: Path, family: int
+) -> None:
+    plugin.add(container, publish(8080))
+    plugin.add(host.container(), publish(8081), conntrackTimeout=60, conditionsV4=["ip", "saddr", "!=", "192.0.2.1"])
+    with Watch(plugin, tmp_path) as watch:
+        for times in range(1, 6):
+            flush(host)
+            while len(watch.repairs()) < times:
+                assert client.ask(HOST[family], 8080).server == "web"
+        released = plugin.add(host.container(), publish(8082))
+        released.delete()
+        wait_until(
+            lambda: "8082" not in host.run("nft", "list", "table", "inet", "quantum_cover"), "it is released there"
+        )
+    assert "quantum_cover" not in host.run("nft", "list", "tables")
+
+
 def test_without_the_watch_the_same_flush_breaks_the_connection(
     stack: ExitStack, host: Host, client: Namespace, container: Container, plugin: Plugin
 ) -> None:
@@ -260,7 +279,7 @@ def test_it_waits_if_nothing_was_ever_added_and_stops_on_a_signal(
         watch.process.send_signal(signal.SIGINT)
         assert watch.process.wait(10) == 0
         assert watch.complaints() == ""
-    assert "quantum_anchor" not in host.run("nft", "list", "tables")
+    assert "quantum_cover" not in host.run("nft", "list", "tables")
 
 
 def test_it_waits_for_the_lock(
@@ -277,7 +296,8 @@ def test_it_waits_for_the_lock(
         assert holder.stdin is not None
         holder.stdout.readline()
         flush(host)
-        assert client.is_refused(HOST[4], 8080)
+        assert client.ask(HOST[4], 8080).server == "web", "the cover translates for as long as the lock is held"
+        assert watch.repairs() == []
         holder.stdin.write(b"\n")
     watch.wait_for_repair()
     assert client.ask(HOST[4], 8080).server == "web"

@@ -11,6 +11,7 @@ from ...kernel.stderr import warn
 from ...model.conditions import require_conditions
 from ...model.errors import NOT_AVAILABLE, CniError, InvalidConfiguration
 from ...state.lock import held
+from .cover import Cover
 from .layout import CORE, DEFAULT_TIMEOUT_S, POLICIES, TABLE, timeout_part
 from .table import NftablesTable
 from .text import default_parts, elements_text, extension_text, parts_of, policies_text, table_text
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from .layout import Policy
     from .rules import Element
 
-_COVER = f"{TABLE}_cover"
 _REHEARSAL = f"{TABLE}_rehearsal"
 _FD_SETSIZE, _DESCRIPTORS_OF_LIBNFTABLES = 1024, 8
 _IS_CHILD = "QUANTUM_NAT_CHILD"
@@ -56,7 +56,7 @@ def build(elements: list[Element], boot_id: str, coming: Iterable[Element] = ())
 def _build(elements: list[Element], parts: set[str], boot_id: str) -> None:
     clearing, kept = _clear()
     text = table_text(TABLE, parts, boot_id=boot_id, kept=kept)
-    _run([*clearing, text, *_content(elements, TABLE)])
+    _run([*clearing, text, *_content(elements)])
 
 
 def _clear() -> tuple[list[str], list[str]]:
@@ -81,27 +81,24 @@ def replace(elements: list[Element], boot_id: str, coming: Iterable[Element] = (
     """Replace a table that is in use, without losing connections that begin meanwhile. CniError(50) if refused.
 
     To a packet, a transaction is not one moment. It may ask the new chain before the commit, which is empty then, and the
-    old one's maps after it, which are empty by now: 1 of 100 replacements lost a connection. So a copy of the table,
-    under another name, translates until the change is over; two that say the same are as good as one.
+    old one's maps after it, which are empty by now: 1 of 100 replacements lost a connection. So a copy of the table
+    translates until the change is over, see cover.py.
     """
-    if _is_crowded():
+    try:
+        cover = Cover()
+    except CniError:  # Linux before 5.12 has no owner tables; and `reconcile --watch` keeps a cover all the time
         build(elements, boot_id, coming)
         return
-    nft = open_libnftables()  # this socket owns the copy, so it goes when the process ends, however that happens
-    try:
-        text = table_text(_COVER, default_parts() | parts_of(elements), is_owned=True)
-        _run([text, *_content(elements, _COVER)], nft)
-    except CniError:  # Linux before 5.12 has no owner tables; any other problem will also occur in build()
+    with cover:
+        try:
+            cover.copy()
+        except CniError as error:  # such a table is no loss
+            warn(error)
         build(elements, boot_id, coming)
-        return
-    try:
-        build(elements, boot_id, coming)
-    finally:
-        _run([f"delete table inet {_COVER}"], nft)
 
 
-def _content(elements: list[Element], table: str) -> list[str]:
-    return policies_text(_policies_of(elements), table) + elements_text(elements, table)
+def _content(elements: list[Element]) -> list[str]:
+    return policies_text(_policies_of(elements)) + elements_text(elements)
 
 
 def _policies_of(elements: Iterable[Element]) -> list[Policy]:

@@ -476,13 +476,13 @@ _POLICY_RULES = {
 }
 
 
-def policies_text(policies: list[Policy], table: str = TABLE) -> list[str]:
+def policies_text(policies: list[Policy]) -> list[str]:
     """Return the nft commands that create the chains of policies, or rewrite them."""
     written = policy_chains(policies)
     commands = []
     for name in written:
-        commands += [f"add chain inet {table} {name}", f"flush chain inet {table} {name}"]
-    return commands + [f"add rule inet {table} {name} {rule}" for name, rules in written.items() for rule in rules]
+        commands += [f"add chain inet {TABLE} {name}", f"flush chain inet {TABLE} {name}"]
+    return commands + [f"add rule inet {TABLE} {name} {rule}" for name, rules in written.items() for rule in rules]
 
 
 def policy_chains(policies: Iterable[Policy]) -> dict[str, list[str]]:
@@ -543,17 +543,14 @@ def _filter_set(name: str, family: int, *, on_ip: bool) -> str:
     return f"{'host_ip_' if on_ip else ''}{name}{family}"
 
 
-def table_text(
-    name: str, parts: Collection[str], *, boot_id: str = "", is_owned: bool = False, kept: Collection[str] = ()
-) -> str:
-    """Return the table without elements, for nft. An owned one disappears with the socket that creates it.
+def table_text(name: str, parts: Collection[str], *, boot_id: str = "", kept: Collection[str] = ()) -> str:
+    """Return the table without elements, for nft.
 
     kept: the names of time-outs that the table has already.
     """
     comment = f' comment "boot {boot_id}"' if boot_id else ""
     version = layout_declaration(f"elements = {{ {LAYOUT}{comment} }}; ")
-    flags = "\tflags owner;\n" if is_owned else ""
-    return f"table inet {name} {{\n{flags}{_body(parts, version, kept)}}}\n"
+    return f"table inet {name} {{\n{_body(parts, version, kept)}}}\n"
 
 
 def layout_declaration(elements: str = "") -> str:
@@ -628,12 +625,12 @@ def element_text(element: Element) -> str:
     return f"add element inet {TABLE} {element.set_name} {{ {_element(element)} }}"
 
 
-def elements_text(elements: Iterable[Element], table: str = TABLE) -> list[str]:
+def elements_text(elements: Iterable[Element]) -> list[str]:
     """Return commands that add elements, one for each set: nft reads 60,000 elements in half the time that way."""
     by_set: dict[str, list[str]] = {}
     for element in elements:
         by_set.setdefault(element.set_name, []).append(_element(element))
-    return [f"add element inet {table} {name} {{ {', '.join(listed)} }}" for name, listed in by_set.items()]
+    return [f"add element inet {TABLE} {name} {{ {', '.join(listed)} }}" for name, listed in by_set.items()]
 
 
 def _element(element: Element) -> str:

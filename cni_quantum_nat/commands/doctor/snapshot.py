@@ -9,6 +9,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...backends.nftables.cover import COVER
 from ...backends.nftables.layout import TABLE
 from ...backends.nftables.programs import open_libnftables
 from ...kernel.netlink import NLM_F_DUMP, NLM_F_REQUEST, NetlinkSocket, attributes, message
@@ -36,7 +37,7 @@ _TABLE_NAME, _TABLE_FLAGS, _OWNER = 1, 2, 2
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK = 1, 3, 4
 _HOOK_DEVICE, _HOOK_DEVICES = 3, 4
 _FAMILIES = {1: "inet", 2: "ip", 5: "netdev", 7: "bridge", 10: "ip6"}
-_OURS = tuple(("inet", name) for name in (TABLE, f"{TABLE}_anchor", f"{TABLE}_cover"))
+_OURS = (("inet", TABLE), ("inet", COVER))
 
 
 class Snapshot:

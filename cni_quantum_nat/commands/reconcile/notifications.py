@@ -7,15 +7,18 @@ With kernel/netlink.py, as speed matters: until they are read, the rules are mis
 from __future__ import annotations
 
 import socket
+from array import array
 from enum import Enum
 from errno import ENOBUFS
 from select import select
+from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple, Self
 
+from ...backends.nftables.cover import COVER
 from ...backends.nftables.encoding import elements_in
 from ...backends.nftables.layout import TABLE, is_set
 from ...kernel.netlink import attributes, replies
-from ...model.errors import KERNEL_REFUSED, CniError
+from ...model.errors import KERNEL_REFUSED, CniError, KernelRefused
 
 if TYPE_CHECKING:
     from ...backends.nftables.rules import Element
@@ -24,13 +27,34 @@ if TYPE_CHECKING:
 _NETLINK_NETFILTER = 12
 _GROUP_NFTABLES = 7  # NFNLGRP_NFTABLES
 _SUBSYSTEM = 10
-_SO_RCVBUFFORCE = 33
+_SO_RCVBUFFORCE, _SO_ATTACH_FILTER = 33, 26
 _BUFFER_BYTES = 16 << 20  # enough for a flush of tens of thousands of elements, each a message
 _DATAGRAM_BYTES = 1 << 17
-_FAMILY_HEADER_BYTES = 4
+FAMILY_HEADER_BYTES = 4
 _TABLE_NAME, _SECOND_NAME = 1, 2  # attributes of every message: the table; the chain of a rule, or the set of elements
 _CHAIN_NAME = 3
+_NAME_OFFSET = 24  # of the table's name in a message: after its header, the family header, and the attribute's
+_INSTRUCTION, _PROGRAM = Struct("=HBBL"), Struct("@HP")  # struct sock_filter, struct sock_fprog
 FAMILIES = {1: "inet", 2: "ip", 10: "ip6"}
+
+
+def _filter() -> array[int]:
+    """Return the classic BPF program (linux/filter.h) that drops messages that begin with the name of the cover's table.
+
+    A datagram holds changes of one transaction. Nobody else can change that table, and its owner changes no other.
+    """
+    load_word, equals, give = 0x20, 0x15, 0x06
+    name = f"{COVER}\0".encode()
+    words = [name[at : at + 4] for at in range(0, len(name) - 3, 4)]
+    code = []
+    for number, word in enumerate(words):
+        code.append(_INSTRUCTION.pack(load_word, 0, 0, _NAME_OFFSET + 4 * number))
+        code.append(_INSTRUCTION.pack(equals, 0, 2 * (len(words) - number) - 1, int.from_bytes(word, "big")))
+    code += [_INSTRUCTION.pack(give, 0, 0, 0), _INSTRUCTION.pack(give, 0, 0, _DATAGRAM_BYTES)]
+    return array("B", b"".join(code))
+
+
+_FILTER = _filter()
 
 
 class Kind(Enum):
@@ -65,13 +89,19 @@ class Event(NamedTuple):
 
 
 class Notifications:
-    """A context manager that subscribes to notifications; the kernel queues events from its creation on."""
+    """A context manager that subscribes to notifications; the kernel queues events from its creation on.
+
+    Those about the cover's own table are left out: a copy of our table would cause as many as the buffer holds.
+    """
 
     def __init__(self) -> None:
         """Subscribe; raise CniError(101) if that is not permitted."""
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
+            self._socket.setsockopt(
+                socket.SOL_SOCKET, _SO_ATTACH_FILTER, _PROGRAM.pack(len(_FILTER) // 8, _FILTER.buffer_info()[0])
+            )
             self._socket.bind((0, 1 << (_GROUP_NFTABLES - 1)))
         except OSError as error:
             self._socket.close()
@@ -97,16 +127,24 @@ class Notifications:
     def read(self) -> list[Event]:
         """Return the events of the next datagram that has any of interest; none if there is no such datagram."""
         while True:
-            try:
-                datagram = self._socket.recv(_DATAGRAM_BYTES)
-            except BlockingIOError:
-                return []
-            except OSError as error:
-                if error.errno != ENOBUFS:
-                    raise
+            received = self.receive()
+            if received is None:
                 return [Event(Kind.LOST)]
-            if events := [event for reply in replies(datagram) if (event := _event_of(reply))]:
+            if not received:
+                return []
+            if events := [event for reply in received if (event := _event_of(reply))]:
                 return events
+
+    def receive(self) -> list[Reply] | None:
+        """Return the messages of the next datagram, none if there is no datagram, and None if some were lost."""
+        try:
+            return list(replies(self._socket.recv(_DATAGRAM_BYTES)))
+        except BlockingIOError:
+            return []
+        except OSError as error:
+            if error.errno != ENOBUFS:
+                raise KernelRefused("report the changes of nf_tables", error.errno or 0) from error
+            return None
 
     def read_all(self) -> list[Event]:
         """Return all events so far."""
@@ -121,7 +159,7 @@ def _event_of(reply: Reply) -> Event | None:
     if reply.kind >> 8 != _SUBSYSTEM or number not in _INTERESTING:
         return None
     kind = Kind(number)
-    content = reply.payload[_FAMILY_HEADER_BYTES:]
+    content = reply.payload[FAMILY_HEADER_BYTES:]
     parts = dict(attributes(content))
     name = parts.get(_CHAIN_NAME if kind in (Kind.CHAIN_ADDED, Kind.CHAIN_DELETED) else _SECOND_NAME, b"")
     event = Event(kind, FAMILIES.get(reply.payload[0], ""), _text(parts.get(_TABLE_NAME, b"")), _text(name))

@@ -11,7 +11,7 @@ from ...connections.tracker import ConnectionTracker, is_tracking
 from ..records import locked, read_records, require_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from ...model.errors import CniError
     from ...nat.records import Records
@@ -33,8 +33,12 @@ class Outcome(NamedTuple):
     took_ms: float
 
 
-def reconcile(state: State, *, dry_run: bool = False, progress: bool = True) -> Outcome:
+def reconcile(
+    state: State, *, dry_run: bool = False, progress: bool = True, then: Callable[[], None] = lambda: None
+) -> Outcome:
     """Compare and, unless it is a dry run, repair. progress: show it on a terminal.
+
+    then: called after that, under the same lock.
 
     Raises:
         CniError: (7) there is no such state directory; (11) timed out waiting for the lock; (101) the kernel refuses.
@@ -50,6 +54,7 @@ def reconcile(state: State, *, dry_run: bool = False, progress: bool = True) -> 
         disagreements = [(agreement.backend, entry) for agreement in found for entry in agreement.disagreements]
         if not dry_run:
             deleted = _establish(found, state, records)
+        then()
     took_ms = (time.monotonic() - started) * 1000
     return Outcome(disagreements, records.damaged, len(records.in_force), deleted, took_ms)
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 from ...backends.iptables.rules import FIXED_CHAINS
 from ...model.attachments import AttachmentId
-from ...model.errors import CniError
-from .anchor import Anchor
+from ...model.errors import TRY_AGAIN_LATER, CniError
+from .cover import Keeper, pipe
 from .notifications import Event, Kind, Notifications
 from .repair import as_json, reconcile, summary
 
@@ -41,8 +41,8 @@ def watch(state: State, interval_s: float, *, as_json: bool) -> int:
         notifications = stack.enter_context(Notifications())
         stop = _stop_descriptor(stack)
         log = Log(as_json=as_json)
-        log.say(_hold_anchor(stack))
-        watcher = Watcher(state, notifications, interval_s, log)
+        keeper = _keep_cover(stack, log)
+        watcher = Watcher(state, notifications, interval_s, log, keeper)
         watcher.heal()
         _tell_systemd("READY=1")
         while not watcher.must_stop(stop):
@@ -50,21 +50,22 @@ def watch(state: State, interval_s: float, *, as_json: bool) -> int:
     return 0
 
 
-def _hold_anchor(stack: ExitStack) -> str:
+def _keep_cover(stack: ExitStack, log: Log) -> Keeper | None:
     try:
-        stack.enter_context(Anchor())
+        keeper = stack.enter_context(Keeper())
     except CniError as error:
-        return (
-            f"Watching. Established connections may break if the ruleset is flushed: {error.message}. {error.details}"
+        log.say(
+            "Watching. While the ruleset is flushed, established connections may break and new ones are refused: "
+            f"{error.message}. {error.details}"
         )
-    return "Watching."
+        return None
+    log.say("Watching.")
+    return keeper
 
 
 def _stop_descriptor(stack: ExitStack) -> int:
     """Return a descriptor that becomes readable on SIGTERM or SIGINT."""
-    reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    stack.callback(os.close, reading)
-    stack.callback(os.close, writing)
+    reading, writing = pipe(stack)
     signal.set_wakeup_fd(writing)
     stack.callback(signal.set_wakeup_fd, -1)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -75,16 +76,21 @@ def _stop_descriptor(stack: ExitStack) -> int:
 class Watcher:
     """Decides when to reconcile. _due: the time of the next full comparison, of time.monotonic()."""
 
-    def __init__(self, state: State, notifications: Notifications, interval_s: float, log: Log) -> None:
+    def __init__(
+        self, state: State, notifications: Notifications, interval_s: float, log: Log, keeper: Keeper | None
+    ) -> None:
         self._state = state
+        self._keeper = keeper
         self._notifications = notifications
         self._interval_s = interval_s
         self._log = log
         self._due = 0.0
+        self._has_failed = False  # at the last attempt
 
     def must_stop(self, stop: int) -> bool:
         """Wait for an event, the next comparison, or a signal; return whether to stop."""
-        self._notifications.wait(self._due - time.monotonic(), stop)
+        others = () if self._keeper is None else (self._keeper.fileno(),)
+        self._notifications.wait(self._due - time.monotonic(), stop, *others)
         try:
             arrived = os.read(stop, 64)  # signal numbers, including the alarm that ends the wait for a lock
         except BlockingIOError:
@@ -94,24 +100,51 @@ class Watcher:
     def step(self) -> None:
         """Read the events, and repair if they call for it."""
         events = self._notifications.read()
-        if time.monotonic() >= self._due or any(map(self._calls_for_healing, events)):
+        is_outdated = self._keeper is not None and self._keeper.take_news()
+        if time.monotonic() >= self._due or is_outdated or any(map(self._calls_for_healing, events)):
             self.heal()
         elif any(event.elements or _may_alter(event) for event in events):
             self._wait_for_quiet(events)
 
     def heal(self) -> None:
-        """Reconcile, and log what was repaired; after a failure, try again in a few seconds."""
+        """Reconcile, and log what was repaired; after a failure, try again at once, and then in a few seconds."""
         self._due = time.monotonic() + self._interval_s
         self._notifications.read_all()  # the comparison covers the events so far
         if not self._state.exists():
+            self._uncover()
             return  # nothing was added since the host booted
         try:
-            outcome = reconcile(self._state)
+            outcome = reconcile(self._state, then=self._cover)
         except CniError as error:
             self._log.complain(error)
-            self._due = time.monotonic() + min(self._interval_s, _AFTER_FAILURE_S)
+            self._failed(error)
             return
+        self._has_failed = False
         self._log.tell(outcome)
+
+    def _failed(self, error: CniError) -> None:
+        """Try again, at once if a flush in the middle of the repair may be the cause."""
+        is_repeated, self._has_failed = self._has_failed, True
+        if error.code != TRY_AGAIN_LATER and not is_repeated:
+            self._due = 0.0
+            return
+        self._due = time.monotonic() + min(self._interval_s, _AFTER_FAILURE_S)
+        if error.code != TRY_AGAIN_LATER:  # while somebody keeps the lock, nobody releases a port
+            self._uncover()
+
+    def _cover(self) -> None:
+        """Copy our table, which was just compared; ours is right even if that fails."""
+        if self._keeper is not None:
+            try:
+                self._keeper.copy()
+            except CniError as error:
+                self._log.complain(error)
+                self._keeper.clear()
+
+    def _uncover(self) -> None:
+        """Translate nothing in the place of our table: which ports are released cannot be told."""
+        if self._keeper is not None:
+            self._keeper.clear()
 
     def _calls_for_healing(self, event: Event) -> bool:
         """Return whether the event is damage for certain: ADD and DEL delete only elements."""
