@@ -27,7 +27,7 @@ def add_to(commands: Commands) -> None:
         "status",
         run,
         summary="show in one line whether all is well",
-        description="Show in one line the table, the number of attachments, the differences between the kernel and the records, "
+        description="Show in one line the table, its cover (the copy that `reconcile --watch` keeps for a flush), the number of attachments, the differences between the kernel and the records, "
         "and the time since the rules were last rebuilt. The exit status is 1 if there are differences or unreadable records.",
         examples=("status", "status --json"),
         scope=ALL_STATES,
@@ -51,6 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _status(state: State) -> tuple[dict[str, Any], list[CniError]]:
+    from ..backends.nftables import cover
     from ..backends.nftables.table import NftablesTable
     from .reconcile.repair import reconcile  # libnftables: completions do without
 
@@ -58,6 +59,7 @@ def _status(state: State) -> tuple[dict[str, Any], list[CniError]]:
         "stateDir": state.directory,
         "ok": True,
         "table": "not needed",
+        "cover": "not needed",
         "attachments": 0,
         "differences": 0,
         "damaged": 0,
@@ -71,6 +73,7 @@ def _status(state: State) -> tuple[dict[str, Any], list[CniError]]:
             entry["table"] = "present" if table.exists() else "missing"
         finally:
             table.close()
+        entry["cover"] = cover.presence()
     outcome = reconcile(state, dry_run=True)
     entry["attachments"], entry["differences"] = outcome.attachments, len(outcome.disagreements)
     entry["damaged"] = len(outcome.damaged)
@@ -82,6 +85,6 @@ def _line(entry: dict[str, Any]) -> str:
     rebuilt = f"{age(time.time() - entry['lastRebuild'])} ago" if entry["lastRebuild"] else "never"
     damaged = f", {entry['damaged']} unreadable records" if entry["damaged"] else ""
     return (
-        f"{'ok' if entry['ok'] else 'not ok'}: table {entry['table']}, {entry['attachments']} attachments, "
+        f"{'ok' if entry['ok'] else 'not ok'}: table {entry['table']}, cover {entry['cover']}, {entry['attachments']} attachments, "
         f"{entry['differences']} differences{damaged}, last rebuilt: {rebuilt}"
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from cni_quantum_nat import NatConfig, NatManager, Network
@@ -19,6 +21,7 @@ from cni_quantum_nat.state.directory import State
 
 from .peer import inside
 from .plugin import Plugin, publish
+from .test_metrics import Exposition, run_metrics
 from .test_reconcile import flush, nft
 from .test_watch import Watch
 from .topology import CLIENT, HOST, HOST_SECONDARY, SUBNETS, Container, Host, Namespace, wait_until
@@ -303,3 +306,44 @@ def test_it_goes_with_the_watch_however_that_ends(
         running.process.send_signal(number)
         running.process.wait(10)
         wait_until(lambda: covers(host) == MISSING, "it is gone")
+
+
+@pytest.mark.frozen
+def test_commands_tell_whether_there_is_one_and_do_not_mistake_it_for_somebody_elses(
+    container: Container, plugin: Plugin, tmp_path: Path
+) -> None:
+    plugin.add(container, publish(8080))
+
+    def seen() -> tuple[str, str, float, list[dict[str, Any]]]:
+        (status,) = json.loads(plugin.operate("status", "--json").stdout)
+        line = plugin.operate("status").stdout
+        checks = {entry["check"]: entry for entry in json.loads(plugin.operate("doctor", "--json").stdout)}
+        wrong = [entry for entry in checks.values() if entry["status"] != "ok"]
+        assert f"cover {status['cover']}, " in line
+        metric = Exposition(run_metrics(plugin).stdout).sum("nat_cover_present")
+        return status["cover"], checks["cover"].get("remark", ""), metric, wrong
+
+    cover, remark, metric, wrong = seen()
+    assert (cover, metric, wrong) == (MISSING, 0, [])
+    assert "`quantum-nat reconcile --watch` does not run here" in remark
+    with Watch(plugin, tmp_path):
+        assert seen() == (PRESENT, "", 1, [])
+        done = plugin.operate("reconcile", "--dry-run", "--json")
+        assert (done.returncode, json.loads(done.stdout)["differences"]) == (0, [])
+        assert "quantum_cover" not in plugin.operate("doctor", "--packet", f"tcp:{HOST[4]}:8080").stdout
+
+
+def test_uninstall_empties_it_and_says_what_keeps_it(host: Host, container: Container, tmp_path: Path) -> None:
+    """Only the process that owns the table can remove it: the service is stopped before, but this watch is not the service."""
+    library = tmp_path / "library"
+    library.mkdir()
+    shutil.copy(Path(__file__).parents[2] / "packaging" / "uninstall", library)
+    (library / "installed").touch()
+    plugin = Plugin(host, Path("/run/cni/quantum-nat"))
+    plugin.add(container, publish(8080)).delete()
+    with Watch(plugin, tmp_path):
+        assert covers(host) == PRESENT
+        assert "'quantum-nat reconcile --watch' still runs here" in host.run("sh", str(library / "uninstall"))
+        wait_until(lambda: covers(host) == EMPTY, "nothing is left to translate")
+    assert covers(host) == MISSING
+    assert "quantum" not in host.run("nft", "list", "tables")

@@ -18,11 +18,15 @@ def test_status_is_one_line_and_an_exit_status(host: Host, container: Container,
     plugin.add(container, publish(8080))
     done = command(plugin, "status")
     assert (done.returncode, done.stderr) == (0, "")
-    assert re.fullmatch(r"ok: table [a-z ]+, 1 attachments, 0 differences, last rebuilt: \w+( ago)?\n", done.stdout)
+    assert re.fullmatch(
+        r"ok: table [a-z ]+, cover [a-z ]+, 1 attachments, 0 differences, last rebuilt: \w+( ago)?\n", done.stdout
+    )
     flush(host)
     done = command(plugin, "status")
     assert done.returncode == 1
-    assert re.fullmatch(r"not ok: table [a-z ]+, 1 attachments, [1-9]\d* differences, last .*\n", done.stdout)
+    assert re.fullmatch(
+        r"not ok: table [a-z ]+, cover [a-z ]+, 1 attachments, [1-9]\d* differences, last .*\n", done.stdout
+    )
     assert command(plugin, "reconcile").returncode == 0
     done = command(plugin, "status")
     assert (done.returncode, done.stdout[:4]) == (0, "ok: ")

@@ -9,13 +9,13 @@ from ...model.errors import IO_FAILURE, CniError
 from ...state.directory import State
 from ..parser import add_command
 from ..progress import tracked
+from .finding import Finding, Remark
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterable
 
     from ..parser import Commands
-    from .finding import Finding
     from .snapshot import Snapshot
 
 OK, PROBLEM, UNKNOWN = "ok", "problem", "unknown"
@@ -23,7 +23,7 @@ _COLOURS = {OK: "green", PROBLEM: "red", UNKNOWN: "yellow"}
 
 
 class Report(NamedTuple):
-    """The result of one check. status: "ok", "problem", or "unknown" if it failed; `reason` says why."""
+    """The result of one check. status: "ok", "problem", or "unknown" if it failed. reason: why that is so, or a remark."""
 
     check: str
     status: str
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if all(report.status == OK for report in reports) else 1
 
 
-def _checks() -> list[tuple[str, Callable[[Snapshot], Iterable[Finding]]]]:
+def _checks() -> list[tuple[str, Callable[[Snapshot], Iterable[Finding | Remark]]]]:
     """Return the checks: first our own rules, then the host's sysctls, then other programs."""
     from . import filters, others, reachability, rules, settings, uplinks
 
@@ -83,6 +83,7 @@ def _checks() -> list[tuple[str, Callable[[Snapshot], Iterable[Finding]]]]:
         ("namespaces", rules.check_namespaces),
         ("table", rules.check_table),
         ("elements", rules.check_elements),
+        ("cover", rules.check_cover),
         ("forwarding", settings.check_forwarding),
         ("containers", reachability.check_containers),
         ("links", reachability.check_links),
@@ -100,16 +101,18 @@ def _checks() -> list[tuple[str, Callable[[Snapshot], Iterable[Finding]]]]:
     ]
 
 
-def _do(name: str, check: Callable[[Snapshot], Iterable[Finding]], host: Snapshot) -> Report:
+def _do(name: str, check: Callable[[Snapshot], Iterable[Finding | Remark]], host: Snapshot) -> Report:
     try:
-        findings = list(check(host))
+        results = list(check(host))
     except CniError as error:
         return Report(name, UNKNOWN, [], f"{error.message}. {error.details}")
     except Exception as error:  # noqa: BLE001 - one check that fails must not keep the others from being made
         return Report(name, UNKNOWN, [], f"this check failed, which is a defect: {error!r}")
+    findings = [result for result in results if isinstance(result, Finding)]
+    remarks = " ".join(result.text for result in results if isinstance(result, Remark))
     if any(finding.certain for finding in findings):
-        return Report(name, PROBLEM, findings)
-    return Report(name, UNKNOWN if findings else OK, findings)
+        return Report(name, PROBLEM, findings, remarks)
+    return Report(name, UNKNOWN if findings else OK, findings, remarks)
 
 
 def _print(reports: list[Report]) -> None:
@@ -134,7 +137,8 @@ def _print(reports: list[Report]) -> None:
 def _as_json(report: Report) -> list[dict[str, str]]:
     plain = {"check": report.check, "status": report.status}
     if not report.findings:
-        return [plain | ({"problem": report.reason} if report.reason else {})]
+        said = "remark" if report.status == OK else "problem"
+        return [plain | ({said: report.reason} if report.reason else {})]
     return [
         plain | {"where": finding.where, "problem": finding.problem, "remedy": finding.remedy}
         for finding in report.findings

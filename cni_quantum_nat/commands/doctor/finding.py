@@ -1,4 +1,4 @@
-"""The findings of checks."""
+"""The findings and remarks of checks."""
 
 from __future__ import annotations
 
@@ -15,3 +15,9 @@ class Finding(NamedTuple):
     problem: str
     remedy: str
     certain: bool = True
+
+
+class Remark(NamedTuple):
+    """What is worth knowing about a check that found no problem."""
+
+    text: str

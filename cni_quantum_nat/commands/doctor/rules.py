@@ -7,13 +7,15 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...backends.nftables import cover
 from ...backends.nftables.layout import TABLE
 from ...backends.nftables.programs import rehearse
+from ...model.attachments import NFTABLES
 from ...model.errors import CniError
 from ...state.files import Foreign
 from ..reconcile.repair import reconcile
 from .child import ask_in_new_namespace
-from .finding import Finding
+from .finding import Finding, Remark
 from .paths import Causes
 
 if TYPE_CHECKING:
@@ -51,6 +53,22 @@ def check_elements(host: Snapshot) -> Iterator[Finding]:
         backend, entry = found[0]
         others = f" and {len(found) - 1} more" if len(found) > 1 else ""
         yield Finding(f"{backend} {entry.what}{others}", f"{entry.why} ({entry.owner or 'no owner'})", _reconcile(host))
+
+
+def check_cover(host: Snapshot) -> Iterator[Finding | Remark]:
+    """Check the copy of the table that `reconcile --watch` keeps, if one runs."""
+    if not host.records.of_backend(NFTABLES):
+        return
+    found = cover.presence()
+    if found == cover.MISSING:
+        yield Remark(f"none: `{_reconcile(host)} --watch` does not run here, and a flush would refuse new connections")
+    elif found == cover.EMPTY:
+        yield Finding(
+            f"table inet {cover.COVER}",
+            "it is empty, so a flush would refuse new connections, unless the watch is comparing at this moment",
+            "journalctl -u quantum-nat-reconcile.service",
+            certain=False,
+        )
 
 
 def check_records(host: Snapshot) -> Iterator[Finding]:

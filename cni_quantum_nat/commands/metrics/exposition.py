@@ -62,6 +62,12 @@ def families_of(scrape: Scrape) -> Iterator[Metric]:
         yield GaugeMetricFamily(
             "nat_table_present", "Whether table inet quantum exists (1) or not (0).", value=scrape.has_table
         )
+    if scrape.has_cover is not None:
+        yield GaugeMetricFamily(
+            "nat_cover_present",
+            "Whether `reconcile --watch` keeps a copy of table inet quantum, which translates during a flush (1), or not (0).",
+            value=scrape.has_cover,
+        )
     yield GaugeMetricFamily(
         "nat_last_rebuild_timestamp_seconds", "When the rules were last rebuilt; 0 for never.", value=scrape.rebuilt_at
     )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ...backends.iptables import counts as iptables_counts
 from ...backends.iptables.programs import PREFIXES
+from ...backends.nftables import cover
 from ...backends.nftables.counts import live_flows
 from ...backends.nftables.table import NftablesTable
 from ...connections.counts import settle
@@ -37,7 +38,8 @@ class Scrape:
     """The data of one scrape.
 
     rules: by type, backend and network. port_mappings: by backend and network. counters: by network, with the live ones as
-    seen. has_table: whether there is a table inet quantum; None if that cannot be read. rebuilt_at: when the rules were last
+    seen. has_table: whether there is a table inet quantum; None if that cannot be read.
+    has_cover: whether `reconcile --watch` keeps a copy of it; None likewise. rebuilt_at: when the rules were last
     rebuilt, in seconds since the epoch; 0 for never. conntrack_entries, conntrack_limit: None if connections are not tracked. damaged: the number of unreadable records.
     complaints: errors that do not prevent a result.
     """
@@ -46,6 +48,7 @@ class Scrape:
     port_mappings: Counter[tuple[str, str]] = field(default_factory=Counter)
     counters: dict[str, Cells] = field(default_factory=dict)
     has_table: bool | None = None
+    has_cover: bool | None = None
     rebuilt_at: float = 0
     conntrack_entries: int | None = None
     conntrack_limit: int | None = None
@@ -135,6 +138,7 @@ def _list_flows(state: State, scrape: Scrape) -> dict[str, Flows]:
     table = NftablesTable(state.realm)
     try:
         scrape.has_table = table.exists()
+        scrape.has_cover = cover.presence() == cover.PRESENT
         live[NFTABLES] = live_flows(table)
     except CniError as error:
         if not has_iptables:
