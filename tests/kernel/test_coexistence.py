@@ -92,7 +92,9 @@ def test_if_firewalld_flushes_iptables_rules_reconcile_restores_them(
         return
     with pytest.raises(OSError, match="No route"):  # firewalld's reject for traffic to the host itself
         client.ask(HOST[4], 8080)
-    assert "quantum-nat reconcile" in {finding["remedy"].rstrip(".") for finding in findings(plugin)}
+    assert f"quantum-nat --state-dir {plugin.state_directory} reconcile" in {
+        finding["remedy"].rstrip(".") for finding in findings(plugin)
+    }
     assert plugin.operate("reconcile").returncode == 0
     assert client.ask(HOST[4], 8080).server == "web"
 

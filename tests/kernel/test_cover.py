@@ -325,7 +325,7 @@ def test_commands_tell_whether_there_is_one_and_do_not_mistake_it_for_somebody_e
 
     cover, remark, metric, wrong = seen()
     assert (cover, metric, wrong) == (MISSING, 0, [])
-    assert "`quantum-nat reconcile --watch` does not run here" in remark
+    assert f"`quantum-nat --state-dir {plugin.state_directory} reconcile --watch` does not run here" in remark
     with Watch(plugin, tmp_path):
         assert seen() == (PRESENT, "", 1, [])
         done = plugin.operate("reconcile", "--dry-run", "--json")
