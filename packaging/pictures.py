@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
+from cni_quantum_nat.state.directory import DEFAULT_DIRECTORY
 from conformance.faults_driver.flow import ECHO_PORT, Echo, Flow
 from tests.kernel.plugin import Plugin, publish
 from tests.kernel.terminal import on_terminal
@@ -44,7 +44,7 @@ def main() -> None:
     """Make the containers, let clients connect, and draw."""
     with ExitStack() as stack:
         host = Host(stack)
-        plugin = Plugin(host, Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/run")), "state"))
+        plugin = Plugin(host, Path(DEFAULT_DIRECTORY))  # /run is private here
         _make_containers(stack, host, plugin)
         _draw(plugin, "list")
         _draw(plugin, "connections")
