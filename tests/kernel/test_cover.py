@@ -19,12 +19,25 @@ from cni_quantum_nat.commands.reconcile.cover import Keeper
 from cni_quantum_nat.model.errors import CniError, KernelRefused
 from cni_quantum_nat.state.directory import State
 
-from .peer import inside
+from .peer import Refused, TimedOut, inside
 from .plugin import Plugin, publish
 from .test_metrics import Exposition, run_metrics
 from .test_reconcile import flush, nft
+from .test_sources import far
 from .test_watch import Watch
-from .topology import CLIENT, HOST, HOST_SECONDARY, SUBNETS, Container, Host, Namespace, wait_until
+from .topology import (
+    CLIENT,
+    HOST,
+    HOST_SECONDARY,
+    NO_REPLY_TIMEOUT_S,
+    SUBNETS,
+    Container,
+    Host,
+    Namespace,
+    wait_until,
+)
+
+__all__ = ["far"]  # a fixture
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -347,3 +360,41 @@ def test_uninstall_empties_it_and_says_what_keeps_it(host: Host, container: Cont
         wait_until(lambda: covers(host) == EMPTY, "nothing is left to translate")
     assert covers(host) == MISSING
     assert "quantum" not in host.run("nft", "list", "tables")
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"publishOn": ["uplink"]},
+        {"conditionsV4": ["ip", "saddr", CLIENT[4]], "conditionsV6": ["ip6", "saddr", CLIENT[6]]},
+        {"allowFrom": [f"{CLIENT[4]}/32", f"{CLIENT[6]}/128"]},
+    ],
+    ids=lambda keys: next(iter(keys)),
+)
+def test_the_cover_never_opens_a_filtered_port(
+    host: Host, client: Namespace, far: Namespace, plugin: Plugin, keeper: Keeper, keys: dict[str, Any]
+) -> None:
+    """The first port of a kind needs a new part of the table: until the next copy, the cover has neither the part nor the port."""
+    first, *filtered = (host.container() for _ in range(3))
+    plugin.add(first, publish(8080))
+    keeper.copy()
+    for number, one in enumerate(filtered, 8081):
+        one.serve("filtered", 80)
+        plugin.add(one, publish(number), network="filtered", **keys)
+    wait_until(keeper.take_news, "the cover is outdated")
+    assert not any(enters(far, port) for port in (8081, 8082))
+    flush(host)
+    assert not any(enters(far, port) for port in (8081, 8082))
+    plugin.operate("reconcile")
+    keeper.copy()
+    assert comparable(listing(host, COVER)) == comparable(listing(host, "quantum"))
+    flush(host)
+    assert all(enters(client, port) for port in (8081, 8082))
+    assert not any(enters(far, port) for port in (8081, 8082))
+
+
+def enters(client: Namespace, port: int) -> bool:
+    try:
+        return client.ask(HOST[4], port, timeout=NO_REPLY_TIMEOUT_S).server == "filtered"
+    except (Refused, TimedOut):
+        return False

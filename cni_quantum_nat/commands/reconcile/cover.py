@@ -169,10 +169,11 @@ class Keeper:
                     self._tell_outdated()
 
     def _apply_singly(self) -> None:
-        """Apply what can be applied: a released port must not stay until the copy is made anew."""
-        for change in self._transaction:
-            with suppress(CniError):
-                self._cover.apply([change])
+        """Apply the deletions: a released port must not stay until the copy is made anew. A part of an addition would open a filtered port."""
+        for kind, payload in self._transaction:
+            if kind == DELETED_ELEMENTS:
+                with suppress(CniError):
+                    self._cover.apply([(kind, payload)])
 
     def _tell_outdated(self) -> None:
         if self._holds is not Copy.NONE:
