@@ -5,16 +5,17 @@ as printed.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
 from .plugin import Plugin, publish
 from .test_doctor import findings, only_finding
 from .test_doctor_paths import Network, network, traffic_of
-from .topology import CLIENT, HOST, NO_REPLY_TIMEOUT_S, Host
+from .test_sources import FAR, FAR_HOST, far
+from .topology import CLIENT, HOST, NO_REPLY_TIMEOUT_S, Host, Namespace
 
-__all__ = ["network"]  # a fixture
+__all__ = ["far", "network"]  # fixtures
 ALL = ("inbound4", "inbound6", "outbound4", "outbound6", "local")
 
 
@@ -170,6 +171,15 @@ WITHOUT_EFFECT = {
     "spoofed-sources": chain("inet", "prerouting priority -150", "fib saddr . iif oif missing drop"),
     "what-is-for-the-host": chain("inet", "prerouting priority -50", "fib daddr type local tcp dport {{ 80, 8080 }} drop"),
     "other-families": chain("inet", "forward priority 0", "ip6 daddr != fd88::/64 ip6 saddr != fd88::/64 drop; icmp type echo-request drop"),
+    "other-protocols": chain("inet", "forward priority 0", "meta l4proto 50-60 drop; ip protocol 100-120 drop"),
+    "a-dormant-table": "table inet filtering {{ flags dormant; chain checked {{ type filter hook forward priority 0; policy drop; }}\n}}",
+    "kube-proxy": """table ip kube-proxy {{
+        map service-ips {{ type ipv4_addr . inet_proto . inet_service : verdict; }}
+        chain endpoint {{ meta l4proto tcp dnat to 10.244.0.5:8080; }}
+        chain services {{ ip daddr . meta l4proto . th dport vmap @service-ips; }}
+        chain nat-prerouting {{ type nat hook prerouting priority dstnat; policy accept; jump services; }}
+    }}
+    add element ip kube-proxy service-ips {{ 10.96.0.1 . tcp . 8080 : goto endpoint }}""",
     "another-device": chain("netdev", 'ingress device "cni1" priority 0', "drop"),
 }  # fmt: skip
 
@@ -184,6 +194,8 @@ def test_a_filter_of_other_traffic_is_no_problem(plugin: Plugin, network: Networ
 UNKNOWN = {
     "an-allow-list": (chain("inet", "forward priority 0", "ct state new ct status dnat ip saddr != 198.51.100.0/24 drop"), "others may pass"),
     "a-rate": (chain("inet", "forward priority 0", "ct state new limit rate over 500/second drop"), "rule 1 may drop"),
+    "a-count": (chain("inet", "forward priority 0", "ct state new tcp dport 80 ct count over 100 drop"), "rule 1 may drop"),
+    "a-meter": ("table inet filtering {{ set met {{ type ipv4_addr; size 1000; flags dynamic; }}\nchain checked {{ type filter hook prerouting priority -300; tcp dport 8080 add @met {{ ip saddr limit rate over 1000/second }} drop; }}\n}}", "rule 1 may drop"),
     "a-mark": (chain("ip", "prerouting priority -150", "meta mark set ct mark") + "\n" + chain("ip", "forward priority 0", "meta mark 7 drop").replace("filtering", "marking"), "may drop"),
 }  # fmt: skip
 
@@ -196,6 +208,52 @@ def test_what_depends_on_what_doctor_cannot_know_is_unknown(plugin: Plugin, netw
     found = findings(plugin)
     assert {(entry["check"], entry["status"]) for entry in found} == {("filters", "unknown")}, found
     assert all(problem in entry["problem"] for entry in found), found
+
+
+def test_services_of_kube_proxy_by_iptables_are_no_problem(plugin: Plugin, network: Network) -> None:
+    for command in (
+        "-N KUBE-SVC",
+        "-A KUBE-SVC -p tcp -j DNAT --to-destination 10.244.0.5:8080",
+        "-A PREROUTING -d 10.96.0.1/32 -p tcp --dport 8080 -j KUBE-SVC",
+    ):
+        network.host.run("iptables-nft", "-t", "nat", *command.split())
+    assert [one for one in ALL if not traffic_of(network, one)] == []
+    assert findings(plugin) == []
+
+
+FILTERED: dict[str, tuple[dict[str, Any], str]] = {
+    "publishOn": ({"publishOn": ["eth1"]}, 'iifname "uplink" ip daddr {v4} ct state new drop'),
+    "allowFrom": ({"allowFrom": [f"{CLIENT[4]}/32", f"{CLIENT[6]}/128"]}, f"ip saddr != {CLIENT[4]} ip daddr {{v4}} ct state new drop"),
+}  # fmt: skip
+
+
+@pytest.mark.nftables
+@pytest.mark.parametrize("key", FILTERED)
+def test_a_filter_of_clients_for_whom_the_port_is_not_published_is_no_problem(
+    host: Host, client: Namespace, far: Namespace, plugin: Plugin, key: str
+) -> None:
+    web = host.container()
+    web.serve("web", 80)
+    keys, rule = FILTERED[key]
+    plugin.add(web, publish(8080), **keys)
+    text = chain("ip", "forward priority 0", rule.format(v4=web.address[4])).format()
+    host.run("nft", "-f", "-", stdin=text)
+    (asking, address) = (far, FAR_HOST[4]) if key == "publishOn" else (client, HOST[4])
+    assert asking.ask(address, 8080).server == "web"
+    assert findings(plugin) == []
+
+
+@pytest.mark.nftables
+@pytest.mark.usefixtures("far")
+def test_another_uplink_on_which_nothing_is_published_is_no_problem(
+    host: Host, client: Namespace, plugin: Plugin
+) -> None:
+    web = host.container()
+    web.serve("web", 80)
+    plugin.add(web, publish(8080), publishOn=["uplink"])
+    host.ip(f"route add default via {FAR[4]} dev eth1 metric 500")
+    assert client.ask(HOST[4], 8080).server == "web"
+    assert findings(plugin) == []
 
 
 def test_dockers_chain_for_others_is_used_where_it_comes_first(plugin: Plugin, network: Network) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
+from ...model.addresses import Address
+from ...model.attachments import LOCAL as LOOPBACK
 from .chain import DEVICE
 from .cures import cure, form_of, permit, strict_forward_ports
 from .evaluate import EXEMPTS, HANDS_OVER, drops_of
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ...model.addresses import Endpoint
-    from ...model.attachments import PortMapping
+    from ...model.attachments import Inbound, PortMapping
     from .cures import Form, Permit
     from .evaluate import Fate
     from .matches import Packet
@@ -105,21 +107,36 @@ def must_pass(host: Snapshot) -> Iterator[Journey]:
         endpoint = attachment.published_endpoint(family)
         way = ways.get((attachment.id, endpoint.address)) if endpoint else None
         if way is not None:
-            yield from _published(host, way, mapping)
+            yield from _published(host, way, mapping, attachment.inbound)
     for path in host.paths.all:
         for endpoint in path.endpoints:
             if endpoint.address.family in path.attachment.outbound.masquerade:
                 yield Journey(OUTBOUND, ways[path.attachment.id, endpoint.address], "tcp", "", 0, OUTSIDE_PORT)
 
 
-def _published(host: Snapshot, way: Way, mapping: PortMapping) -> Iterator[Journey]:
+def _published(host: Snapshot, way: Way, mapping: PortMapping, inbound: Inbound) -> Iterator[Journey]:
+    interfaces, clients = inbound.filters_of(mapping)
     specific = str(mapping.specific_host_ip or "")
+    entered = _entered(host, way, interfaces)
+    allowed = tuple(subnet for subnet in clients if subnet.family == way.family)
     for offset, size in _told_apart(host, mapping):
         ports = (mapping.host_port + offset, mapping.container_port + offset, size)
-        if not mapping.on_loopback_only:
-            yield Journey(INBOUND, way, mapping.protocol, specific or way.outer, *ports)
+        if not mapping.on_loopback_only and entered is not None and bool(clients) == bool(allowed):
+            yield Journey(INBOUND, entered, mapping.protocol, specific or entered.outer, *ports, allowed=allowed)
+        if interfaces and LOOPBACK not in interfaces:
+            continue
         if way.family == 4 and mapping.is_reached_from_loopback and way.gateway:
             yield Journey(LOCAL, way, mapping.protocol, "127.0.0.1", *ports)
+
+
+def _entered(host: Snapshot, way: Way, interfaces: tuple[str, ...]) -> Way | None:
+    """Return the way through an interface that the port is published on; None if there is none from outside."""
+    if not interfaces or way.external in interfaces:
+        return way
+    for name in interfaces:
+        if name not in (LOOPBACK, way.home) and name in host.paths.by_name:
+            return way._replace(external=name, outer=host.outer_addresses.get((way.family, name), way.outer))
+    return None
 
 
 def _way(host: Snapshot, path: Path, endpoint: Endpoint) -> Way:
@@ -170,7 +187,8 @@ def _class_of(host: Snapshot, journey: Journey) -> tuple[object, ...]:
     )
     names = (rules.name_class(name) for name in (w.home, w.port, w.external))
     ports = (rules.port_class(journey.host_port), rules.port_class(journey.port))
-    return (journey.kind, journey.protocol, w.family, w.is_bridged, *addresses, *names, *ports)
+    client = rules.address_class(journey.client)
+    return (journey.kind, client, journey.allowed, journey.protocol, w.family, w.is_bridged, *addresses, *names, *ports)
 
 
 def _drops(host: Snapshot, journey: Journey) -> Iterator[Drop]:
@@ -202,6 +220,8 @@ def _of_others(host: Snapshot, journey: Journey, packet: Packet) -> Iterator[Pac
         return
     family = journey.way.family
     others = [address for address in host.foreign.addresses(family) if host.is_outside(address, journey.way.external)]
+    if journey.allowed:
+        others = [one for one in others if any(subnet.contains(Address.parse(one)) for subnet in journey.allowed)]
     ports = host.foreign.port_boundaries if journey.kind == OUTBOUND else []
     ports = [port for port in ports if 0 < port < _PORTS_END][:_MOST_CLASSES]
     if packet.source == journey.client:

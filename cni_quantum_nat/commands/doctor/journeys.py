@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from ...model.addresses import Address
 from .chain import BRIDGE, DEVICE, IP
 from .matches import Packet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from ...model.addresses import Subnet
 
 OUTSIDE = {4: "9.9.9.9", 6: "2620:fe::fe"}  # public addresses: filters often drop reserved ones
 OUTSIDE_PORT = 443
@@ -76,6 +79,7 @@ class Journey(NamedTuple):
     port: int
     size: int = 1
     phase: str = REQUEST
+    allowed: tuple[Subnet, ...] = ()
 
     def __str__(self) -> str:
         w = self.way
@@ -109,7 +113,12 @@ class Journey(NamedTuple):
     @property
     def client(self) -> str:
         """The address that begins a connection to the container."""
-        return _LOOPBACK if self.kind == LOCAL else OUTSIDE[self.way.family]
+        outside = OUTSIDE[self.way.family]
+        if self.kind == LOCAL:
+            return _LOOPBACK
+        if not self.allowed or any(subnet.contains(Address.parse(outside)) for subnet in self.allowed):
+            return outside
+        return str(self.allowed[0].first)
 
     def _packet(self, source: str, source_port: int | None, destination: str, port: int | None) -> Packet:
         w, client = self.way, self.client

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 _PORTS = {"dport": "port", "sport": "source_port"}
 _TRANSPORTS = ("tcp", "udp", "sctp", "udplite", "dccp")
+_PROTOCOL_NUMBERS = {"tcp": 6, "udp": 17, "sctp": 132}
+_BY_HISTORY = ("xt", "limit", "quota", "ct count")  # what is matched depends on what cannot be seen
 _OTHER_HEADERS = ("icmp", "icmpv6", "arp", "vlan", "esp", "ah", "comp", "gre", "igmp")
 
 
@@ -51,7 +53,7 @@ def every(answers: Iterable[bool | None]) -> bool | None:
 
 
 def matches(expression: Expression, packet: Packet, ruleset: Ruleset, chain: Chain) -> bool | None:
-    if "xt" in expression or "limit" in expression or "quota" in expression:
+    if any(kind in expression for kind in _BY_HISTORY) or "stmt" in expression.get("set", {}):  # the latter is a meter
         return None if expression.get("xt", {}).get("type") != "target" else True
     if "match" not in expression:
         return True
@@ -102,7 +104,7 @@ def value_of(left: Any, packet: Packet) -> Any:
         return _payload(left["payload"], packet)
     if "concat" in left:
         values = [value_of(part, packet) for part in left["concat"]]
-        return None if None in values else tuple(values)
+        return tuple(values)
     if "ct" in left:
         return _tracked(left["ct"], packet)
     if "fib" in left:
@@ -164,6 +166,8 @@ def _payload(payload: dict[str, Any], packet: Packet) -> Any:  # noqa: PLR0911 -
 
 
 def equals(value: Any, right: Any, operator: str, ruleset: Ruleset, chain: Chain) -> bool | None:  # noqa: PLR0911 - one for each kind
+    if value is None or value == "":  # of a concatenation: unknown, or the packet has none
+        return None if value is None else False
     if isinstance(value, set):
         names = {right} if isinstance(right, str) else set(right.get("set", ()) if isinstance(right, dict) else right)
         return bool(value & {str(name) for name in names})
@@ -199,8 +203,9 @@ def _in_dict(value: Any, right: dict[str, Any], ruleset: Ruleset, chain: Chain) 
         return ip_address(value) in ip_network(f"{prefix['addr']}/{prefix['len']}", strict=False)
     if "range" in right and value:
         first, last = right["range"]
-        if isinstance(value, int):
-            return int(first) <= value <= int(last)
+        number = value if isinstance(value, int) else _PROTOCOL_NUMBERS.get(value)
+        if number is not None:
+            return int(first) <= number <= int(last)
         return int(ip_address(first)) <= int(ip_address(value)) <= int(ip_address(last))
     return None if value else False
 

@@ -37,11 +37,19 @@ def check_translators(host: Snapshot) -> Iterator[Finding]:
     """Find programs that also translate one of our host ports, to another target."""
     for attachment, mapping, family in host.published():
         endpoint = attachment.published_endpoint(family)
-        specific = mapping.specific_host_ip
-        destination = str(specific) if specific else ""
         external = external_interface(host, family)
+        destination = str(mapping.specific_host_ip or host.outer_addresses.get((family, external), ""))
         for offset, size in told_apart(host, mapping.host_port, mapping.size):
-            packet = Packet(family, external, "", "", destination, mapping.protocol, mapping.host_port + offset)
+            packet = Packet(
+                family,
+                external,
+                "",
+                "",
+                destination,
+                mapping.protocol,
+                mapping.host_port + offset,
+                local=frozenset({"daddr"}),
+            )
             for chain in host.foreign.hooked("prerouting", family):
                 for fate in fates(host.foreign, chain, packet)[0]:
                     if fate.verdict.startswith("dnat") and endpoint and str(endpoint.address) not in fate.verdict:

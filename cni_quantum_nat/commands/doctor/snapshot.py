@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _PROC = Path("/proc/sys/net")
 _NETLINK_NETFILTER = 12
 _GETTABLE, _GETCHAIN = 10 << 8 | 1, 10 << 8 | 4
-_TABLE_NAME, _TABLE_FLAGS, _OWNER = 1, 2, 2
+_TABLE_NAME, _TABLE_FLAGS, _DORMANT, _OWNER = 1, 2, 1, 2
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK = 1, 3, 4
 _HOOK_DEVICE, _HOOK_DEVICES = 3, 4
 _FAMILIES = {1: "inet", 2: "ip", 5: "netdev", 7: "bridge", 10: "ip6"}
@@ -138,14 +138,15 @@ class Snapshot:
 
 
 def list_tables() -> list[tuple[str, str, bool]]:
-    """List the tables: family, name, and whether a process owns it.
+    """List the tables that meet packets, so not dormant ones: family, name, and whether a process owns it.
 
     libnftables' own listing in JSON reads beyond its buffers for an owned table (1.0.6), and so does that of such a table: see _list_owned.
     """
     tables = []
     for family, parts in _dump(_GETTABLE, "tables"):
         flags = int.from_bytes(parts.get(_TABLE_FLAGS, b""), "big")
-        tables.append((family, _text(parts[_TABLE_NAME]), bool(flags & _OWNER)))
+        if not flags & _DORMANT:
+            tables.append((family, _text(parts[_TABLE_NAME]), bool(flags & _OWNER)))
     return tables
 
 

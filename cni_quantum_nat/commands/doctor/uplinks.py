@@ -33,7 +33,7 @@ def check_uplinks(host: Snapshot) -> Iterator[Finding]:
             taken = _interface_of_replies(host, path, family, routing)
             for route in host.default_routes:
                 name = host.paths.links[route.number].name
-                if route.family == family and taken not in ("", name):
+                if route.family == family and taken not in ("", name) and _is_published_on(host, family, name):
                     strays.setdefault(name, []).append(route)
                     ways_out[name] = taken
     for name, routes in strays.items():
@@ -55,6 +55,12 @@ def _published(host: Snapshot, family: int) -> Path | None:
     """Return the path of a container with a port that is reached from outside, None if there is none."""
     found = {a.id for a, mapping, of in host.published() if of == family and not mapping.on_loopback_only}
     return next((path for path in host.paths.all if path.attachment.id in found and path.is_ready), None)
+
+
+def _is_published_on(host: Snapshot, family: int, name: str) -> bool:
+    """Whether any port is reached by an interface, as far as publishOn says."""
+    filters = (a.inbound.filters_of(mapping)[0] for a, mapping, of in host.published() if of == family)
+    return any(not interfaces or name in interfaces for interfaces in filters)
 
 
 def _interface_of_replies(host: Snapshot, path: Path, family: int, routing: Routing) -> str:
