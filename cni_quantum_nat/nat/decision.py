@@ -181,7 +181,7 @@ def decide_add(wanted: Attachment, facts: Facts) -> Decision:
     decision.installed.append(Installed(wanted, units))
     _note_waiting(decision, facts, wanted, waiting)
     losers = _losers(facts, decision)
-    _leave_shared(decision, facts, losers, kept=set(units))
+    _leave_shared(decision, facts, losers)
     _give_to_successors(decision, facts, losers, taken=set(units))
     return decision
 
@@ -190,7 +190,7 @@ def decide_remove(removed: list[Attachment], facts: Facts) -> Decision:
     """Decide who gets the units of the removed attachments."""
     decision = Decision()
     decision.released = {attachment.id: attachment for attachment in removed}
-    _leave_shared(decision, facts, removed, kept=set())
+    _leave_shared(decision, facts, removed)
     _give_to_successors(decision, facts, removed, taken=set())
     return decision
 
@@ -390,12 +390,12 @@ def _note_waiting(decision: Decision, facts: Facts, wanted: Attachment, waiting:
                 decision.waiting[other.id] = (*other.waits_for, *passed_over)
 
 
-def _leave_shared(decision: Decision, facts: Facts, losers: list[Attachment], kept: set[Unit]) -> None:
-    """Remove the losers from the shared ports that they give up; the other members stay."""
+def _leave_shared(decision: Decision, facts: Facts, losers: list[Attachment]) -> None:
+    """Remove the losers from the shared ports that they share no longer; the other members stay."""
     gone = {loser.id.owner for loser in losers}
     for loser in losers:
         for port in loser.host_ports:
-            if port in facts.shared and port not in kept:
+            if port in facts.shared:
                 staying = [h.owner for h in facts.holders[port] if h.owner not in gone and h.standing != OVER]
                 decision.members.setdefault(port, staying)
 

@@ -341,7 +341,7 @@ class NatManager:
                 install=[installed for installed in decision.installed if installed.attachment.backend == name],
                 remove=[a for a in removed if a.backend == name],
                 orphans=decision.orphans,
-                members=decision.members if name == attachment.backend else {},
+                members=decision.members if name == NFTABLES else {},
                 is_new=is_new,
             )
             instead = generations[0] if generations and generations[0].backend == name else None

@@ -243,3 +243,20 @@ def test_a_failed_add_leaves_the_buckets_unchanged(
         e["elem"]["val"] if "elem" in e else e for e, _ in host.elements()["buckets4"]
     ]
     assert client.ask(HOST[4], 8080).source == CLIENT[4]
+
+
+@pytest.mark.nftables
+@pytest.mark.parametrize("members", [1, 2])
+def test_a_shared_port_that_moves_to_iptables_leaves_nothing(
+    host: Host, client: Namespace, plugin: Plugin, members: int
+) -> None:
+    """The port answered after DEL, and whoever got the address next answered in the container's place."""
+    containers = [host.container() for _ in range(members)]
+    for one in containers:
+        one.serve("web", 80)
+        plugin.add(one, publish(8080), sharedPorts=[8080])
+    for one in containers:
+        plugin.attachment(one, publish(8080), backend="iptables").delete()
+    assert client.is_refused(HOST[4], 8080)
+    assert host.owners() == set()
+    assert not any(host.elements().values())
