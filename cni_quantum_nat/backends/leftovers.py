@@ -45,8 +45,8 @@ def remove_leftovers(attachment_id: AttachmentId) -> None:
 
     Raises: KernelRefused, CniError(101) if iptables-restore fails, (11) if its lock stays taken.
     """
-    _remove_by_iptables(attachment_id)
     _remove_by_nftables(attachment_id)
+    _remove_by_iptables(attachment_id)  # last: its programs can fail for reasons of their own
 
 
 def _remove_by_iptables(attachment_id: AttachmentId) -> None:

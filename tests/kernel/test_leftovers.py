@@ -11,6 +11,7 @@ from .plugin import Plugin, publish
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from .topology import Container, Host
 
@@ -73,3 +74,16 @@ def test_del_with_a_record_leaves_others_rules_alone(host: Host, container: Cont
     portmap_by_nftables(host, container)
     web.delete()
     assert container.address[4] in host.run("nft", "list ruleset")
+
+
+def test_what_iptables_cannot_tell_does_not_keep_the_rest(
+    host: Host, container: Container, plugin: Plugin, tmp_path: Path
+) -> None:
+    for name in ("iptables-save", "ip6tables-save"):
+        (tmp_path / name).write_text("#!/bin/sh\nexit 1\n")
+        (tmp_path / name).chmod(0o755)
+    by_iptables(host, container)
+    portmap_by_nftables(host, container)
+    plugin.programs = tmp_path
+    plugin.attachment(container, backend="nftables").delete()
+    assert container.address[4] not in host.run("nft", "list table ip cni_hostport")
