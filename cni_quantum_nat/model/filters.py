@@ -27,7 +27,12 @@ def parse_sources(texts: Iterable[object]) -> tuple[Subnet, ...]:
     ValueError says what is wrong.
     """
     found = dict.fromkeys(subnet for text in texts for subnet in _parse_source(text))
-    return tuple(s for s in found if not any(other != s and other.covers(s) for other in found))
+    widest: list[Subnet] = []  # in order, a network comes right after those that contain it
+    for subnet in sorted(found, key=lambda s: (s.family, s.first.packed, s.prefix_length)):
+        if not (widest and widest[-1].covers(subnet)):
+            widest.append(subnet)
+    kept = set(widest)
+    return tuple(subnet for subnet in found if subnet in kept)
 
 
 def _parse_source(text: object) -> list[Subnet]:
