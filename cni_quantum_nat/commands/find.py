@@ -18,8 +18,10 @@ def attachments_of(arguments: argparse.Namespace, container: str) -> list[Record
     """Return the attachments of a container, oldest first; `container` is its ID or a prefix.
 
     Raises:
-        InvalidConfiguration: no container matches, or several do.
+        InvalidConfiguration: no container matches, several do, or `container` is empty, as an unset variable of a shell is.
     """
+    if not container:
+        raise InvalidConfiguration("the container's ID is empty", "Name one: `quantum-nat list` has them.")
     states = states_of(arguments)
     recorded, damaged = read_all(states)
     found = [one for one in recorded if one.attachment.id.container_id.startswith(container)]

@@ -441,8 +441,10 @@ class Attachment:
 
     @property
     def wishes(self) -> dict[str, Any]:
-        """Everything that determines its rules, for comparison."""
-        return {key: value for key, value in self.as_record().items() if key not in _CIRCUMSTANCES}
+        """Everything that determines its rules, for comparison. A port that was taken back and published again is not where it was."""
+        wishes = {key: value for key, value in self.as_record().items() if key not in _CIRCUMSTANCES}
+        wishes["portMappings"].sort(key=_place)
+        return wishes
 
     def as_record(self) -> dict[str, Any]:
         """Return the content of its record in the state directory."""
@@ -510,6 +512,10 @@ _CIRCUMSTANCES = (
     "waitsFor",
     "withdrawn",
 )
+
+
+def _place(mapping: dict[str, Any]) -> tuple[str, int, str, int]:
+    return mapping["protocol"], mapping["hostPort"], mapping["hostIP"], mapping["containerPort"]
 
 
 def _pair_of_record(pair: list[int]) -> tuple[int, int]:

@@ -62,7 +62,8 @@ class LivePorts(NatManager):
         """Publish ports of a running container, and return the mappings as recorded. Publishing again changes nothing.
 
         Raises:
-            CniError: (7) it does not run here, or has no address for a port; (100) a host port is in use. Nothing has changed then.
+            CniError: (7) it does not run here, has no address for a port, or began with other clients than its network allows by now;
+                (100) a host port is in use. Nothing has changed then.
         """
         facts = self._gather(identity)
         before = self._require_running(identity, facts)
@@ -71,6 +72,7 @@ class LivePorts(NatManager):
         wanted = copy_of(before)
         missing = self._take_back_or_make(wanted, asked)
         if missing:
+            self._refuse_other_clients(before, settings)
             alone = copy_of(before)
             alone.port_mappings = [p for m in missing for p in share(m, settings.shared_ports, settings.sharing)]
             self._refuse_siblings(alone, facts)
@@ -93,7 +95,7 @@ class LivePorts(NatManager):
             facts = self._gather(record.id)
             before = self._require_running(record.id, facts)
             wanted = copy_of(before)
-            found = withdraw(wanted, port)
+            found = withdraw(wanted, port, self.state.option)
             if found:
                 taken.append((before, found))
                 changes.append((wanted, facts))
@@ -165,14 +167,28 @@ class LivePorts(NatManager):
                 raise HostPortConflict(
                     f"host port {used[0].host_range}/{used[0].protocol} is already published by {wanted.id}, as {used[0]}",
                     f"Publish another port, or take that one back first: quantum-nat {self.state.option}unpublish "
-                    f"{wanted.id.container_id} {used[0].host_range}/{used[0].protocol}",
+                    f"{wanted.id.container_id} {_named(used[0])}",
                 )
             gone = next((m for m in wanted.withdrawn if _is_same(m, mapping)), None)
             if gone is None:
                 mapping.live, mapping.created_at = True, time.time()
+                for former in wanted.withdrawn:
+                    if former.is_same_port(
+                        mapping, families
+                    ):  # the clients that the runtime named for the host port stay
+                        mapping.publish_on, mapping.allow_from = former.filters
             missing.append(gone or mapping)
         wanted.withdrawn = [m for m in wanted.withdrawn if m not in missing]
         return missing
+
+    def _refuse_other_clients(self, before: Attachment, settings: Settings) -> None:
+        """Refuse a port that would be open to others than the network's configuration says by now: an attachment keeps what it began with."""
+        now, then = settings.inbound, before.inbound
+        if (now.publish_on, now.allow_from) != (then.publish_on, then.allow_from):
+            raise InvalidConfiguration(
+                f"network {before.id.network} has another publishOn or allowFrom since {before.id} was added",
+                "Start the container again, or let its runtime add it again: then it has the network's settings.",
+            )
 
     def _refuse_siblings(self, attachment: Attachment, facts: Facts) -> None:
         """Refuse a port that leads to the container already by another of its networks: it would go on leading there."""
@@ -224,8 +240,10 @@ def _delete_published(tracker: ConnectionTracker, address: Address, mappings: li
     tracker.delete_published(address, mappings)
 
 
-def withdraw(attachment: Attachment, port: PublishedPort) -> list[PortMapping]:
+def withdraw(attachment: Attachment, port: PublishedPort, option: str = "") -> list[PortMapping]:
     """Take mappings from an attachment, and return them; those that the runtime asked for are noted as withdrawn.
+
+    option: that names the state directory in a command, see State.option.
 
     Raises: InvalidConfiguration when only a part of a range is meant.
     """
@@ -235,7 +253,7 @@ def withdraw(attachment: Attachment, port: PublishedPort) -> list[PortMapping]:
             raise InvalidConfiguration(
                 f"host port {port} is a part of the range {mapping.host_range}/{mapping.protocol} of {attachment.id}, "
                 "which is taken back as a whole",
-                f"Name the range: {mapping.host_range}/{mapping.protocol}",
+                f"Take back the range: quantum-nat {option}unpublish {attachment.id.container_id} {_named(mapping)}",
             )
     attachment.port_mappings = [mapping for mapping in attachment.port_mappings if mapping not in found]
     attachment.withdrawn = [*attachment.withdrawn, *(mapping for mapping in found if not mapping.live)]
@@ -249,6 +267,12 @@ def copy_of(record: Attachment) -> Attachment:
     for endpoint in copy.endpoints:
         endpoint.host_interface = ""  # as at an ADD: it is looked up where ports are published
     return copy
+
+
+def _named(mapping: PortMapping) -> str:
+    """Return a mapping's host ports as arguments of `unpublish`."""
+    address = "" if mapping.host_ip is None else f" --host-ip {mapping.host_ip}"
+    return f"{mapping.host_range}/{mapping.protocol}{address}"
 
 
 def _is_same(one: PortMapping, other: PortMapping) -> bool:

@@ -550,6 +550,7 @@ class NatManager:
         if former is None or not self._is_same_life(attachment, former):
             return False
         keep_live_changes(attachment, former)
+        settings.apply_to(attachment)
         for mapping in [mapping for mapping in attachment.port_mappings if mapping.live]:
             alone = Attachment.from_record(attachment.as_record())
             alone.port_mappings = [mapping]

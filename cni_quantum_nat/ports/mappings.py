@@ -8,7 +8,7 @@ from __future__ import annotations
 from ..model.addresses import Address
 from ..model.attachments import PROTOCOLS, PortMapping
 from ..model.errors import HostPortConflict, InvalidConfiguration
-from ..model.ranges import LEAST, join, ports_of
+from ..model.ranges import LEAST, join, part_of, ports_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -81,11 +81,21 @@ def keep_live_changes(attachment: Attachment, former: Attachment) -> None:
     """
     mappings, withdrawn = list(attachment.port_mappings), []
     for gone in former.withdrawn:
-        asked = [mapping for mapping in mappings if not mapping.live and _asks_for(mapping, gone)]
-        if asked:
-            mappings.remove(asked[0])
-        if asked or gone.live:
-            withdrawn.append(gone)
+        kept: list[PortMapping] = []
+        for mapping in mappings:
+            if mapping.live or not _asks_for(mapping, gone):
+                kept.append(mapping)
+            elif mapping.size == 1:
+                mapping.host_port = mapping.host_port or gone.host_port
+                withdrawn.append(mapping)
+            else:  # the range is another one by now
+                first, last = max(mapping.host_port, gone.host_port), min(mapping.last_host_port, gone.last_host_port)
+                kept += [
+                    *part_of(mapping, mapping.host_port, first - 1),
+                    *part_of(mapping, last + 1, mapping.last_host_port),
+                ]
+                withdrawn += part_of(mapping, first, last)
+        mappings = kept
     families = {endpoint.address.family for endpoint in attachment.endpoints}
     for live in former.port_mappings:
         is_taken = any(mapping.host_port and mapping.is_same_port(live, families) for mapping in mappings)
@@ -95,9 +105,18 @@ def keep_live_changes(attachment: Attachment, former: Attachment) -> None:
 
 
 def _asks_for(mapping: PortMapping, withdrawn: PortMapping) -> bool:
-    """Whether a request is the one that was withdrawn; that had its host port allocated if it names none."""
-    is_port = mapping.host_port == withdrawn.host_port or (not mapping.host_port and withdrawn.allocated)
-    return is_port and (mapping.asked_for, mapping.size) == (withdrawn.asked_for, withdrawn.size)
+    """Whether a request has ports of one that was withdrawn; that had its host port allocated if it names none."""
+    if not mapping.host_port:
+        return withdrawn.allocated and mapping.asked_for == withdrawn.asked_for
+    shift = mapping.container_port - mapping.host_port
+    is_same_way = (mapping.protocol, mapping.host_ip, shift) == (
+        withdrawn.protocol,
+        withdrawn.host_ip,
+        withdrawn.container_port - withdrawn.host_port,
+    )
+    return (
+        is_same_way and mapping.host_port <= withdrawn.last_host_port and withdrawn.host_port <= mapping.last_host_port
+    )
 
 
 def check_localhost(mappings: list[PortMapping]) -> None:

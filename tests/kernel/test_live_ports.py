@@ -7,15 +7,27 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from .peer import TimedOut
 from .plugin import Attachment, Plugin, PluginError, publish
 from .talk import Line, Talk
+from .test_sources import FAR, NEAR, far
 from .test_watch import Watch
-from .topology import HOST, HOST_SECONDARY, Container, Host, Namespace, connect_second_network
+from .topology import (
+    HOST,
+    HOST_SECONDARY,
+    NO_REPLY_TIMEOUT_S,
+    Container,
+    Host,
+    Namespace,
+    connect_second_network,
+)
 from .unprivileged import unprivileged
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
     from pathlib import Path
+
+__all__ = ["far"]  # a fixture
 
 both_families = pytest.mark.parametrize("family", [4, 6])
 
@@ -318,6 +330,86 @@ def test_a_shared_port_is_published_on_one_more_container(host: Host, client: Na
     does(plugin, "unpublish", first.id, "8080")
     assert {client.ask(HOST[4], 8080).server for _ in range(32)} == {"second"}
     assert_agreed(plugin, one, two)
+
+
+def test_taken_back_and_published_again_passes_check(container: Container, plugin: Plugin) -> None:
+    web = plugin.add(container, publish(8080), publish(8081))
+    does(plugin, "unpublish", container.id, "8080")
+    does(plugin, "publish", container.id, "8080:80")
+    assert_agreed(plugin, web)
+
+
+def test_a_range_that_was_taken_back_stays_away_however_the_runtime_asks(
+    client: Namespace, container: Container, plugin: Plugin
+) -> None:
+    container.serve("web", 20000)
+    plugin.add(container, *(publish(port, port) for port in range(20000, 20020)))
+    does(plugin, "unpublish", container.id, "20000-20019")
+    for first, last, others in ((20000, 20029, 10), (20000, 20009, 0), (20000, 20000, 0)):
+        web = plugin.add(container, *(publish(port, port) for port in range(first, last + 1)))
+        assert client.is_refused(HOST[4], 20000)
+        assert len(recorded(web)["portMappings"]) == others
+        assert_agreed(plugin, web)
+
+
+@pytest.mark.nftables
+def test_a_port_that_comes_back_has_the_clients_that_the_runtime_named_last(
+    client: Namespace, far: Namespace, container: Container, plugin: Plugin
+) -> None:
+    plugin.add(container, publish(8080, allowFrom=[NEAR[4], f"{FAR[4]}/32"]), publish(8090))
+    does(plugin, "unpublish", container.id, "8080")
+    web = plugin.add(container, publish(8080, allowFrom=[NEAR[4]]), publish(8090))
+    does(plugin, "publish", container.id, "8080:80")
+    assert client.ask(HOST[4], 8080).server == "web"
+    assert is_dropped(far, 8080)
+    assert_agreed(plugin, web)
+
+
+@pytest.mark.nftables
+def test_a_part_of_a_filtered_range_comes_back_with_its_clients(
+    client: Namespace, far: Namespace, container: Container, plugin: Plugin
+) -> None:
+    container.serve("web", 20000)
+    web = plugin.add(container, *(publish(port, port, allowFrom=[NEAR[4]]) for port in range(20000, 20020)))
+    does(plugin, "unpublish", container.id, "20000-20019")
+    does(plugin, "publish", container.id, "20000:20000")
+    assert client.ask(HOST[4], 20000).server == "web"
+    assert is_dropped(far, 20000)
+    assert_agreed(plugin, web)
+
+
+@pytest.mark.nftables
+def test_a_network_that_has_other_clients_by_now_is_said(
+    host: Host, container: Container, other_container: Container, plugin: Plugin
+) -> None:
+    """The container began without a list: what it publishes now would be open to all."""
+    plugin.add(container, publish(8081))
+    plugin.add(other_container, allowFrom=[NEAR[4]])
+    before = host.ruleset()
+    assert "has another publishOn or allowFrom since" in refuses(plugin, "publish", container.id, "8080:80")
+    assert host.ruleset() == before
+    plugin.add(container, publish(8081), allowFrom=[NEAR[4]])
+    does(plugin, "publish", container.id, "8080:80")
+
+
+@pytest.mark.nftables
+def test_a_live_port_is_shared_as_its_network_says(
+    container: Container, other_container: Container, plugin: Plugin
+) -> None:
+    plugin.add(container, publish(8081), sharedPorts=[8080])
+    does(plugin, "publish", container.id, "8080:80")
+    web = plugin.add(container, publish(8081))
+    assert [mapping["sharing"] for mapping in recorded(web)["portMappings"]] == ["", ""]
+    with pytest.raises(PluginError, match=container.id):
+        plugin.add(other_container, publish(8080))
+
+
+def is_dropped(client: Namespace, port: int) -> bool:
+    try:
+        client.ask(HOST[4], port, timeout=NO_REPLY_TIMEOUT_S)
+    except TimedOut:
+        return True
+    return False
 
 
 def test_who_list_show_and_port_know_live_ports(container: Container, plugin: Plugin) -> None:
