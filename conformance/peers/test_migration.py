@@ -113,7 +113,7 @@ def test_conflict_is_said(
     """`doctor` names portmap if its container has the same host port; connections to that container continue."""
     conversation = Conversation(stack, client, HOST[4], 8082, web, 82)
     other_container.serve("new", 80)
-    assert "portmap" not in ours.operate("doctor").stdout
+    assert "portmap also translates" not in ours.operate("doctor").stdout
     ours.add(other_container, publish(8080), publish(8082))
     assert client.ask(HOST[4], 8080).server == "new"
     assert conversation.goes_on()
@@ -176,7 +176,7 @@ def test_leftovers(
     assert "CNI-" not in left
     assert "cni_hostport" not in left
     assert client.ask(HOST[4], 8080).server == "new"
-    assert "portmap" not in ours.operate("doctor").stdout
+    assert "portmap also translates" not in ours.operate("doctor").stdout
 
 
 @from_portmap
