@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 INET, IPV4, IPV6 = 1, 2, 10
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
+PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 NFT_GOTO = 0xFFFFFFFC  # -4
 WIDTHS = {"inet_proto": 1, "inet_service": 2, "inet_service-inet_service": 2, "ifname": 16, "bucket": 4}
 NAMES = st.text(st.characters(codec="ascii", categories=("L", "N")), min_size=1, max_size=15)
@@ -118,7 +119,9 @@ def as_linux_reads(layout: SetLayout, kinds: tuple[str, ...], value: bytes) -> l
         match kind:
             case "address" | "subnet":
                 fields.append(str(ip_address(content)))
-            case "inet_proto" | "inet_service" | "inet_service-inet_service":
+            case "inet_proto":  # by its name, as an interface may have the name of a protocol
+                fields.append(PROTOCOL_NAMES[int.from_bytes(content, "big")])
+            case "inet_service" | "inet_service-inet_service":
                 fields.append(int.from_bytes(content, "big"))
             case "bucket":
                 fields.append(int.from_bytes(content, sys.byteorder))
@@ -137,7 +140,7 @@ def as_meant(field: object, *, last: bool = False) -> object:
         return str(addresses[-1] if last else addresses[0])
     if isinstance(field, Address):
         return str(ip_address(field.packed))
-    return PROTOCOLS.get(field, field) if isinstance(field, str) else field
+    return field
 
 
 def assert_is_element(element: Element, listed: list[Any], *, with_data: bool) -> None:
