@@ -6,24 +6,15 @@ rules stay, and lead to whichever container gets the address next. Names and com
 
 from __future__ import annotations
 
-from _struct import Struct
 from hashlib import sha512
 from typing import TYPE_CHECKING
 
-from ..kernel.netlink import (
-    NLM_F_ACK,
-    NLM_F_DUMP,
-    NLM_F_REQUEST,
-    NetlinkSocket,
-    attribute,
-    attributes,
-    decoding,
-    message,
-)
+from ..kernel.netlink import NLM_F_ACK, NLM_F_DUMP, NetlinkSocket, attribute, decoding
 from ..model.errors import NOT_AVAILABLE, CniError, KernelRefused
 from .iptables.programs import restore, save_nat
 from .iptables.text import Script
-from .nftables.table import OTHER_TABLES
+from .nftables.encoding import comment_of, text
+from .nftables.table import OTHER_TABLES, fields, request, transaction
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,12 +23,9 @@ if TYPE_CHECKING:
 
 _CHAIN_CHARACTERS = 28
 _HASH_CHARACTERS = 16
-_COMMENT_IN_USER_DATA = 0
 _NETLINK_NETFILTER = 12
-_SUBSYSTEM, _BATCH_BEGIN, _BATCH_END = 10 << 8, 0x10, 0x11
 _GETRULE, _DELRULE = 7, 8
 _RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_USER_DATA = 1, 2, 3, 7
-_FAMILY_HEADER = Struct(">BBH")
 
 
 def remove_leftovers(attachment_id: AttachmentId) -> None:
@@ -94,42 +82,28 @@ def _remove_by_nftables(attachment_id: AttachmentId) -> None:
 
 def _rules(netlink: NetlinkSocket, family: int, table: str) -> Iterator[tuple[dict[int, bytes], str]]:
     """Yield the rules of a table with their comments; none if there is no such table."""
-    wanted = _FAMILY_HEADER.pack(family, 0, 0) + attribute(_RULE_TABLE, table.encode() + b"\0")
-    for reply in netlink.dump(message(_SUBSYSTEM | _GETRULE, NLM_F_REQUEST | NLM_F_DUMP, 0, wanted)):
+    name = text(table)
+    for reply in netlink.dump(request(_GETRULE, NLM_F_DUMP, 0, attribute(_RULE_TABLE, name), family)):
         if reply.error_number:
             raise KernelRefused(f"list the rules of table {table}", reply.error_number)
-        rule = dict(attributes(reply.payload, _FAMILY_HEADER.size))
-        if rule[_RULE_TABLE] == table.encode() + b"\0":
-            yield rule, _comment_in(rule.get(_RULE_USER_DATA, b""))
-
-
-def _comment_in(user_data: bytes) -> str:
-    """Return the comment in a rule's user data, as nft writes it: type, length and value of each part."""
-    offset = 0
-    while offset + 2 <= len(user_data):
-        kind, size = user_data[offset : offset + 2]
-        if kind == _COMMENT_IN_USER_DATA:
-            return user_data[offset + 2 : offset + 2 + size].rstrip(b"\0").decode(errors="replace")
-        offset += 2 + size
-    return ""
+        rule = fields(reply.payload)
+        if rule[_RULE_TABLE] == name:
+            yield rule, comment_of(rule.get(_RULE_USER_DATA, b""))
 
 
 def _delete(netlink: NetlinkSocket, rules: list[tuple[int, dict[int, bytes]]]) -> None:
     """Delete rules in one transaction."""
-    batch = _FAMILY_HEADER.pack(0, 0, _SUBSYSTEM >> 8)
-    body = [
-        message(
-            _SUBSYSTEM | _DELRULE,
-            NLM_F_REQUEST | NLM_F_ACK,
+    requests = [
+        request(
+            _DELRULE,
+            NLM_F_ACK,
             number,
-            _FAMILY_HEADER.pack(family, 0, 0)
-            + b"".join(attribute(kind, rule[kind]) for kind in (_RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE)),
+            b"".join(attribute(kind, rule[kind]) for kind in (_RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE)),
+            family,
         )
         for number, (family, rule) in enumerate(rules, 1)
     ]
-    begin = message(_BATCH_BEGIN, NLM_F_REQUEST, 0, batch)
-    end = message(_BATCH_END, NLM_F_REQUEST, len(rules) + 1, batch)
-    for reply in netlink.exchange(begin + b"".join(body) + end):
+    for reply in netlink.exchange(transaction(requests)):
         if reply.error_number:
             raise KernelRefused("delete the rules that portmap or ipMasq left", reply.error_number)
 

@@ -19,15 +19,15 @@ from ...kernel.netlink import (
     NLM_F_ACK,
     NLM_F_CREATE,
     NLM_F_DUMP,
-    NLM_F_REQUEST,
     NetlinkSocket,
     attribute,
     attributes,
-    message,
     nested,
 )
 from ...model.errors import NOT_AVAILABLE, CniError, KernelRefused
+from .encoding import user_data
 from .layout import LAYOUT_SET, TABLE
+from .table import fields, request, transaction
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -39,14 +39,10 @@ PRESENT, EMPTY, MISSING = "present", "empty", "missing"
 _PURPOSE = "translates while table inet quantum is missing or replaced; belongs to the process that keeps it, see quantum-nat reconcile --watch"
 
 _NETLINK_NETFILTER = 12
-_NFPROTO_INET = 1
-_SUBSYSTEM = 10 << 8
-_BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _NEWTABLE, _GETTABLE, _DELTABLE, _NEWCHAIN, _GETCHAIN, _NEWRULE, _GETRULE = 0, 1, 2, 3, 4, 6, 7
 _NEWSET, _GETSET, NEW_ELEMENTS, _GETSETELEM, DELETED_ELEMENTS, NEW_GENERATION, _GETGEN = 9, 10, 12, 13, 14, 15, 16
 _NLM_F_APPEND = 0x800
 
-_FAMILY_HEADER = Struct(">BBH")
 _NUMBER = Struct(">L")
 _PRIORITY = Struct(">l")
 
@@ -132,16 +128,16 @@ class Cover:
         )
 
     def _generation(self) -> int:
-        replies = self._exchange(_request(_GETGEN, NLM_F_ACK, 1, b"", family=0))
+        replies = self._exchange(request(_GETGEN, NLM_F_ACK, 1, b"", family=0))
         return next(generation_of(reply.payload) for reply in replies if reply.is_answer)
 
     def _read(self) -> list[tuple[int, int, bytes]]:
         """Return the requests that make the table: its chains, sets with their elements, and rules."""
         chains = [
-            p for payload in self._dump(_GETCHAIN, b"") if (p := _parts(payload))[TABLE_NAME] == f"{TABLE}\0".encode()
+            p for payload in self._dump(_GETCHAIN, b"") if (p := fields(payload))[TABLE_NAME] == f"{TABLE}\0".encode()
         ]
-        sets = [_parts(payload) for payload in self._dump(_GETSET, OUR_TABLE)]
-        rules = [_parts(payload) for payload in self._dump(_GETRULE, OUR_TABLE)]
+        sets = [fields(payload) for payload in self._dump(_GETSET, OUR_TABLE)]
+        rules = [fields(payload) for payload in self._dump(_GETRULE, OUR_TABLE)]
         anonymous: dict[bytes, bytes] = {}
         made = _fresh_table()
         made += [(_NEWCHAIN, NLM_F_CREATE, _chain(chain)) for chain in chains]
@@ -154,7 +150,7 @@ class Cover:
                 anonymous[name] = _NUMBER.pack(number)
             made.append((_NEWSET, NLM_F_CREATE, _set(parts, number, anonymous)))
             wanted = OUR_TABLE + attribute(ELEMENTS_SET, name)
-            messages = [_parts(payload).get(_ELEMENTS_LIST, b"") for payload in self._dump(_GETSETELEM, wanted)]
+            messages = [fields(payload).get(_ELEMENTS_LIST, b"") for payload in self._dump(_GETSETELEM, wanted)]
             if flags & _SET_INTERVAL and not flags & _SET_CONCATENATED:
                 messages = [_reversed(messages)]  # listed from the end, and added from the start
             made += [
@@ -168,7 +164,7 @@ class Cover:
         return made
 
     def _dump(self, operation: int, content: bytes) -> Iterator[bytes]:
-        for reply in self._socket.dump(_request(operation, NLM_F_DUMP, 1, content)):
+        for reply in self._socket.dump(request(operation, NLM_F_DUMP, 1, content)):
             if reply.error_number == ENOENT:  # there is no such table
                 return
             if reply.error_number:
@@ -178,11 +174,10 @@ class Cover:
     def _commit(self, requests: list[tuple[int, int, bytes]]) -> None:
         last = len(requests)
         body = [
-            _request(kind, flags | (NLM_F_ACK if number == last else 0), number, content)
+            request(kind, flags | (NLM_F_ACK if number == last else 0), number, content)
             for number, (kind, flags, content) in enumerate(requests, 1)
         ]
-        replies = self._exchange(_batch(_BATCH_BEGIN, 0) + b"".join(body) + _batch(_BATCH_END, last + 1))
-        for reply in replies:
+        for reply in self._exchange(transaction(body)):
             if reply.error_number:
                 raise KernelRefused(f"change table inet {COVER}", reply.error_number)
 
@@ -198,14 +193,14 @@ def presence() -> str:
     """Return what this network namespace has of a cover: PRESENT, EMPTY (it translates nothing) or MISSING. CniError(101) if it cannot be told."""
     asking = NetlinkSocket(_NETLINK_NETFILTER)
     try:
-        replies = asking.exchange(_request(_GETTABLE, 0, 1, _ITS_TABLE))
+        replies = asking.exchange(request(_GETTABLE, 0, 1, _ITS_TABLE))
     except OSError as error:
         raise KernelRefused(f"look up table inet {COVER}", error.errno or 0, "Run it as root.") from error
     finally:
         asking.close()
     for reply in replies:
         if reply.is_answer:
-            return PRESENT if any(_parts(reply.payload)[_TABLE_USE]) else EMPTY
+            return PRESENT if any(fields(reply.payload)[_TABLE_USE]) else EMPTY
         if reply.error_number != ENOENT:
             raise KernelRefused(f"look up table inet {COVER}", reply.error_number, "Run it as root.")
     return MISSING
@@ -213,13 +208,12 @@ def presence() -> str:
 
 def generation_of(payload: bytes) -> int:
     """Read the generation's number in the kernel's message about it."""
-    return int.from_bytes(_parts(payload)[_GENERATION_ID], "big")
+    return int.from_bytes(fields(payload)[_GENERATION_ID], "big")
 
 
 def _fresh_table() -> list[tuple[int, int, bytes]]:
-    comment = _PURPOSE.encode() + b"\0"
-    userdata = attribute(_TABLE_USERDATA, bytes((0, len(comment))) + comment)
-    owned = _ITS_TABLE + attribute(_TABLE_FLAGS, _NUMBER.pack(_FLAG_OWNER)) + userdata
+    comment = attribute(_TABLE_USERDATA, user_data(_PURPOSE))
+    owned = _ITS_TABLE + attribute(_TABLE_FLAGS, _NUMBER.pack(_FLAG_OWNER)) + comment
     # "new" first: so it can be deleted whether it exists or not
     return [(_NEWTABLE, NLM_F_CREATE, owned), (_DELTABLE, 0, _ITS_TABLE), (_NEWTABLE, NLM_F_CREATE, owned)]
 
@@ -275,17 +269,5 @@ def _reversed(messages: list[bytes]) -> bytes:
 
 
 def _renamed(payload: bytes) -> bytes:
-    parts = _parts(payload)
+    parts = fields(payload)
     return _elements(parts[ELEMENTS_SET], parts[_ELEMENTS_LIST], {})
-
-
-def _parts(payload: bytes) -> dict[int, bytes]:
-    return dict(attributes(payload, _FAMILY_HEADER.size))
-
-
-def _request(operation: int, flags: int, sequence: int, content: bytes, family: int = _NFPROTO_INET) -> bytes:
-    return message(_SUBSYSTEM | operation, flags | NLM_F_REQUEST, sequence, _FAMILY_HEADER.pack(family, 0, 0) + content)
-
-
-def _batch(kind: int, sequence: int) -> bytes:
-    return message(kind, NLM_F_REQUEST, sequence, _FAMILY_HEADER.pack(0, 0, _SUBSYSTEM >> 8))

@@ -37,7 +37,7 @@ _EXPRESSION_DATA, _COUNTER_PACKETS = 2, 2
 _DATA_VALUE, _DATA_VERDICT = 1, 2
 _VERDICT_CODE, _VERDICT_CHAIN = 1, 2
 _NFT_GOTO = -4
-_COMMENT = 0  # libnftnl's NFTNL_UDATA_SET_ELEM_COMMENT
+_COMMENT = 0  # libnftnl's NFTNL_UDATA_SET_ELEM_COMMENT, and those of rules and tables
 
 _INT = Struct(">l")
 _UINT = Struct(">L")
@@ -72,8 +72,7 @@ def layout_change(version: int, comment: str | None) -> bytes:
     """Frame the table's version as an element with this comment, to be added, or without one, to be deleted."""
     content = nested(_ELEMENT_KEY, attribute(_DATA_VALUE, version.to_bytes(2, "big")))
     if comment is not None:
-        framed = text(comment)
-        content += attribute(_ELEMENT_USERDATA, bytes((_COMMENT, len(framed))) + framed)
+        content += attribute(_ELEMENT_USERDATA, user_data(comment))
     return in_set(LAYOUT_SET) + nested(_LIST_ELEMENTS, nested(_LIST_ELEMENT, content))
 
 
@@ -82,7 +81,7 @@ def layouts_in(payload: bytes) -> Iterator[tuple[int, str]]:
     for parts in _listed_in(payload):
         with decoding:
             version = int.from_bytes(dict(attributes(parts[_ELEMENT_KEY]))[_DATA_VALUE][:2], "big")
-        yield version, _comment_of(parts.get(_ELEMENT_USERDATA, b""))
+        yield version, comment_of(parts.get(_ELEMENT_USERDATA, b""))
 
 
 def deletion(element: Element) -> bytes:
@@ -97,8 +96,7 @@ def addition(element: Element, owner: str) -> bytes:
     layout, content = SETS[element.set_name], _keys_of(element)
     if layout.data:
         content += nested(_ELEMENT_DATA, _encode_data(layout, element.data))
-    comment = text(owner)
-    content += attribute(_ELEMENT_USERDATA, bytes((_COMMENT, len(comment))) + comment)
+    content += attribute(_ELEMENT_USERDATA, user_data(owner))
     return in_set(element.set_name) + nested(_LIST_ELEMENTS, nested(_LIST_ELEMENT, content) + _end_of(element))
 
 
@@ -115,7 +113,7 @@ def elements_in(payload: bytes, set_name: str, ends: list[bytes] | None = None) 
             last = dict(attributes(parts.get(_ELEMENT_KEY_END, b""))).get(_DATA_VALUE, first)
             key = _decode(layout, layout.key, first, last)
             data = _decode_data(layout, parts[_ELEMENT_DATA]) if layout.data and _ELEMENT_DATA in parts else ()
-        element = Element(set_name, key, data, _comment_of(parts.get(_ELEMENT_USERDATA, b"")))
+        element = Element(set_name, key, data, comment_of(parts.get(_ELEMENT_USERDATA, b"")))
         element.flows = _packets_of(parts.get(_ELEMENT_EXPRESSION, b""))
         yield element
 
@@ -129,7 +127,7 @@ def counts_in(payload: bytes) -> Iterator[tuple[bytes, str, int]]:
         flows = _packets_of(parts.get(_ELEMENT_EXPRESSION, b""))
         with decoding:
             key = parts[_ELEMENT_KEY]
-        yield key, _comment_of(parts.get(_ELEMENT_USERDATA, b"")), flows
+        yield key, comment_of(parts.get(_ELEMENT_USERDATA, b"")), flows
 
 
 def _listed_in(payload: bytes) -> Iterator[dict[int, bytes]]:
@@ -242,7 +240,14 @@ def _packets_of(expression: bytes) -> int:
     return int.from_bytes(dict(attributes(data)).get(_COUNTER_PACKETS, b""), "big")
 
 
-def _comment_of(userdata: bytes) -> str:
+def user_data(comment: str) -> bytes:
+    """Return a comment as nft keeps it with an element, a rule or a table: type, length and value."""
+    framed = text(comment)
+    return bytes((_COMMENT, len(framed))) + framed
+
+
+def comment_of(userdata: bytes) -> str:
+    """Return the comment in what nft keeps with an element, a rule or a table; empty if there is none."""
     while len(userdata) > 2:
         kind, length = userdata[0], userdata[1]
         if kind == _COMMENT:

@@ -88,8 +88,23 @@ MISSING = "table inet quantum is missing"
 _BASE_CHAINS = ("guard", "prerouting", "output", "postrouting", "guard_forward", "localhost6_out", "localhost6_in")
 
 
-def _request(operation: int, flags: int, sequence: int, payload: bytes, family: int = _NFPROTO_INET) -> bytes:
+def request(operation: int, flags: int, sequence: int, payload: bytes, family: int = _NFPROTO_INET) -> bytes:
+    """Frame a request. operation: its number in nf_tables. payload: attributes."""
     return message(_SUBSYSTEM | operation, flags | NLM_F_REQUEST, sequence, _FAMILY_HEADER.pack(family, 0, 0) + payload)
+
+
+def transaction(requests: list[bytes], condition: bytes = b"") -> bytes:
+    """Frame requests of which all or none are done. condition: attributes of the batch."""
+    begin, end = (
+        message(kind, NLM_F_REQUEST, sequence, _FAMILY_HEADER.pack(0, 0, _SUBSYSTEM >> 8) + content)
+        for kind, sequence, content in ((_BATCH_BEGIN, 0, condition), (_BATCH_END, len(requests) + 1, b""))
+    )
+    return begin + b"".join(requests) + end
+
+
+def fields(payload: bytes) -> dict[int, bytes]:
+    """Return the attributes of a message of nf_tables."""
+    return dict(attributes(payload, _FAMILY_HEADER.size))
 
 
 class NftablesTable:
@@ -135,21 +150,21 @@ class NftablesTable:
         """Do all operations (number, flags, attributes), or nothing. Raises: as commit(); `what` is said if the kernel refuses."""
         last = len(operations)
         body = [
-            _request(operation, flags | (NLM_F_ACK if number == last else 0), number, payload)
+            request(operation, flags | (NLM_F_ACK if number == last else 0), number, payload)
             for number, (operation, flags, payload) in enumerate(operations, 1)
         ]
-        begin = _batch(_BATCH_BEGIN, 0, attribute(_BATCH_GENERATION, generation) if generation else b"")
-        replies = self._exchange(begin + b"".join(body) + _batch(_BATCH_END, last + 1))
+        condition = attribute(_BATCH_GENERATION, generation) if generation else b""
+        replies = self._exchange(transaction(body, condition))
         errors = [reply.error_number for reply in replies if reply.error_number]
         _raise_first(errors, what)
 
     def generation(self) -> bytes:
         """Return the number of the ruleset's generation, which every change raises, as the kernel writes it."""
-        reply = self._exchange(_request(_GETGEN, 0, 1, b"", family=0))[0]
+        reply = self._exchange(request(_GETGEN, 0, 1, b"", family=0))[0]
         if reply.error_number:
             raise KernelRefused("tell the generation of the ruleset", reply.error_number)
         with decoding:
-            return dict(attributes(reply.payload, _FAMILY_HEADER.size))[_GENERATION_NUMBER]
+            return fields(reply.payload)[_GENERATION_NUMBER]
 
     def find(self, elements: list[Element]) -> list[Element | None]:
         """Return the kernel's element for the key of each element, None if there is none. CniError(108) for a newer table."""
@@ -157,7 +172,7 @@ class NftablesTable:
         for start in range(0, max(1, len(elements)), _GETS_PER_REQUEST):
             chunk = elements[start : start + _GETS_PER_REQUEST]
             requests = [] if self._is_known else [_LAYOUT_REQUEST]  # first: what a comment means depends on the version
-            requests += [_request(_GETSETELEM, 0, start + i, look_up(element)) for i, element in enumerate(chunk)]
+            requests += [request(_GETSETELEM, 0, start + i, look_up(element)) for i, element in enumerate(chunk)]
             if not requests:
                 break
             for reply in self._exchange(b"".join(requests), len(requests)):
@@ -190,8 +205,8 @@ class NftablesTable:
         place too, changes the fingerprint. CniError(108) for the table of a newer program.
         """
         where = attribute(_CHAIN_TABLE, text(TABLE))
-        requests = [_request(_GETTABLE, 0, 0, attribute(_TABLE_NAME, text(TABLE)))]
-        requests += [_request(_GETCHAIN, 0, 1, where + attribute(_CHAIN_NAME, text(name))) for name in _BASE_CHAINS]
+        requests = [request(_GETTABLE, 0, 0, attribute(_TABLE_NAME, text(TABLE)))]
+        requests += [request(_GETCHAIN, 0, 1, where + attribute(_CHAIN_NAME, text(name))) for name in _BASE_CHAINS]
         requests.append(_LAYOUT_REQUEST)
         problem = ""
         parts: list[tuple[int, bytes]] = []
@@ -202,7 +217,7 @@ class NftablesTable:
                 parts.append((reply.kind & 0xFF, reply.payload))
             elif reply.sequence == 0 and reply.error_number:
                 return MISSING, b""
-        listing = self._dump(_request(_GETRULE, NLM_F_DUMP, 0, attribute(_RULE_TABLE, text(TABLE))), "list the rules")
+        listing = self._dump(request(_GETRULE, NLM_F_DUMP, 0, attribute(_RULE_TABLE, text(TABLE))), "list the rules")
         parts += [(_NEWRULE, payload) for payload in listing]
         # Without the header, which has the number of the ruleset's generation.
         contents = [(kind, payload[_FAMILY_HEADER.size :]) for kind, payload in parts]
@@ -211,13 +226,11 @@ class NftablesTable:
     def sign(self, boot_id: str, digest: str) -> None:
         """Keep the digest of the table's fingerprint in the table itself: other state directories go by it."""
         comment = f"boot {boot_id}{_RULES}{digest}"
-        changes = ((_DELSETELEM, 0, None), (_NEWSETELEM, NLM_F_CREATE | NLM_F_ACK, comment))
-        body = [
-            _request(operation, flags, number, layout_change(LAYOUT, said))
-            for number, (operation, flags, said) in enumerate(changes, 1)
+        changes = [
+            (_DELSETELEM, 0, layout_change(LAYOUT, None)),
+            (_NEWSETELEM, NLM_F_CREATE, layout_change(LAYOUT, comment)),
         ]
-        replies = self._exchange(_batch(_BATCH_BEGIN, 0) + b"".join(body) + _batch(_BATCH_END, 3))
-        _raise_first([reply.error_number for reply in replies if reply.error_number], "sign table inet quantum")
+        self.transact(changes, "sign table inet quantum")
 
     def _note_layout(self, reply: Reply, boot_id: str = "") -> str:
         """Return how the table differs in version or boot. CniError(108) if the version is newer."""
@@ -251,36 +264,32 @@ class NftablesTable:
 
     def set_names(self) -> list[str]:
         """List the sets and maps of the table that this program knows."""
-        request = _request(_GETSET, NLM_F_DUMP, 0, attribute(_SET_TABLE, text(TABLE)))
+        wanted = request(_GETSET, NLM_F_DUMP, 0, attribute(_SET_TABLE, text(TABLE)))
         names = []
-        for payload in self._dump(request, "list the sets"):
+        for payload in self._dump(wanted, "list the sets"):
             with decoding:
-                name = _name(dict(attributes(payload, _FAMILY_HEADER.size))[_SET_NAME])
+                name = _name(fields(payload)[_SET_NAME])
             if is_set(name):
                 names.append(name)
         return sorted(names)
 
     def has_flags(self) -> bool:
         """Whether the table exists and has flags: ours never has, so somebody made it dormant or owns it."""
-        replies = self._exchange(_request(_GETTABLE, 0, 0, attribute(_TABLE_NAME, text(TABLE))))
-        return any(
-            any(dict(attributes(reply.payload, _FAMILY_HEADER.size)).get(_TABLE_FLAGS, b""))
-            for reply in replies
-            if reply.is_answer
-        )
+        replies = self._exchange(request(_GETTABLE, 0, 0, attribute(_TABLE_NAME, text(TABLE))))
+        return any(any(fields(reply.payload).get(_TABLE_FLAGS, b"")) for reply in replies if reply.is_answer)
 
     def chains(self) -> list[str]:
         """List the chains of the table, for rebuilds and new parts."""
-        of_all = self._dump(_request(_GETCHAIN, NLM_F_DUMP, 0, b""), "list the chains")
-        parts = [dict(attributes(payload, _FAMILY_HEADER.size)) for payload in of_all]
+        of_all = self._dump(request(_GETCHAIN, NLM_F_DUMP, 0, b""), "list the chains")
+        parts = [fields(payload) for payload in of_all]
         with decoding:
             return [_name(part[_CHAIN_NAME]) for part in parts if part[_CHAIN_TABLE] == text(TABLE)]
 
     def has_other_plugins(self) -> bool:
         """Whether portmap or ipMasq has, or had, rules in the kernel, by nftables or by iptables' nft variant."""
         for family in _OTHER_FAMILIES:
-            for payload in self._dump(_request(_GETCHAIN, NLM_F_DUMP, 0, b"", family), "list the chains"):
-                part = dict(attributes(payload, _FAMILY_HEADER.size))
+            for payload in self._dump(request(_GETCHAIN, NLM_F_DUMP, 0, b"", family), "list the chains"):
+                part = fields(payload)
                 with decoding:
                     table, chain = part[_CHAIN_TABLE], part[_CHAIN_NAME]
                 if (table == _NAT and chain.startswith(b"CNI-")) or _name(table) in OTHER_TABLES:
@@ -290,8 +299,8 @@ class NftablesTable:
 
     def maps_and_sets(self) -> list[str]:
         """List the named maps and sets, also those that this program does not know, for rebuilds."""
-        request = _request(_GETSET, NLM_F_DUMP, 0, attribute(_SET_TABLE, text(TABLE)))
-        parts = [dict(attributes(payload, _FAMILY_HEADER.size)) for payload in self._dump(request, "list the sets")]
+        wanted = request(_GETSET, NLM_F_DUMP, 0, attribute(_SET_TABLE, text(TABLE)))
+        parts = [fields(payload) for payload in self._dump(wanted, "list the sets")]
         with decoding:
             return [
                 _name(part[_SET_NAME])
@@ -303,8 +312,7 @@ class NftablesTable:
         """List the `ct timeout` objects, for rebuilds and new parts."""
         wanted = attribute(_OBJECT_TABLE, text(TABLE)) + attribute(_OBJECT_TYPE, _CT_TIMEOUT)
         parts = [
-            dict(attributes(payload, _FAMILY_HEADER.size))
-            for payload in self._dump(_request(_GETOBJ, NLM_F_DUMP, 0, wanted), "list the time-outs")
+            fields(payload) for payload in self._dump(request(_GETOBJ, NLM_F_DUMP, 0, wanted), "list the time-outs")
         ]
         with decoding:
             return [_name(part[_OBJECT_NAME]) for part in parts]
@@ -346,7 +354,7 @@ class NftablesTable:
 
     def _list(self, set_name: str) -> Iterator[bytes]:
         """Yield the attributes of the messages that list a set; nothing if there is no such set."""
-        for payload in self._dump(_request(_GETSETELEM, NLM_F_DUMP, 0, in_set(set_name)), f"list set {set_name}"):
+        for payload in self._dump(request(_GETSETELEM, NLM_F_DUMP, 0, in_set(set_name)), f"list set {set_name}"):
             yield payload[_FAMILY_HEADER.size :]
 
     def _dump(self, request: bytes, what: str) -> Iterator[bytes]:
@@ -376,8 +384,8 @@ class NftablesTable:
     def exists(self) -> bool:
         """Whether the table exists. CniError(50) if nf_tables cannot be used at all."""
         replies = self._exchange(
-            _request(_GETGEN, NLM_F_ACK, 1, b"", family=0)
-            + _request(_GETTABLE, NLM_F_ACK, 2, attribute(_TABLE_NAME, text(TABLE))),
+            request(_GETGEN, NLM_F_ACK, 1, b"", family=0)
+            + request(_GETTABLE, NLM_F_ACK, 2, attribute(_TABLE_NAME, text(TABLE))),
             2,
         )
         for reply in replies:
@@ -407,7 +415,7 @@ class NftablesTable:
             raise KernelRefused("take an nf_tables request", error.errno or 0, reason=error.strerror) from error
 
 
-_LAYOUT_REQUEST = _request(_GETSETELEM, 0, _LAYOUT_SEQUENCE, look_up_layout(LAYOUT))
+_LAYOUT_REQUEST = request(_GETSETELEM, 0, _LAYOUT_SEQUENCE, look_up_layout(LAYOUT))
 
 
 def rules_in(fingerprint: bytes) -> dict[str, list[bytes]]:
@@ -426,10 +434,6 @@ def rules_in(fingerprint: bytes) -> dict[str, list[bytes]]:
 
 def _name(framed: bytes) -> str:
     return framed.rstrip(b"\0").decode()
-
-
-def _batch(kind: int, sequence: int, condition: bytes = b"") -> bytes:
-    return message(kind, NLM_F_REQUEST, sequence, _FAMILY_HEADER.pack(0, 0, _SUBSYSTEM >> 8) + condition)
 
 
 def _raise_first(errors: list[int], what: str) -> None:

@@ -257,7 +257,7 @@ def _firewalld(permits: list[Permit]) -> str:
     """Return commands that add a policy, which firewalld asks before its zones."""
     lines = [
         _NEW_POLICY,
-        *(f"{_POLICY} --add-{way}-zone=ANY" for way in ("ingress", "egress")),
+        *(f"{_POLICY} --add-{direction}-zone=ANY" for direction in ("ingress", "egress")),
     ]
     for permit in permits:
         for element, addresses in (("source", permit.sources), ("destination", permit.destinations)):

@@ -157,9 +157,6 @@ def _way(host: Snapshot, path: Path, endpoint: Endpoint) -> Way:
 
 def _told_apart(host: Snapshot, mapping: PortMapping) -> Iterator[tuple[int, int]]:
     """Yield the offset and the size of each row of a range of ports that other programs' rules treat alike, on the host and in the container."""
-    if mapping.size == 1:
-        yield 0, 1
-        return
     of_both = (told_apart(host, first, mapping.size) for first in (mapping.host_port, mapping.container_port))
     offsets = sorted({offset for rows in of_both for offset, _ in rows})
     for first, following in pairwise([*offsets, mapping.size]):
